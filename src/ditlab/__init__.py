@@ -1,0 +1,82 @@
+"""ditlab trains, samples, measures and looks inside diffusion transformers.
+
+Importing the package imports no torch: each public name is fetched from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ditlab.diffusion.guidance import ClassifierFree, Guidance
+    from ditlab.diffusion.process import DDPM, FlowMatching, Process
+    from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, Heun, Solver
+    from ditlab.diffusion.targets import Estimate
+    from ditlab.errors import ConfigError, InputError
+    from ditlab.inspection.probe import probe
+    from ditlab.networks.dit import DiT
+    from ditlab.networks.embeddings import PatchEmbed, SinEmb
+    from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
+    from ditlab.networks.unet import UNet
+    from ditlab.run import Run, load
+
+_HOME = {
+    "DiT": "networks.dit",
+    "UNet": "networks.unet",
+    "MLPDenoiser": "networks.mlp",
+    "MLPVelocity": "networks.mlp",
+    "PatchEmbed": "networks.embeddings",
+    "SinEmb": "networks.embeddings",
+    "DDPM": "diffusion.process",
+    "FlowMatching": "diffusion.process",
+    "Process": "diffusion.process",
+    "Estimate": "diffusion.targets",
+    "Solver": "diffusion.solvers",
+    "Euler": "diffusion.solvers",
+    "Heun": "diffusion.solvers",
+    "DPMSolverPlusPlus": "diffusion.solvers",
+    "Guidance": "diffusion.guidance",
+    "ClassifierFree": "diffusion.guidance",
+    "probe": "inspection.probe",
+    "Run": "run",
+    "load": "run",
+    "InputError": "errors",
+    "ConfigError": "errors",
+}
+
+__all__ = [
+    "DDPM",
+    "ClassifierFree",
+    "ConfigError",
+    "DPMSolverPlusPlus",
+    "DiT",
+    "Estimate",
+    "Euler",
+    "FlowMatching",
+    "Guidance",
+    "Heun",
+    "InputError",
+    "MLPDenoiser",
+    "MLPVelocity",
+    "PatchEmbed",
+    "Process",
+    "Run",
+    "SinEmb",
+    "Solver",
+    "UNet",
+    "load",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ditlab' has no attribute {name!r}")
+    value = getattr(import_module(f"ditlab.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

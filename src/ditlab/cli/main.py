@@ -1,0 +1,79 @@
+"""``ditlab VERB ...``: find the verb, run it, and turn what goes wrong into one line and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
+
+from ditlab.cli import verbs
+from ditlab.errors import ConfigError, InputError, Interrupted, TrainingError
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
+    "train": (verbs.train, "train a recipe, or go on with a run"),
+    "sample": (verbs.sample, "draw samples from a run"),
+    "eval": (verbs.evaluate, "measure a run's samples"),
+}
+
+
+def usage() -> str:
+    """What ``ditlab --help`` prints."""
+    lines = "\n".join(f"  {name:<8}{summary}" for name, (_, summary) in VERBS.items())
+    return (
+        "usage: ditlab VERB [OPTIONS]\n\n"
+        "Train, sample, measure and look inside diffusion transformers.\n\n"
+        f"{lines}\n\n"
+        "ditlab VERB --help tells what a verb takes. A first run: ditlab demo"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status.
+
+    0 done, 2 the input is wrong, 130 after Ctrl-C, 143 after SIGTERM, 1 anything else.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"ditlab {version('ditlab')}")
+        return 0
+    if arguments[0] not in VERBS:
+        near = get_close_matches(arguments[0], VERBS, n=1)
+        hint = f"did you mean 'ditlab {near[0]}'?" if near else f"choose one of {', '.join(VERBS)}"
+        return complain(f"unknown verb {arguments[0]!r}; {hint}", 2)
+    return guarded(VERBS[arguments[0]][0], arguments[1:])
+
+
+def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a verb; what a person can mend ends in one line instead of a traceback."""
+    try:
+        return verb(arguments)
+    except (InputError, ConfigError) as error:
+        return complain(str(error), 2)
+    except TrainingError as error:
+        return complain(str(error), 1)
+    except Interrupted as stop:
+        return complain(str(stop), 128 + stop.signal_number)
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader has gone; let Python flush into nothing
+        return 1
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+            return complain(f"the disk is full ({error}); free some space. What was saved before is whole", 1)
+        if error.filename is None:
+            raise
+        return complain(f"cannot use {error.filename}: {error.strerror}", 2)
+
+
+def complain(message: str, status: int) -> int:
+    """Print one line to stderr; return the status."""
+    print(f"ditlab: {message}", file=sys.stderr)
+    return status

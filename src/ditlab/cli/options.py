@@ -1,0 +1,145 @@
+"""From words on a command line to validated options. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from pydantic import Field
+
+from ditlab.config import KINDS, Config, Section, SolverName
+from ditlab.errors import InputError
+from ditlab.recipes import RECIPES
+
+Options = TypeVar("Options", bound=Section)
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Json = Annotated[Flag, tyro.conf.arg(name="json", help="print one JSON object on stdout, all else on stderr")]
+RunName = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="RUN", help="folder of a run, or its name in runs/")
+]
+
+
+class DemoOptions(Section):
+    """Train the smallest DiT on circles, draw 64 of them and measure 1,000. Again: measure the finished run anew."""
+
+    fresh: Flag = Field(False, description="throw runs/demo away and train again")
+    as_json: Json = False
+
+
+class ResumeOptions(Section):
+    """Go on with a run where it was saved. Nothing but the number of steps may change."""
+
+    resume: str = Field(description="folder of a run, or its name in runs/")
+    steps: int | None = Field(None, ge=1, description="train to this many steps instead")
+    as_json: Json = False
+
+
+class SampleOptions(Section):
+    """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
+
+    run: RunName
+    n: int = Field(64, ge=1, le=10**7, description="how many")
+    out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
+    steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
+    solver: SolverName | None = Field(None, description="of the reverse process; None is the run's own")
+    guidance: float | None = Field(None, description="classifier-free guidance scale, 1 is off; None is the run's own")
+    label: int | None = Field(None, description="class of all samples; None is each class in turn")
+    seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
+    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
+    as_json: Json = False
+
+
+class EvalOptions(Section):
+    """Draw samples and measure them against real data."""
+
+    run: RunName
+    n: int = Field(1000, ge=2, le=10**7, description="how many samples")
+    steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
+    solver: SolverName | None = Field(None, description="of the reverse process; None is the run's own")
+    guidance: float | None = Field(None, description="classifier-free guidance scale, 1 is off; None is the run's own")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
+    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
+    as_json: Json = False
+
+
+class TrainOptions(Config):
+    """Train a recipe into a new run folder.
+
+    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm, --optimizer muon|adamw.
+    """
+
+    name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
+    dry_run: Flag = Field(False, description="print what it would cost, and stop")
+    as_json: Json = False
+
+    @property
+    def config(self) -> Config:
+        """The configuration alone."""
+        return Config(**{name: getattr(self, name) for name in Config.model_fields})
+
+
+def parse(options: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None) -> Options:
+    """Read options of that type; ``--help`` prints them, and wrong ones end with status 2."""
+    given = tyro.MISSING_NONPROP if default is None else default
+    return tyro.cli(options, args=list(arguments), prog=prog, default=given, config=(tyro.conf.AvoidSubcommands,))
+
+
+def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
+    """Read what follows ``ditlab train``: a recipe and changes to it, or a run to go on with."""
+    if any(word.split("=")[0] == "--resume" for word in arguments):
+        return parse(ResumeOptions, arguments, "ditlab train")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(train_usage())
+        sys.exit(0)
+    recipe, *rest = arguments
+    if recipe not in RECIPES:
+        near = get_close_matches(recipe, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
+        raise InputError(f"unknown recipe {recipe!r}; {hint}")
+    base = RECIPES[recipe]()
+    kinds = {name: _take_kind(rest, name) for name in KINDS}
+    options = parse(TrainOptions, rest, f"ditlab train {recipe}", _with_kinds(base, kinds))
+    name = options.name if options.name is not None else recipe
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
+    return options.model_copy(update={"name": name})
+
+
+def train_usage() -> str:
+    """What ``ditlab train --help`` prints."""
+    recipes = "\n".join(f"  {name:<10}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items())
+    return (
+        "usage: ditlab train RECIPE [OPTIONS]\n       ditlab train --resume RUN [--steps S]\n\n"
+        f"{recipes}\n\nditlab train RECIPE --help tells what can be changed, with defaults and units."
+    )
+
+
+def _take_kind(words: list[str], section: str) -> str | None:
+    """Take ``--network unet`` out of the words, so that the options of a U-Net can be offered for the rest."""
+    flag = f"--{section}"
+    for i, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name != flag:
+            continue
+        kind = value or (words[i + 1] if i + 1 < len(words) else "")
+        del words[i : i + (1 if value else 2)]
+        if kind not in KINDS[section]:
+            raise InputError(f"unknown {flag} {kind!r}; choose one of {', '.join(KINDS[section])}")
+        return kind
+    return None
+
+
+def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
+    """The recipe as default options; sections of another kind than its own take that kind's defaults."""
+    values: dict[str, Any] = {name: getattr(base, name) for name in Config.model_fields}
+    for name, kind in kinds.items():
+        if kind is not None and kind != values[name].kind:
+            values[name] = KINDS[name][kind]()
+    return TrainOptions(**values)

@@ -1,0 +1,65 @@
+"""Progress on stderr: a bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ditlab.fit import Watcher
+
+LINE_EVERY = 5.0  # seconds between plain lines
+
+
+class Bar:
+    """A progress bar with loss, samples/s and time left."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+
+    def begin(self, done: int, steps: int) -> None:
+        """Draw the bar."""
+        self.task = self.bar.add_task("step", total=steps, completed=done, report="")
+
+    def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
+        """Show where training is."""
+        self.bar.update(self.task, completed=step, report=_report(loss, images_per_s, seconds_left))
+
+
+class Lines:
+    """A line every few seconds, and one for the last step."""
+
+    def begin(self, done: int, steps: int) -> None:
+        """Say how far it will go."""
+        self.steps = steps
+        self.last = time.monotonic()
+        print(f"step {done}/{steps}", file=sys.stderr, flush=True)
+
+    def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
+        """Print where training is, if it is time."""
+        if time.monotonic() - self.last >= LINE_EVERY or step == self.steps:
+            self.last = time.monotonic()
+            print(f"step {step}/{self.steps}  {_report(loss, images_per_s, seconds_left)}", file=sys.stderr, flush=True)
+
+
+def _report(loss: float, images_per_s: float, seconds_left: float) -> str:
+    minutes, seconds = divmod(round(seconds_left), 60)
+    return f"loss {loss:.4f}  {images_per_s:,.0f} samples/s  {minutes}:{seconds:02d} left"
+
+
+@contextmanager
+def watching() -> Iterator[Watcher]:
+    """The watcher that suits stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines()
+        return
+    with Progress(
+        TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[report]}"),
+        console=console,
+    ) as bar:  # fmt: skip
+        yield Bar(bar)

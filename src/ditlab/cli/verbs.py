@@ -1,0 +1,187 @@
+"""What each verb does. torch is imported only once a verb has understood its options.
+
+Results go to stdout, as a table or as one JSON object; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditlab.cli.options import (
+    DemoOptions,
+    EvalOptions,
+    ResumeOptions,
+    SampleOptions,
+    TrainOptions,
+    parse,
+    parse_train,
+)
+from ditlab.config import Config
+from ditlab.errors import InputError
+from ditlab.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from ditlab.run import Run, RunFolder
+
+RUNS = Path("runs")
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Train the circles recipe as runs/demo (or finish it), draw samples.png and measure."""
+    options = parse(DemoOptions, arguments, "ditlab demo")
+    from ditlab.run import RunFolder, load
+
+    folder = RunFolder(RUNS / "demo")
+    if options.fresh:
+        shutil.rmtree(folder.path, ignore_errors=True)
+    started = folder.config_file.exists()
+    config = folder.read_config() if started else RECIPES["circles"]()
+    _train(folder, config, resume=started, again="ditlab demo --fresh trains it anew")
+    run = load(folder.path)
+    picture = folder.path / "samples.png"
+    _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)))
+    figures = _measure(run, EvalOptions(run=str(folder.path)))
+    _report({"run": str(folder.path), "picture": str(picture), **figures}, options.as_json)
+    say(f"\nLook at {picture}. Next: ditlab train digits")
+    return 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train a recipe into a new run folder, or go on with a run."""
+    options = parse_train(arguments)
+    from ditlab.run import RunFolder
+
+    if isinstance(options, TrainOptions) and options.dry_run:
+        from ditlab.estimate import estimate
+
+        _report(estimate(options.config), options.as_json)
+        return 0
+    if isinstance(options, ResumeOptions):
+        folder = RunFolder.find(options.resume)
+        config = folder.read_config()
+        if options.steps is not None:
+            config = config.model_copy(update={"steps": options.steps})
+    else:
+        folder, config = RunFolder(RUNS / str(options.name)), options.config
+        if folder.path.exists():
+            raise InputError(
+                f"{folder.path} is there already: go on with ditlab train --resume {folder.path}, "
+                f"or choose another --name"
+            )
+    _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further")
+    _report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
+    say(f"\nNext: ditlab sample {folder.path}, ditlab eval {folder.path}")
+    return 0
+
+
+def sample(arguments: Sequence[str]) -> int:
+    """Draw samples into a picture or an array."""
+    options = parse(SampleOptions, arguments, "ditlab sample")
+    if options.out is not None and Path(options.out).suffix not in (".png", ".npz"):
+        raise InputError(f"--out {options.out} must end in .png (a picture) or .npz (an array)")
+    from ditlab.run import load
+
+    run = load(options.run, weights=options.weights, device=options.device)
+    _report(_write_samples(run, options), options.as_json)
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Measure a run's samples."""
+    options = parse(EvalOptions, arguments, "ditlab eval")
+    from ditlab.run import load
+
+    run = load(options.run, weights=options.weights, device=options.device)
+    _report(_measure(run, options), options.as_json)
+    return 0
+
+
+def say(message: str) -> None:
+    """A word to the person at the terminal."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> None:
+    """Train up to ``config.steps``, with progress; a finished run is left as it is."""
+    if resume and folder.step == config.steps:
+        say(f"{folder.path} has all its {config.steps} steps already; {again}")
+        return
+    from ditlab.cli.progress import watching
+    from ditlab.fit import fit
+
+    begun = time.perf_counter()
+    with watching() as watcher:
+        fit(folder, config, watcher, resume=resume)
+    say(f"trained {folder.path} in {time.perf_counter() - begun:.0f} s")
+
+
+def _drawing(run: Run, options: SampleOptions | EvalOptions) -> dict[str, Any]:
+    """How to draw: as asked for, and otherwise as the run's own configuration says."""
+    own = run.config.sampling
+    guidance = options.guidance if options.guidance is not None else own.guidance
+    if run.num_classes is None:
+        if options.guidance not in (None, 1):
+            raise InputError(
+                f"{run.folder.path} was trained without labels, so there is nothing to guide: drop --guidance"
+            )
+        guidance = 1.0
+    return {
+        "steps": options.steps or own.steps,
+        "solver": options.solver or own.solver,
+        "guidance": guidance,
+        "seed": options.seed,
+    }
+
+
+def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
+    """Draw and write samples; return what was done."""
+    import numpy as np
+
+    from ditlab.pictures import save_picture
+    from ditlab.training.checkpoint import write_atomically
+
+    out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
+    drawing = _drawing(run, options)
+    labels = run.labels(options.n, options.label)
+    samples = run.sample(options.n, labels, **drawing).cpu()
+    if out.suffix == ".png":
+        columns = run.num_classes if options.label is None else None
+        write_atomically(out, lambda path: save_picture(path, samples, columns))
+    else:
+        arrays: dict[str, Any] = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+        write_atomically(out, lambda path: np.savez_compressed(path, **arrays))
+    return {"out": str(out), "n": options.n, "shape": list(run.shape), "run_step": run.step, **drawing}
+
+
+def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:
+    from ditlab.evaluate import evaluate as measure
+
+    return measure(run, options.n, **_drawing(run, options))
+
+
+def _last_loss(folder: RunFolder) -> float | None:
+    return next((line["loss"] for line in reversed(folder.read_metrics()) if "loss" in line), None)
+
+
+def _report(figures: dict[str, Any], as_json: bool) -> None:
+    """Print results on stdout: one JSON object, or a table."""
+    if as_json:
+        print(json.dumps(figures, allow_nan=False))
+        return
+    width = max(len(key) for key in figures)
+    for key, value in figures.items():
+        print(f"{key:<{width}}  {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "  ".join(f"{key}: {_readable(entry)}" for key, entry in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,191 @@
+"""The configuration of a run: frozen, validated, and enough to build everything from. Imports no torch.
+
+Every field is a command-line option of the same name: ``config.network.patch_size`` is ``--network.patch-size``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler
+
+from ditlab.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen part of a configuration; it refuses unknown names, NaN and infinity in one line that names the field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prefix: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _say_it_in_one_line(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ConfigError("; ".join(cls._describe(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def _describe(cls, problem: Any) -> str:
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            return f"unknown setting {cls.prefix}{path}; known here: {', '.join(cls.model_fields)}"
+        reason = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        return f"{cls.prefix}{path}={problem['input']}: {reason}"
+
+
+class CirclesData(Section):
+    """16×16 images of one filled disc, made as they are needed."""
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["circles"], tyro.conf.Suppress] = "circles"
+
+
+class PointsData(Section):
+    """Points in the plane, made as they are needed."""
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["points"], tyro.conf.Suppress] = "points"
+    name: Literal["gaussians", "moons", "swiss-roll", "checkerboard", "spirals"] = Field(
+        "gaussians", description="which distribution"
+    )
+
+
+class DigitsData(Section):
+    """Half of scikit-learn's 1,797 handwritten digits, 8×8, with labels; the other half is kept for the judge."""
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["digits"], tyro.conf.Suppress] = "digits"
+
+
+class DiTConfig(Section):
+    """A diffusion transformer; image size, channels and labels follow from the data."""
+
+    prefix: ClassVar[str] = "network."
+    kind: Annotated[Literal["dit"], tyro.conf.Suppress] = "dit"
+    patch_size: int = Field(4, ge=1, description="side of a patch in pixels; must divide the image size")
+    dim: int = Field(64, ge=4, description="width of a token")
+    depth: int = Field(4, ge=1, description="number of blocks")
+    heads: int = Field(4, ge=1, description="attention heads; must divide dim")
+    mlp_ratio: float = Field(2.0, gt=0, le=64, description="hidden width of a block's MLP over dim")
+    positions: Literal["learned", "sincos"] = Field("learned", description="learned or fixed sine-cosine positions")
+    conditioning: Literal["adaln-zero"] = Field("adaln-zero", description="how time and label enter a block")
+
+
+class UNetConfig(Section):
+    """The convolutional peer."""
+
+    prefix: ClassVar[str] = "network."
+    kind: Annotated[Literal["unet"], tyro.conf.Suppress] = "unet"
+    width: int = Field(24, ge=4, description="channels at full resolution")
+    multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="channels of each level over width")
+    heads: int = Field(4, ge=1, description="attention heads at the coarsest level; must divide its channels")
+
+
+class MLPConfig(Section):
+    """A multilayer perceptron on flattened samples."""
+
+    prefix: ClassVar[str] = "network."
+    kind: Annotated[Literal["mlp"], tyro.conf.Suppress] = "mlp"
+    hidden: int = Field(128, ge=1, description="width of the hidden layers")
+    depth: int = Field(2, ge=1, description="number of hidden layers")
+
+
+class FlowConfig(Section):
+    """Flow matching."""
+
+    prefix: ClassVar[str] = "process."
+    kind: Annotated[Literal["flow"], tyro.conf.Suppress] = "flow"
+    path: Literal["linear", "cosine"] = Field("linear", description="from data to noise")
+    times: Literal["uniform", "stratified", "logit-normal"] = Field(
+        "stratified", description="density of training times"
+    )
+    shift: float = Field(1.0, gt=0, description="moves training times towards the noise; 1 leaves them")
+    condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
+
+
+class DDPMConfig(Section):
+    """Denoising diffusion on a discrete variance-preserving path."""
+
+    prefix: ClassVar[str] = "process."
+    kind: Annotated[Literal["ddpm"], tyro.conf.Suppress] = "ddpm"
+    steps: int = Field(1000, ge=21, description="published diffusion steps, at least 21")
+    schedule: Literal["linear", "cosine"] = Field("linear", description="of the betas")
+    target: Literal["eps", "x0", "v"] = Field("eps", description="what the network predicts")
+    condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
+
+
+class MuonConfig(Section):
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+
+    prefix: ClassVar[str] = "optimizer."
+    kind: Annotated[Literal["muon"], tyro.conf.Suppress] = "muon"
+    matrix_lr_ratio: float = Field(7.5, gt=0, description="learning rate of the blocks' matrices over lr")
+    momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
+    beta2: float = Field(0.95, ge=0, lt=1, description="of AdamW; beta1 is 0.9")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
+
+
+class AdamWConfig(Section):
+    """AdamW for everything."""
+
+    prefix: ClassVar[str] = "optimizer."
+    kind: Annotated[Literal["adamw"], tyro.conf.Suppress] = "adamw"
+    beta2: float = Field(0.999, ge=0, lt=1, description="beta1 is 0.9")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
+
+
+SolverName = Literal["euler", "ddim", "heun", "ancestral", "dpm-solver++"]
+
+
+class SamplingConfig(Section):
+    """How previews, ``sample`` and ``eval`` draw unless told otherwise."""
+
+    prefix: ClassVar[str] = "sampling."
+    steps: int = Field(25, ge=1, description="solver steps")
+    solver: SolverName = Field("heun", description="of the reverse process")
+    guidance: float = Field(1.0, description="classifier-free guidance scale; 1 is off")
+
+
+DataConfig = Annotated[CirclesData | PointsData | DigitsData, Field(discriminator="kind")]
+NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="kind")]
+ProcessConfig = Annotated[FlowConfig | DDPMConfig, Field(discriminator="kind")]
+OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
+
+KINDS: dict[str, dict[str, type[Section]]] = {
+    "network": {"dit": DiTConfig, "unet": UNetConfig, "mlp": MLPConfig},
+    "process": {"flow": FlowConfig, "ddpm": DDPMConfig},
+    "optimizer": {"muon": MuonConfig, "adamw": AdamWConfig},
+}
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    data: DataConfig
+    network: NetworkConfig
+    process: ProcessConfig = FlowConfig()
+    optimizer: OptimizerConfig = MuonConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    steps: int = Field(4000, ge=1, le=10**9, description="optimizer steps")
+    batch_size: int = Field(128, ge=1, le=2**20, description="samples a step")
+    lr: float = Field(4e-3, gt=0, le=1e3, description="peak learning rate")
+    warmup_steps: int = Field(100, ge=0, le=10**9, description="steps of linear warm-up; cosine decay to 0 follows")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="of the averaged weights, reached gradually")
+    seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, data order, times and noise")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of matrix products; auto is bf16 where the hardware multiplies it"
+    )
+    compile: bool = Field(False, description="compile the network with torch.compile")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
+
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    preview_every: int = Field(500, ge=1, description="steps between pictures drawn from the same noise")
+    record_every: int = Field(100, ge=1, description="steps between recordings of gates and branches")

@@ -1,0 +1,137 @@
+"""Paths from data to noise: x_t = a(t)·x0 + s(t)·eps, with t = 0 at the data and t = 1 at the noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    """A path at some times: a, s and their derivatives in t, each shaped like t."""
+
+    a: Tensor
+    s: Tensor
+    da: Tensor
+    ds: Tensor
+
+
+class Slope(NamedTuple):
+    """A path's own clock: u = x_t / scale moves by du/dclock = p·x0 + q·eps. A trapezoid on it gives Heun's method."""
+
+    scale: Tensor
+    clock: Tensor
+    p: Tensor
+    q: Tensor
+
+
+@runtime_checkable
+class Path(Protocol):
+    """a and s as functions of a float time in [0, 1]."""
+
+    finite_velocity: bool  # is dx_t/dt finite on all of [0, 1]?
+
+    def __call__(self, t: Tensor) -> Coefficients: ...
+
+    def slope(self, t: Tensor) -> Slope: ...
+
+
+def match(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient () or (B,) so that it broadcasts over the trailing dimensions of x (B, ...)."""
+    if coefficient.dim() == 0:
+        return coefficient.to(x.dtype)
+    return coefficient.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+
+
+class LinearPath:
+    """a = 1 − t, s = t: the straight line of flow matching (Lipman et al. 2023; Liu et al. 2023)."""
+
+    finite_velocity = True
+
+    def __call__(self, t: Tensor) -> Coefficients:
+        return Coefficients(a=1 - t, s=t, da=-torch.ones_like(t), ds=torch.ones_like(t))
+
+    def slope(self, t: Tensor) -> Slope:
+        """x itself moves by eps − x0 in t."""
+        one = torch.ones_like(t)
+        return Slope(scale=one, clock=t, p=-one, q=one)
+
+
+def _angle_slope(c: Coefficients) -> Slope:
+    """On a variance-preserving path x turns: dx/dθ = cos θ·eps − sin θ·x0 with θ = atan2(s, a)."""
+    scale = torch.hypot(c.a, c.s)
+    return Slope(scale=scale, clock=torch.atan2(c.s, c.a), p=-c.s / scale, q=c.a / scale)
+
+
+class CosinePath:
+    """a = cos(πt/2), s = sin(πt/2): the continuous variance-preserving path (Albergo & Vanden-Eijnden 2023)."""
+
+    finite_velocity = True
+
+    def __call__(self, t: Tensor) -> Coefficients:
+        angle = t * (math.pi / 2)
+        a, s = angle.cos(), angle.sin()
+        return Coefficients(a=a, s=s, da=-s * (math.pi / 2), ds=a * (math.pi / 2))
+
+    def slope(self, t: Tensor) -> Slope:
+        return _angle_slope(self(t))
+
+
+class DiscreteVP:
+    """DDPM's variance-preserving path: a = √ᾱ, s = √(1 − ᾱ), from a table of betas (Ho et al. 2020, eq. 4).
+
+    The published index k = 0 … steps − 1 is t = (k + 1)/steps. ᾱ(0) = 1 and log ᾱ is linear between the nodes, so a
+    float t is always defined. ds/dt is infinite at t = 0.
+
+    Args:
+        betas: the variances β_k, each in (0, 1), shape (steps,).
+    """
+
+    finite_velocity = False
+
+    def __init__(self, betas: Float[Tensor, " steps"]) -> None:
+        self.steps = len(betas)
+        log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
+        self.log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])  # (steps + 1,)
+
+    def __call__(self, t: Tensor) -> Coefficients:
+        exact = torch.float32 if t.device.type == "mps" else torch.float64
+        table = self.log_alpha_bar.to(t.device, exact)
+        position = t.to(exact).clamp(0, 1) * self.steps
+        left = position.floor().clamp(max=self.steps - 1).long()
+        rise = table[left + 1] - table[left]
+        log_alpha_bar = table[left] + (position - left) * rise
+        a = torch.exp(log_alpha_bar / 2)
+        s = torch.sqrt(-torch.expm1(log_alpha_bar))
+        rate = rise * self.steps / 2  # d(log a)/dt
+        c = Coefficients(a=a, s=s, da=rate * a, ds=-rate * a * a / s)
+        return Coefficients(*(value.to(t.dtype) for value in c))
+
+    def slope(self, t: Tensor) -> Slope:
+        return _angle_slope(self(t))
+
+
+def named_betas(schedule: Literal["linear", "cosine"], steps: int) -> Float[Tensor, " steps"]:
+    """The two published tables of betas, in float64.
+
+    ``"linear"``: 1e-4 … 0.02 at 1000 steps (Ho et al. 2020), scaled by 1000/steps at others so that the path ends at
+    the same noise. ``"cosine"``: ᾱ(t) ∝ cos²((t + 0.008)/1.008 · π/2), β ≤ 0.999 (Nichol & Dhariwal 2021, eq. 17).
+
+    Raises:
+        ValueError: an unknown schedule, or too few steps for it.
+    """
+    if schedule == "linear":
+        if steps < 21:
+            raise ValueError(f"steps={steps} is too few for the linear schedule: use at least 21, or schedule='cosine'")
+        scale = 1000 / steps
+        return torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64)
+    if schedule == "cosine":
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1")
+        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        alpha_bar = torch.cos((t + 0.008) / 1.008 * (math.pi / 2)) ** 2
+        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    raise ValueError(f"unknown schedule {schedule!r}; choose 'linear' or 'cosine'")

@@ -1,0 +1,76 @@
+"""What a network predicts, and how (x0, eps) follow from it: one 2×2 solve for every target.
+
+With x_t = a·x0 + s·eps, each target is linear, y = p·x0 + q·eps. With D = a·q − s·p,
+
+    x0 = (q·x_t − s·y) / D,        eps = (a·y − p·x_t) / D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ditlab.diffusion.paths import Coefficients, Path, match
+
+Target = Callable[[Coefficients], tuple[Tensor, Tensor]]
+
+
+class Estimate(NamedTuple):
+    """What a denoiser says about x_t: the clean data and the noise, each shaped like x_t."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+TARGETS: dict[str, Target] = {
+    "x0": lambda c: (torch.ones_like(c.a), torch.zeros_like(c.a)),
+    "eps": lambda c: (torch.zeros_like(c.a), torch.ones_like(c.a)),
+    "v": lambda c: (-c.s, c.a),  # Salimans & Ho 2022, appendix D
+    "velocity": lambda c: (c.da, c.ds),  # dx_t/dt
+}
+
+
+def find_target(name: str, path: Path) -> Target:
+    """The target of that name, if it goes with the path.
+
+    Raises:
+        ValueError: an unknown name, or velocity on a path whose velocity is infinite at t = 0.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"unknown target {name!r}; choose one of {', '.join(TARGETS)}")
+    if name == "velocity" and not path.finite_velocity:
+        raise ValueError("the velocity of this path is infinite at t = 0; choose the target 'v', 'eps' or 'x0'")
+    return TARGETS[name]
+
+
+def determinant(target: Target, c: Coefficients) -> Tensor:
+    """D = a·q − s·p: how well the target tells x0 and eps apart. Zero for x0 at the data and for eps at pure noise."""
+    p, q = target(c)
+    return c.a * q - c.s * p
+
+
+def compose(target: Target, c: Coefficients, x0: Tensor, eps: Tensor) -> Tensor:
+    """y = p·x0 + q·eps, what the network should say."""
+    p, q = target(c)
+    return match(p, x0) * x0 + match(q, x0) * eps
+
+
+def resolve(target: Target, c: Coefficients, x_t: Tensor, y: Tensor) -> Estimate:
+    """(x0, eps) from x_t and the prediction y.
+
+    Where D = 0 the prediction is all there is: it is returned as the one it stands for, and the other one is 0.
+    """
+    p, q = target(c)
+    d = c.a * q - c.s * p
+    known = d != 0
+    d = torch.where(known, d, torch.ones_like(d))
+    x0 = match(q / d, y) * x_t - match(c.s / d, y) * y
+    eps = match(c.a / d, y) * y - match(p / d, y) * x_t
+    here = match(known, y).bool()
+    return Estimate(
+        x0=torch.where(here, x0, match(p, y) * y),
+        eps=torch.where(here, eps, match(q, y) * y),
+    )

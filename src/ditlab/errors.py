@@ -1,0 +1,26 @@
+"""Errors that are for people: their text is all that the command line prints of them."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """What the user asked for cannot be done; the message says what was given and what to type instead."""
+
+
+class ConfigError(Exception):
+    """A configuration is refused; the message names the field.
+
+    Not a ``ValueError``: pydantic and tyro collect those into reports of their own, and let this one pass as it is.
+    """
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says what happened and what to try."""
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after it finished its step and saved it."""
+
+    def __init__(self, signal_number: int, run: str, step: int) -> None:
+        super().__init__(f"stopped and saved at step {step}; go on with: ditlab train --resume {run}")
+        self.signal_number = signal_number

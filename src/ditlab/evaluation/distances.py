@@ -1,0 +1,44 @@
+"""Distances between two sets of samples, each row one sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import linalg
+from torch import Tensor
+
+from ditlab.chance import generator_for
+
+
+def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    """2·E‖x − y‖ − E‖x − x′‖ − E‖y − y′‖ as a V-statistic, over all pairs (Székely & Rizzo 2013).
+
+    Never negative, and 0 only for equal sets; its unit is that of the data.
+    """
+    x, y = x.double(), y.double()
+    between, within_x, within_y = (torch.cdist(a, b).mean() for a, b in ((x, y), (x, x), (y, y)))
+    return float(2 * between - within_x - within_y)
+
+
+def sliced_wasserstein(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], directions: int = 128, seed: int = 0) -> float:
+    """Root mean square, over random directions, of the 2-Wasserstein distance of the projections (Bonneel et al. 2015).
+
+    Sets of different size are compared by their quantiles. The directions depend on ``seed`` alone.
+    """
+    axes = torch.randn(x.shape[1], directions, generator=generator_for(seed, "directions"), dtype=torch.float64)
+    axes = axes / axes.norm(dim=0)
+    quantiles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    left, right = (torch.quantile(z.double() @ axes, quantiles, dim=0) for z in (x, y))  # (1000, directions)
+    return float((left - right).square().mean().sqrt())
+
+
+def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    """‖μx − μy‖² + tr(Σx + Σy − 2·(Σx Σy)^½) of features, between Gaussians fitted to them (Heusel et al. 2017).
+
+    The trace of the root is the sum of the roots of the eigenvalues of Σx Σy, which are real and at least 0.
+    """
+    a, b = x.double().numpy(), y.double().numpy()
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.sqrt(np.clip(linalg.eigvals(cov_a @ cov_b).real, 0, None)).sum()
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root)

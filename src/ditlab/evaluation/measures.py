@@ -1,0 +1,90 @@
+"""What ``ditlab eval`` reports for each kind of data. Every figure comes with what real data scores: its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import SVC
+from torch import Tensor
+
+from ditlab.chance import generator_for
+from ditlab.data.circles import circles
+from ditlab.data.digits import digit_halves
+from ditlab.data.points import POINTS
+from ditlab.evaluation.distances import energy_distance, frechet_distance, sliced_wasserstein
+from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap, disc_parameters
+
+REFERENCE = 2000  # data samples to compare with
+FLOOR_DRAWS = 20  # draws of data in the place of samples, for the floors
+
+Distance = Callable[[Tensor, Tensor], float]
+
+
+def measure_circles(samples: Float[Tensor, "n 1 16 16"], seed: int = 0) -> dict[str, Any]:
+    """Share of valid circles, mean overlap, and the energy distance of (cx, cy, r), in pixels, to 2,000 data."""
+    overlap = disc_overlap(samples)
+
+    def data(n: int, *purpose: int | str) -> Tensor:
+        return disc_parameters(circles(n, generator_for(seed, "evaluation", *purpose)).images)
+
+    return {
+        "valid": float((overlap >= VALID_OVERLAP).float().mean()),
+        "overlap": float(overlap.mean()),
+        **_with_floor("energy_distance", energy_distance, disc_parameters(samples), data),
+    }
+
+
+def measure_points(samples: Float[Tensor, "n 2"], name: str, seed: int = 0) -> dict[str, Any]:
+    """Energy and sliced Wasserstein distance to 2,000 data points."""
+
+    def data(n: int, *purpose: int | str) -> Tensor:
+        return POINTS[name](n, generator_for(seed, "evaluation", *purpose))
+
+    return {
+        **_with_floor("energy_distance", energy_distance, samples, data),
+        **_with_floor("sliced_wasserstein", sliced_wasserstein, samples, data),
+    }
+
+
+def _with_floor(key: str, distance: Distance, samples: Tensor, data: Callable[..., Tensor]) -> dict[str, float]:
+    """The distance from the samples to data, and the mean distance of fresh data, as many, to the same data."""
+    reference = data(REFERENCE, "reference")
+    draws = [distance(data(len(samples), "floor", i), reference) for i in range(FLOOR_DRAWS)]
+    return {key: distance(samples, reference), f"{key}_floor": sum(draws) / FLOOR_DRAWS}
+
+
+def measure_digits(samples: Float[Tensor, "n 1 8 8"], labels: Int[Tensor, " n"]) -> dict[str, Any]:
+    """Is each sample the digit that was asked for, how far are all from real ones, and are they copies?
+
+    The generator learned from half A. The judge, a support-vector machine, learned from half B alone; its score on the
+    real half A bounds what a generator can reach. The Fréchet distance is between the 64 pixel values of the samples
+    and of half B; its floor is half A's. Memorisation compares the distance of a sample to its nearest image of half A
+    with that of a held-out image (half B) to its own: a ratio far below 1 means copies.
+    """
+    half_a, half_b = digit_halves()
+    judge = SVC(gamma="scale").fit(_flat(half_b.images), half_b.labels.numpy())
+    correct = judge.predict(_flat(samples)) == labels.numpy()
+    nearest = NearestNeighbors(n_neighbors=1).fit(_flat(half_a.images))
+    to_samples, to_held_out = (float(np.median(nearest.kneighbors(_flat(x))[0])) for x in (samples, half_b.images))
+    return {
+        "accuracy": float(correct.mean()),
+        "accuracy_by_label": {str(k): float(correct[labels.numpy() == k].mean()) for k in sorted(set(labels.tolist()))},
+        "accuracy_real": float(judge.score(_flat(half_a.images), half_a.labels.numpy())),
+        "frechet": frechet_distance(torch.from_numpy(_flat(samples)), torch.from_numpy(_flat(half_b.images))),
+        "frechet_floor": frechet_distance(*(torch.from_numpy(_flat(half.images)) for half in (half_a, half_b))),
+        "frechet_features": "64 pixel values",
+        "nearest_training_image": to_samples,
+        "nearest_training_image_held_out": to_held_out,
+        "memorisation_ratio": to_samples / to_held_out,
+    }
+
+
+def _flat(images: Tensor) -> np.ndarray:
+    """(n, 1, 8, 8) → (n, 64), clamped to [−1, 1]."""
+    flat: np.ndarray = images.clamp(-1, 1).flatten(1).numpy()
+    return flat

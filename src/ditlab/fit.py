@@ -1,0 +1,200 @@
+"""Train a configuration into a run folder: the loop, and all that listens to it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from ditlab.build import build_dataset, resolve_device, resolve_precision
+from ditlab.chance import generator_for, seed_from
+from ditlab.config import Config
+from ditlab.data.datasets import Dataset
+from ditlab.diffusion.process import Process
+from ditlab.errors import InputError, Interrupted, TrainingError
+from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
+from ditlab.pictures import save_picture
+from ditlab.run import RunFolder
+from ditlab.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors, step_name, write_atomically
+from ditlab.training.loop import Step, TrainState, train
+
+RECORDED_SAMPLES = 32
+RECORDED_TIMES = tuple(i / 8 for i in range(1, 8))
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Someone who is shown the progress."""
+
+    def begin(self, done: int, steps: int) -> None:
+        """Training is about to go from step ``done`` to step ``steps``."""
+        ...
+
+    def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
+        """Steps done so far, mean loss and speed since the last call, and an estimate of what is left."""
+        ...
+
+
+def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = False) -> TrainState:
+    """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
+
+    Raises:
+        InputError: the network does not go with the data, or there are fewer steps than were already done.
+        TrainingError: the loss is no longer finite.
+        Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
+    """
+    config = config.model_copy(update={"precision": resolve_precision(config.precision, resolve_device(config.device))})
+    dataset = build_dataset(config)
+    state = TrainState(config, dataset)
+    done = folder.step if resume else None
+    if done is not None:
+        if config.steps < done:
+            raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
+        load_checkpoint(folder.checkpoints, state, done)
+    folder.write_config(config)
+    folder.cut(state.step)
+    watcher.begin(state.step, config.steps)
+    recorder = Recorder(folder, state, dataset, watcher)
+    with _signals() as received:
+        if state.step == 0:
+            recorder.at_start()
+        for step in train(state, dataset):
+            recorder.after(step)
+            if received and state.step < config.steps:
+                save_checkpoint(folder.checkpoints, state)
+                raise Interrupted(received[0], str(folder.path), state.step)
+    return state
+
+
+class Recorder:
+    """Writes what a run leaves behind, each thing at its own interval."""
+
+    def __init__(self, folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watcher) -> None:
+        self.folder, self.state, self.watcher = folder, state, watcher
+        self.config = state.config
+        self.shape, self.num_classes = dataset.shape, dataset.num_classes
+        earlier = folder.read_metrics()
+        self.seconds = earlier[-1]["seconds"] if earlier else 0.0
+        self.clock = time.perf_counter()
+        self.loss_sum = torch.zeros((), device=state.device)
+        self.steps = 0
+        self.has_gates = bool(modulated_blocks(state.network))
+        if self.has_gates:
+            self.recorded = self._recording_batch(dataset)
+
+    def _recording_batch(self, dataset: Dataset) -> tuple[Any, ...]:
+        """The same noisy samples at every recording: (T, B, *shape), the T times, and the conditions."""
+        device, seed = self.state.device, seed_from(self.config.seed, "recordings")
+        x0, cond = dataset.batch(seed, 0, RECORDED_SAMPLES)
+        times = torch.tensor(RECORDED_TIMES, dtype=torch.float32)
+        noise = torch.randn(x0.shape, generator=generator_for(seed, "noise"))
+        x = torch.stack([self.state.process.q_sample(x0, t.expand(len(x0)), noise) for t in times])
+        return x.to(device), times.to(device), {name: value.to(device) for name, value in cond.items()}
+
+    def at_start(self) -> None:
+        """Record the network as it was initialised."""
+        self.folder.append_metrics({"step": 0, "seconds": 0.0, **self._record()})
+        self._preview()
+
+    def after(self, step: Step) -> None:
+        """See to whatever is due after this step."""
+        config, last = self.config, step.step == self.config.steps
+        self.loss_sum += step.loss
+        self.steps += 1
+        due = {
+            name: last or step.step % getattr(config, f"{name}_every") == 0
+            for name in ("log", "record", "preview", "checkpoint")
+        }
+        if due["log"] or due["record"]:
+            self._log(step, self._record() if due["record"] else {})
+        if due["preview"]:
+            self._preview()
+        if due["checkpoint"]:
+            save_checkpoint(self.folder.checkpoints, self.state)
+
+    def _log(self, step: Step, recorded: dict[str, Any]) -> None:
+        loss, grad_norm = float(self.loss_sum) / self.steps, float(step.grad_norm)
+        now = time.perf_counter()
+        elapsed = now - self.clock
+        images_per_s = self.steps * self.config.batch_size / elapsed
+        self.seconds += elapsed
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise TrainingError(
+                f"the loss became {loss} by step {step.step}: try --lr {self.config.lr / 10:g}; "
+                f"{self.folder.path} keeps what was saved before"
+            )
+        line = {"step": step.step, "loss": loss, "lr": step.lr, "grad_norm": grad_norm}
+        self.folder.append_metrics(
+            {**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded}
+        )
+        seconds_left = (self.config.steps - step.step) * elapsed / self.steps
+        self.watcher.progress(step.step, loss, images_per_s, seconds_left)
+        self.clock, self.steps = now, 0
+        self.loss_sum.zero_()
+
+    def _record(self) -> dict[str, Any]:
+        """Measure the gates and branches, write them to a file, and return their means for the metrics."""
+        if not self.has_gates:
+            return {}
+        x, t, cond = self.recorded
+        branches = measure_branches(self.state.network, x, t, cond)
+        depth = effective_depth(branches.contribution)
+        tensors = {"t": t.cpu(), "effective_depth": depth, **branches._asdict()}
+        path = self.folder.probes / f"{step_name(self.state.step)}.safetensors"
+        write_atomically(path, lambda temporary: save_tensors(temporary, tensors))
+        attn, mlp = branches.gate.mean(0).unbind(1)
+        return {"gates": {"attn": attn.tolist(), "mlp": mlp.tolist()}, "effective_depth": float(depth.mean())}
+
+    def _preview(self) -> None:
+        path = self.folder.samples / f"{step_name(self.state.step)}.png"
+        samples, columns = preview(self.state, self.shape, self.num_classes)
+        write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
+
+
+def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) -> tuple[torch.Tensor, int | None]:
+    """Samples of the averaged weights from noise that is the same at every step, and how many go in a row."""
+    sampling = state.config.sampling
+    process: Process = state.averaged_process
+    n = 1000 if len(shape) == 1 else 64 if num_classes is None else 6 * min(num_classes, 10)
+    cond = None if num_classes is None else {"label": torch.arange(n) % num_classes}
+    samples = process.sample(
+        n,
+        shape,
+        cond=cond,
+        steps=sampling.steps,
+        solver=sampling.solver,
+        guidance=None if cond is None else sampling.guidance,
+    )
+    return samples, None if num_classes is None else min(num_classes, 10)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying; the second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python delivers no signals
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def collect(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, collect)
+    try:
+        yield received
+    finally:
+        restore()

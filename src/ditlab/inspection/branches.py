@@ -1,0 +1,92 @@
+"""How far the gates of a network are open, and how much each branch adds: what the lesson animates, measured."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ditlab.networks.conditioning import AdaLNZero, BlockModulation
+
+
+class Branches(NamedTuple):
+    """At T times, for L blocks and the two branches (attention, MLP) of each."""
+
+    gate: Float[Tensor, "T L 2"]  # mean |gate| over samples and channels
+    contribution: Float[Tensor, "T L 2"]  # mean over samples of ‖gate ⊙ f‖ / ‖x‖, norms over all tokens
+
+
+def modulated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The transformer blocks with adaLN-Zero, in order; none for other networks."""
+    return [module for module in network.modules() if isinstance(getattr(module, "modulation", None), AdaLNZero)]
+
+
+def effective_depth(contribution: Float[Tensor, "T L 2"]) -> Float[Tensor, " T"]:
+    """(Σc)² / Σc² over the 2L branches: how many of them work, if they all worked alike. 0 where none does."""
+    c = contribution.flatten(1)
+    return c.sum(1).square() / c.square().sum(1).clamp(min=torch.finfo(c.dtype).tiny)
+
+
+@torch.no_grad()
+def measure_branches(
+    network: nn.Module, x: Float[Tensor, "T B C H W"], t: Float[Tensor, " T"], cond: dict[str, Tensor]
+) -> Branches:
+    """Run the network on x[i] at time t[i], for each i, and measure every branch of every block.
+
+    Raises:
+        ValueError: a network without adaLN-Zero blocks.
+    """
+    blocks = modulated_blocks(network)
+    if not blocks:
+        raise ValueError(f"{type(network).__name__} has no gates")
+    gates, contributions = [], []
+    for x_t, time in zip(x, t, strict=True):
+        seen = _forward_with_hooks(network, blocks, x_t, time.expand(len(x_t)), cond)
+        gates.append([[m.gate.abs().mean() for m in block["modulation"]] for block in seen])
+        contributions.append([_contributions(block) for block in seen])
+    shape = (len(t), len(blocks), 2)
+    stack = [torch.stack([v for row in table for pair in row for v in pair]) for table in (gates, contributions)]
+    return Branches(*(values.float().cpu().reshape(shape) for values in stack))
+
+
+def _contributions(block: dict[str, Any]) -> list[Tensor]:
+    x, values = block["x"], []
+    for modulation, branch in zip(block["modulation"], (block["attn"], block["mlp"]), strict=True):
+        added = modulation.gate[:, None] * branch
+        values.append((added.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).mean())
+        x = x + added
+    return values
+
+
+def _forward_with_hooks(
+    network: nn.Module, blocks: list[nn.Module], x: Tensor, t: Tensor, cond: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """One forward pass; of each block its input, modulation and the outputs of both branches."""
+    seen: list[dict[str, Any]] = [{} for _ in blocks]
+    handles = []
+
+    def keep(store: dict[str, Any], key: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Tensor | BlockModulation) -> None:
+            store[key] = output
+
+        return hook
+
+    def keep_input(store: dict[str, Any]) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            store["x"] = inputs[0]
+
+        return hook
+
+    try:
+        for block, store in zip(blocks, seen, strict=True):
+            handles.append(block.register_forward_pre_hook(keep_input(store)))
+            handles += [
+                getattr(block, part).register_forward_hook(keep(store, part)) for part in ("modulation", "attn", "mlp")
+            ]
+        network(x, t, cond)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

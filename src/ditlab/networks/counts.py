@@ -1,0 +1,56 @@
+"""What a network costs: parameters, multiply-accumulates, bytes. Counted on the meta device, without memory or work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameter_count(network: nn.Module, *, trainable_only: bool = False) -> int:
+    """Number of parameters; fixed tables (sine-cosine positions) count unless ``trainable_only``."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trainable_only)
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network of shapes alone, for counting."""
+    with torch.device("meta"):
+        return build()
+
+
+def multiply_accumulates(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one forward pass on one sample of ``shape``.
+
+    Counted are matrix products, convolutions, attention's two products, and the modulation and gating of adaLN (one for
+    each value they touch). The unit of the "Gflops" in Peebles & Xie 2023, table 1; floating-point operations are twice
+    as many.
+    """
+    network = copy.deepcopy(network).to("meta")
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addcmul: _addcmul_operations})
+    with counter, torch.no_grad():
+        network(torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta"), None)
+    return counter.get_total_flops() // 2
+
+
+def _addcmul_operations(*_: object, out_shape: torch.Size, **__: object) -> int:
+    return 2 * out_shape.numel()
+
+
+def activation_bytes(network: nn.Module, shape: tuple[int, ...], batch_size: int) -> int:
+    """Bytes that one forward pass in fp32 keeps for its backward pass, each stored tensor counted once."""
+    network = copy.deepcopy(network).to("meta")
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (tensor, storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        network(torch.empty(batch_size, *shape, device="meta"), torch.empty(batch_size, device="meta"), None)
+    return sum(size for _, size in kept.values())

@@ -1,0 +1,188 @@
+"""What enters a network beside the image's values: patches, positions, time and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ditlab.networks.layers import full_precision, xavier_initialised
+
+Condition = Mapping[str, Tensor]
+
+
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """An image or grid size as (height, width); a single number means a square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into p × p patches and map each to a token: (B, C, H, W) → (B, N, D), N = (H/p)·(W/p).
+
+    One Conv2d whose kernel equals its stride is reshape + flatten + Linear in a single product
+    (Dosovitskiy et al. 2021, section 3.1). Tokens run row by row.
+
+    Args:
+        image_size: H = W, or (H, W), in pixels.
+        patch_size: p in pixels; must divide H and W.
+        channels: C.
+        dim: D.
+    """
+
+    def __init__(self, image_size: int | tuple[int, int], patch_size: int, channels: int, dim: int) -> None:
+        super().__init__()
+        height, width = as_pair(image_size)
+        if patch_size < 1 or height % patch_size or width % patch_size:
+            raise ValueError(
+                f"image size {height}×{width} is not divisible by patch size {patch_size}; "
+                f"choose a patch size that divides {math.gcd(height, width)}"
+            )
+        self.patch_size = patch_size
+        self.grid = (height // patch_size, width // patch_size)
+        self.projection = xavier_initialised(nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        return self.projection(x).flatten(2).transpose(1, 2).contiguous()  # (B, D, H/p, W/p) → (B, N, D)
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 N D"]:
+    """Fixed two-dimensional sine-cosine table: the first half of D encodes the column, the second the row.
+
+    Each half is [sin, cos] of position · 10000^(−i/(D/4)) (Vaswani et al. 2017, section 3.5, in each axis). The column
+    comes first because published DiT weights expect it.
+    """
+    if dim % 4:
+        raise ValueError(f"dim={dim} is not divisible by 4, which sine-cosine positions need; use positions='learned'")
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+    )
+    rates = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    halves = []
+    for axis in (columns, rows):
+        angles = axis.reshape(-1, 1) * rates  # (N, D/4)
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).float()[None]
+
+
+def position_table(kind: str, grid: tuple[int, int], dim: int) -> nn.Parameter:
+    """A (1, N, D) table: ``"learned"`` (trained, starts at N(0, 0.02²)) or ``"sincos"`` (fixed)."""
+    if kind == "learned":
+        return nn.Parameter(0.02 * torch.randn(1, grid[0] * grid[1], dim))
+    if kind == "sincos":
+        return nn.Parameter(sincos_positions(grid, dim), requires_grad=False)
+    raise ValueError(f"unknown positions {kind!r}; choose 'learned' or 'sincos'")
+
+
+class SinEmb(nn.Module):
+    """Sinusoidal features of a scalar: (B,) → (B, width), [cos, sin] of t · 10000^(−i/half), i = 0 … half − 1.
+
+    Frequencies run geometrically from 1 down to 1/10000 (Vaswani et al. 2017; Ho et al. 2020), which suits times
+    counted 0 … 1000: networks here multiply t in [0, 1] by their ``time_scale`` first.
+    """
+
+    rates: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"width={width} of the time features must be even and at least 2")
+        half = width // 2
+        self.width = width
+        self.register_buffer("rates", torch.exp(-math.log(10000.0) * torch.arange(half) / half), persistent=False)
+
+    def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B width"]:
+        angles = t[:, None] * self.rates
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Time to a vector: SinEmb → Linear → SiLU → Linear, (B,) in [0, 1] → (B, D).
+
+    Args:
+        dim: D.
+        features: width of the sinusoidal features.
+        scale, offset: the sinusoid sees scale · t + offset.
+    """
+
+    def __init__(self, dim: int, features: int, scale: float = 1000.0, offset: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.offset = scale, offset
+        self.sinusoid = SinEmb(features)
+        layers = (nn.Linear(features, dim), nn.Linear(dim, dim))
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1])
+
+    def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        with full_precision(t):
+            return self.mlp(self.sinusoid(self.scale * t + self.offset))
+
+
+class Labels(nn.Module):
+    """Class labels as vectors: one row per class and a last one for "no label", the null label ``num_classes``.
+
+    A network without labels has none of these (``num_classes=None``) and refuses any condition. On a network with
+    labels no condition means the null label for every sample: "unconditional" is a value that was learned.
+
+    Raises:
+        ValueError: a condition the network does not know, or labels of the wrong shape or type.
+    """
+
+    def __init__(self, num_classes: int | None, dim: int) -> None:
+        super().__init__()
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1, or None for a network without labels")
+        self.num_classes = num_classes
+        self.table: nn.Embedding | None = None
+        if num_classes is not None:
+            self.table = nn.Embedding(num_classes + 1, dim)
+            nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, cond: Condition | None, batch: int) -> Float[Tensor, "B D"] | None:
+        """The vectors of a batch of that size, or None on a network without labels."""
+        self.check(cond, batch)
+        if self.table is None:
+            return None
+        if not cond:
+            return self.table.weight[-1].expand(batch, -1)
+        return self.table(cond["label"])
+
+    def null(self, cond: Condition) -> dict[str, Tensor]:
+        """The same conditions with every label replaced by the null label."""
+        self.check(cond, None)
+        assert self.num_classes is not None
+        return {name: torch.full_like(value, self.num_classes) for name, value in cond.items()}
+
+    def check(self, cond: Condition | None, batch: int | None) -> None:
+        """Refuse what the network cannot be conditioned on; values are not read, so a GPU need not wait."""
+        for name, value in (cond or {}).items():
+            if self.table is None:
+                raise ValueError(
+                    f"this network has no labels and takes no condition {name!r}; build it with num_classes"
+                )
+            if name != "label":
+                raise ValueError(f"this network takes no condition {name!r}; it takes 'label'")
+            if value.dim() != 1 or value.is_floating_point() or batch not in (None, len(value)):
+                raise ValueError(
+                    f"labels must be whole numbers, one for each of the {batch} samples, "
+                    f"not {value.dtype} of shape {tuple(value.shape)}"
+                )
+
+
+class Conditioner(nn.Module):
+    """Embed time and label to (B, D) each and add them: the vector c that modulates a network."""
+
+    def __init__(self, time: TimeEmbedding, labels: Labels) -> None:
+        super().__init__()
+        self.time = time
+        self.labels = labels
+
+    def forward(self, t: Float[Tensor, " B"], cond: Condition | None) -> Float[Tensor, "B D"]:
+        c = self.time(t)
+        label = self.labels(cond, len(t))
+        return c if label is None else c + label

@@ -1,0 +1,68 @@
+"""The multilayer perceptron of the lesson's two-dimensional toys, for data of any shape, flattened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ditlab.networks.embeddings import Condition, Labels, SinEmb
+from ditlab.networks.layers import zero_initialised
+
+
+class MLPDenoiser(nn.Module):
+    """x, sinusoidal features of t and, with labels, an embedded label, all concatenated → SiLU layers → a value like x.
+
+    Args:
+        shape: of one sample, such as (2,) or (1, 8, 8); flattened.
+        hidden: width of the hidden layers.
+        depth: number of hidden layers.
+        num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
+        time_features: width of the sinusoidal features, also of an embedded label.
+
+    Shapes: ``net(x (B, *shape), t (B,) in [0, 1], cond) -> (B, *shape)``. At initialisation the output is zero.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (2,),
+        hidden: int = 128,
+        depth: int = 2,
+        num_classes: int | None = None,
+        time_features: int = 64,
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.num_classes = num_classes
+        self.time_scale = 1000.0
+        self.sinusoid = SinEmb(time_features)
+        self.labels = Labels(num_classes, time_features)
+        size = math.prod(self.shape)
+        widths = [size + time_features * (1 if num_classes is None else 2), *[hidden] * depth]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.out = zero_initialised(nn.Linear(widths[-1], size))
+
+    def null_condition(self, cond: Condition) -> dict[str, Tensor]:
+        """``cond`` with every label replaced by the null label."""
+        return self.labels.null(cond)
+
+    def forward(
+        self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None = None
+    ) -> Float[Tensor, "B ..."]:
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"this MLP takes samples of shape {self.shape}, not {tuple(x.shape[1:])}")
+        label = self.labels(cond, len(x))
+        parts = [x.flatten(1), self.sinusoid(self.time_scale * t)] + ([] if label is None else [label])
+        h = torch.cat(parts, dim=1)  # (B, size + features)
+        for layer in self.hidden:
+            h = F.silu(layer(h))  # (B, hidden)
+        return self.out(h).view_as(x)  # (B, *shape)
+
+
+MLPVelocity = MLPDenoiser
+"""The same network under the name it has when flow matching trains it: the architecture does not know the objective."""

@@ -1,0 +1,59 @@
+"""Samples as pictures: a grid of images, or a scatter plot of points."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ditlab.errors import InputError
+
+TILE = 64  # smallest side of an image in a grid, in pixels
+
+
+def save_picture(path: Path, samples: Tensor, columns: int | None = None) -> None:
+    """Write images (n, C, H, W) as a grid, or points (n, 2) as a scatter plot, as a PNG.
+
+    Raises:
+        InputError: samples of a shape that has no picture.
+    """
+    samples = samples.detach().float().cpu()
+    if samples.shape[1:] == (2,):
+        _scatter(samples.numpy(), path)
+    elif samples.dim() == 4 and samples.shape[1] in (1, 3):
+        image_grid(samples, columns).save(path)
+    else:
+        raise InputError(f"samples of shape {tuple(samples.shape[1:])} have no picture; write them with --out FILE.npz")
+
+
+def image_grid(images: Float[Tensor, "n C H W"], columns: int | None = None) -> Image.Image:
+    """Images in [−1, 1], grey or colour, row by row with a gap; small ones enlarged without smoothing."""
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    scale, gap = max(1, TILE // max(height, width)), 4
+    values = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    values = values.repeat(scale, axis=1).repeat(scale, axis=2)  # (n, h, w, C)
+    h, w = values.shape[1:3]
+    canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, channels), 96, dtype=np.uint8)
+    for i, tile in enumerate(values):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        canvas[top : top + h, left : left + w] = tile
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+def _scatter(points: np.ndarray, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(points[:, 0], points[:, 1], s=max(2.0, 3000 / len(points) ** 0.9), alpha=0.6, linewidths=0)
+    limit = max(2.2, 1.05 * float(np.abs(points).max()))
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=f"{len(points)} samples")
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png")

@@ -1,0 +1,183 @@
+"""The run folder: where a training run keeps its configuration, metrics, checkpoints, pictures and recordings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ditlab.build import build_dataset, build_network, build_process, resolve_device
+from ditlab.config import Config
+from ditlab.diffusion.guidance import Guidance
+from ditlab.diffusion.process import Process
+from ditlab.diffusion.solvers import Solver
+from ditlab.errors import ConfigError, InputError
+from ditlab.training.checkpoint import latest_step, load_weights, step_name, verified, write_atomically
+
+
+class RunFolder:
+    """The files of a run, by name. Nothing is read or written until asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.probes = self.path / "probes"
+
+    @classmethod
+    def find(cls, name: str | Path) -> RunFolder:
+        """The run at that path, or of that name in ``runs/``.
+
+        Raises:
+            InputError: there is none; the runs that are there are listed.
+        """
+        for path in (Path(name), Path("runs") / name):
+            if (path / "config.json").is_file():
+                return cls(path)
+        there = sorted(str(file.parent) for file in Path("runs").glob("*/config.json"))
+        raise InputError(
+            f"no run at {name}; " + (f"there are {', '.join(there)}" if there else "train one: ditlab demo")
+        )
+
+    def read_config(self) -> Config:
+        """The configuration.
+
+        Raises:
+            InputError: the file is not a valid configuration; the field is named.
+        """
+        try:
+            return Config.model_validate(json.loads(self.config_file.read_text()))
+        except ConfigError as error:
+            raise InputError(f"{self.config_file}: {error}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.config_file} is not valid JSON: {error}") from None
+
+    def write_config(self, config: Config) -> None:
+        """Write the configuration, whole or not at all."""
+        text = config.model_dump_json(indent=2) + "\n"
+        write_atomically(self.config_file, lambda path: path.write_text(text))
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to the metrics."""
+        with self.metrics_file.open("a") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of the metrics; a last line cut short by a crash is left out."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def cut(self, step: int) -> None:
+        """Drop metrics, pictures, recordings and checkpoints of later steps than ``step``."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.metrics_file, lambda path: path.write_text(text))
+        for folder in (self.samples, self.probes, self.checkpoints):
+            for entry in folder.glob("step-*"):
+                if entry.stem > step_name(step):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    @property
+    def step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return latest_step(self.checkpoints)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network with its process, ready to sample."""
+
+    folder: RunFolder
+    config: Config
+    process: Process
+    step: int
+    num_classes: int | None
+    shape: tuple[int, ...]
+
+    def sample(
+        self,
+        n: int,
+        labels: int | Sequence[int] | Int[Tensor, " n"] | None = None,
+        *,
+        steps: int = 25,
+        solver: str | Solver = "heun",
+        guidance: float | Guidance | None = None,
+        seed: int = 0,
+        batch_size: int = 500,
+    ) -> Float[Tensor, "n ..."]:
+        """Draw n samples; images are clamped to [−1, 1], points are not.
+
+        Args:
+            n: how many.
+            labels: one for all, or one for each; without, sample i has the label i mod num_classes.
+            steps, solver, guidance, seed: as in ``Process.sample``.
+            batch_size: how many at a time; it changes nothing but memory and speed.
+
+        Raises:
+            InputError: a label that is out of range, or on a run without labels.
+        """
+        wanted = self.labels(n, labels)
+        pieces = []
+        for first in range(0, n, batch_size):
+            count = min(batch_size, n - first)
+            cond = None if wanted is None else {"label": wanted[first : first + count]}
+            pieces.append(
+                self.process.sample(
+                    count, self.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed, first=first
+                )
+            )
+        samples = torch.cat(pieces)
+        return samples.clamp(-1, 1) if len(self.shape) == 3 else samples
+
+    def labels(self, n: int, labels: int | Sequence[int] | Tensor | None = None) -> Int[Tensor, " n"] | None:
+        """The n labels that ``sample`` uses, or None on a run without labels."""
+        if self.num_classes is None:
+            if labels is not None:
+                raise InputError(f"{self.folder.path} was trained without labels; leave the label out")
+            return None
+        if labels is None:
+            return torch.arange(n) % self.num_classes
+        wanted = torch.as_tensor(labels, dtype=torch.int64).cpu().expand(n)
+        if wanted.min() < 0 or wanted.max() >= self.num_classes:
+            raise InputError(f"labels of {self.folder.path} run from 0 to {self.num_classes - 1}, not {labels}")
+        return wanted
+
+
+def load(
+    path: str | Path, *, weights: Literal["ema", "raw"] = "ema", step: int | None = None, device: str = "auto"
+) -> Run:
+    """Load a trained run.
+
+    Args:
+        path: the run's folder, or its name in ``runs/``.
+        weights: "ema" for the averaged weights, "raw" for the last ones.
+        step: which checkpoint; None for the newest.
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        InputError: no such run or checkpoint, or one that is damaged or does not fit its configuration.
+    """
+    files = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+    if weights not in files:
+        raise InputError(f"unknown weights {weights!r}; choose 'ema' or 'raw'")
+    folder = RunFolder.find(path)
+    config = folder.read_config()
+    step = folder.step if step is None else step
+    if step is None:
+        raise InputError(f"{folder.path} has no checkpoint yet; go on with: ditlab train --resume {folder.path}")
+    dataset = build_dataset(config)
+    network = build_network(config, dataset)
+    load_weights(network, verified(folder.checkpoints, step) / files[weights])
+    process = build_process(config, network.to(resolve_device(device))).eval().requires_grad_(False)
+    return Run(folder, config, process, step, dataset.num_classes, dataset.shape)

@@ -1,0 +1,155 @@
+"""Checkpoints: a folder that is either whole or not there, of safetensors and JSON, with a manifest of its files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ditlab.errors import InputError
+from ditlab.training.loop import TrainState
+
+LATEST = "LATEST"
+MANIFEST = "manifest.json"
+
+
+def step_name(step: int) -> str:
+    """The name of a step in a run folder: "step-00002000"."""
+    return f"step-{step:08d}"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a temporary file beside ``path``, then move it there; on failure nothing is left over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file; a full disk raises ``OSError`` like anywhere else."""
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path.name}: {error}") from None
+
+
+def save_checkpoint(folder: Path, state: TrainState) -> Path:
+    """Write ``folder/step-00002000`` and point ``folder/LATEST`` at it.
+
+    The files go into a temporary folder, are flushed to disk and renamed as one: a checkpoint under its name is whole.
+    """
+    target = folder / step_name(state.step)
+    if not target.exists():
+        temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            _write_files(temporary, state)
+            temporary.replace(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _flush(folder)
+    write_atomically(folder / LATEST, lambda path: path.write_text(target.name + "\n"))
+    return target
+
+
+def _write_files(folder: Path, state: TrainState) -> None:
+    save_tensors(folder / "model.safetensors", state.network.state_dict())
+    save_tensors(folder / "ema.safetensors", state.ema.network.state_dict())
+    save_tensors(folder / "optimizer.safetensors", state.optimizers.state_dict())
+    (folder / "state.json").write_text(json.dumps({"step": state.step, "torch": torch.__version__}))
+    files = sorted(folder.iterdir())
+    manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in (*files, folder / MANIFEST, folder):
+        _flush(file)
+
+
+def latest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, or None where there is none."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return int((folder / LATEST).read_text().strip().removeprefix("step-"))
+    return None
+
+
+def verified(folder: Path, step: int) -> Path:
+    """The folder of that step's checkpoint, after comparing each of its files with the manifest.
+
+    Raises:
+        InputError: no such checkpoint, or a file that is missing or has changed, by name.
+    """
+    checkpoint = folder / step_name(step)
+    if not checkpoint.is_dir():
+        there = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+        raise InputError(f"no checkpoint of step {step} in {folder}; there are {there}")
+    try:
+        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
+        for name, expected in manifest.items():
+            file = checkpoint / name
+            if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
+                raise InputError(f"{file} is damaged: its content is not what was saved; use an older checkpoint")
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing from its checkpoint; use an older checkpoint") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{checkpoint / MANIFEST} is damaged; use an older checkpoint") from None
+    return checkpoint
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Load a network's weights, all of them or none.
+
+    Raises:
+        InputError: the weights do not fit the network; the differences are listed.
+    """
+    tensors, own = load_file(file), network.state_dict()
+    missing = [f"missing {name}" for name in own.keys() - tensors.keys()]
+    extra = [f"unexpected {name}" for name in tensors.keys() - own.keys()]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if problems := sorted([*missing, *extra, *shapes]):
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(f"{file} does not fit the configuration: {'; '.join(problems[:5])}{more}")
+    network.load_state_dict(tensors)
+
+
+def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
+    """Bring ``state`` to where it was when that step was saved."""
+    checkpoint = verified(folder, step)
+    load_weights(state.network, checkpoint / "model.safetensors")
+    load_weights(state.ema.network, checkpoint / "ema.safetensors")
+    state.optimizers.load_state_dict(load_file(checkpoint / "optimizer.safetensors"))
+    state.step = json.loads((checkpoint / "state.json").read_text())["step"]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

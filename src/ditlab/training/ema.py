@@ -1,0 +1,29 @@
+"""Averaged weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """An exponential moving average of a network's weights, in a frozen copy of it in evaluation mode.
+
+    The decay grows as (1 + n)/(10 + n) to its final value, so that the first weights are soon forgotten.
+
+    Args:
+        network: whose weights are averaged.
+        decay: final decay a step.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after the ``step``-th optimizer step, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)

@@ -1,0 +1,86 @@
+"""Optimizers, which parameters they move, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from ditlab.config import Config, MuonConfig
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate at ``step`` (from 0): linear warm-up, times a cosine that is 0 at ``steps``."""
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def block_matrices(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices inside a transformer's blocks, which Muon moves; none for other networks."""
+    named = network.named_parameters()
+    return {name: p for name, p in named if name.startswith("blocks.") and p.ndim == 2 and p.requires_grad}
+
+
+class Optimizers:
+    """Muon for the matrices of a network's blocks and AdamW for the rest, or AdamW for everything.
+
+    Muon orthogonalises the momentum of a matrix (Jordan et al. 2024); torch's own is used. The state is kept under the
+    names of the parameters, so that a checkpoint can be read without the optimizers.
+
+    Args:
+        network: whose trainable parameters to move; its blocks are those of ``network.blocks``.
+        config: ``optimizer``, ``lr``, ``steps`` and ``warmup_steps`` are used.
+    """
+
+    def __init__(self, network: nn.Module, config: Config) -> None:
+        self.config = config
+        chosen = config.optimizer
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        matrices = block_matrices(network)
+        self.members: dict[str, Optimizer] = {}
+        self.peaks: dict[str, float] = {}
+        self.names: dict[str, list[str]] = {}
+        if isinstance(chosen, MuonConfig) and matrices:
+            self.members["muon"] = Muon(matrices.values(), momentum=chosen.momentum, weight_decay=chosen.weight_decay)
+            self.peaks["muon"] = config.lr * chosen.matrix_lr_ratio
+            self.names["muon"] = list(matrices)
+            parameters = {name: p for name, p in parameters.items() if name not in matrices}
+        self.members["adamw"] = AdamW(
+            parameters.values(), betas=(0.9, chosen.beta2), weight_decay=chosen.weight_decay, fused=True
+        )
+        self.peaks["adamw"] = config.lr
+        self.names["adamw"] = list(parameters)
+
+    def step(self, step: int) -> float:
+        """Move the parameters; return the learning rate of AdamW at this step, counted from 0."""
+        factor = learning_rate_factor(step, self.config.steps, self.config.warmup_steps)
+        for name, optimizer in self.members.items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * self.peaks[name]
+            optimizer.step()
+        return factor * self.config.lr
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.members.values():
+            optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor of the state under "optimizer/parameter/entry", such as "adamw/final.linear.weight/exp_avg"."""
+        return {
+            f"{kind}/{self.names[kind][index]}/{entry}": value
+            for kind, optimizer in self.members.items()
+            for index, entries in optimizer.state_dict()["state"].items()
+            for entry, value in entries.items()
+        }
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what ``state_dict`` gave."""
+        for kind, optimizer in self.members.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                owner, name, entry = key.split("/")
+                if owner == kind:
+                    state.setdefault(self.names[kind].index(name), {})[entry] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,194 @@
+"""Properties that every path, target, solver and process must have."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from ditlab.chance import generator_for
+from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, named_betas
+from ditlab.diffusion.process import DDPM, FlowMatching
+from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, Heun, integrate
+from ditlab.diffusion.targets import TARGETS, compose, find_target, resolve
+from tests.mixture import RING
+
+PATHS = {
+    "linear": LinearPath(),
+    "cosine": CosinePath(),
+    "ddpm-linear": DiscreteVP(named_betas("linear", 1000)),
+    "ddpm-cosine": DiscreteVP(named_betas("cosine", 1000)),
+}
+TOGETHER = [(p, t) for p, t in itertools.product(PATHS, TARGETS) if t != "velocity" or PATHS[p].finite_velocity]
+INNER = torch.linspace(1e-3, 1 - 1e-3, 999, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("path", "target"), TOGETHER)
+def test_target_round_trip(path, target):
+    """(x0, eps) → y → (x0, eps) in float64."""
+    c, target = PATHS[path](INNER), find_target(target, PATHS[path])
+    x0, eps = torch.randn(2, len(INNER), 3, dtype=torch.float64, generator=generator_for(0))
+    x_t = c.a[:, None] * x0 + c.s[:, None] * eps
+    back = resolve(target, c, x_t, compose(target, c, x0, eps))
+    # the rounding of x_t is magnified by 1/|D|, which is at most 1e4 on this interval
+    torch.testing.assert_close(back.x0, x0, rtol=0, atol=1e-10)
+    torch.testing.assert_close(back.eps, eps, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_path_boundaries(path):
+    c = PATHS[path](torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert (c.a[0], c.s[0]) == (1, 0)
+    assert c.s[1] > 0.999
+    assert c.a[1] < 0.01
+    if path != "linear":
+        torch.testing.assert_close(c.a**2 + c.s**2, torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_path_derivatives_by_finite_differences(path):
+    step = 1e-6
+    between_nodes = (torch.arange(5, 995, dtype=torch.float64) + 0.5) / 1000
+    t = between_nodes if path.startswith("ddpm") else INNER
+    before, here, after = PATHS[path](t - step), PATHS[path](t), PATHS[path](t + step)
+    torch.testing.assert_close(here.da, (after.a - before.a) / (2 * step), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(here.ds, (after.s - before.s) / (2 * step), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_path_clock_moves_x_as_the_velocity_does(path):
+    """d(x/scale)/dclock = p·x0 + q·eps, checked against a finite difference of x_t itself."""
+    t, step = torch.tensor(0.4005, dtype=torch.float64), 1e-6
+    x0, eps = torch.tensor([0.7, -1.2], dtype=torch.float64)
+    here, before, after = (PATHS[path].slope(t + d) for d in (0, -step, step))
+    cs = [PATHS[path](t + d) for d in (-step, step)]
+    u = [(c.a * x0 + c.s * eps) / slope.scale for c, slope in zip(cs, (before, after), strict=True)]
+    measured = (u[1] - u[0]) / (after.clock - before.clock)
+    torch.testing.assert_close(measured, here.p * x0 + here.q * eps, rtol=1e-6, atol=0)
+
+
+def true_flow(path, x, start, end):
+    """The probability-flow ODE by an adaptive eighth-order method: dx/dt = a′·E[x0|x] + s′·E[eps|x]."""
+
+    def velocity(t, flat):
+        t = torch.tensor(t, dtype=torch.float64)
+        c, estimate = path(t), RING.estimate(path, torch.from_numpy(flat.reshape(-1, 2)), t)
+        return (c.da * estimate.x0 + c.ds * estimate.eps).numpy().ravel()
+
+    solution = solve_ivp(velocity, (start, end), x.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-11)
+    return torch.from_numpy(solution.y[:, -1].reshape(-1, 2))
+
+
+def no_noise():
+    raise AssertionError("a deterministic solver draws no noise")
+
+
+def solve(solver, path, x, start, end, steps):
+    grid = torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    *_, (_, x) = integrate(solver, lambda x, t: RING.estimate(path, x, t), path, x, grid, noise=no_noise)
+    return x
+
+
+DETERMINISTIC = [Euler(), Heun(), DPMSolverPlusPlus()]
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize("solver", DETERMINISTIC, ids=lambda s: type(s).__name__)
+def test_solver_order(path, solver):
+    """The error on [0.95, 0.05] falls with the declared power of the step."""
+    path = PATHS[path]
+    x = 1.1 * torch.randn(200, 2, dtype=torch.float64, generator=generator_for(1))
+    truth = true_flow(path, x, 0.95, 0.05)
+    counts = [40, 80, 160, 320]
+    errors = [(solve(solver, path, x, 0.95, 0.05, n) - truth).square().mean().sqrt() for n in counts]
+    slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert -slope == pytest.approx(solver.order, abs=0.2)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("solver", DETERMINISTIC, ids=lambda s: type(s).__name__)
+def test_solver_over_the_full_span(path, solver):
+    """From pure noise to data: finite, and more steps are always better."""
+    path = PATHS[path]
+    x = torch.randn(200, 2, dtype=torch.float64, generator=generator_for(2))
+    truth = solve(Heun(), path, x, 1.0, 0.0, 4000)
+    errors = [
+        float((solve(solver, path, x, 1.0, 0.0, n) - truth).square().mean().sqrt()) for n in (10, 20, 40, 80, 160)
+    ]
+    assert all(math.isfinite(e) for e in errors)
+    assert errors == sorted(errors, reverse=True)
+
+
+def best_network(process):
+    """The closed-form optimum for the mixture, as a network of the process."""
+
+    def network(x, t, cond=None):
+        return compose(process.target, process.path(t), *RING.estimate(process.path, x, t))
+
+    return network
+
+
+PROCESSES = {
+    "flow-linear": lambda: FlowMatching(None),
+    "flow-cosine": lambda: FlowMatching(None, path="cosine", times="logit-normal"),
+    "ddpm-eps": lambda: DDPM(None),
+    "ddpm-x0": lambda: DDPM(None, target="x0"),
+    "ddpm-v": lambda: DDPM(None, target="v", schedule="cosine"),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_closed_form_minimises_the_loss(name):
+    """The gradient of the loss at the closed form is zero in every direction tried, and any of them leads up."""
+    process = PROCESSES[name]()
+    best = best_network(process)
+    x0 = RING.draw(20_000, generator_for(3))
+    directions = {
+        "offset": lambda x, t, y: torch.ones_like(y),
+        "scale": lambda x, t, y: y,
+        "x": lambda x, t, y: x,
+        "time": lambda x, t, y: t[:, None] * torch.sin(3 * x),
+    }
+    for label, direction in directions.items():
+
+        def losses(amount, direction=direction):
+            def network(x, t, cond=None):
+                y = best(x, t)
+                return y + amount * direction(x, t, y)
+
+            process.network = network
+            return process.losses(x0, generator=generator_for(4))
+
+        up, middle, down = losses(0.1), losses(0.0), losses(-0.1)
+        slope = (up - down) / 0.2
+        error = slope.std() / len(x0) ** 0.5
+        assert abs(slope.mean()) < 4 * error, label
+        assert up.mean() > middle.mean() < down.mean(), label
+
+
+def test_processes_on_one_path_share_the_minimum():
+    """eps, x0 and v networks that are optimal give the same estimate: the target is a matter of form."""
+    x = torch.randn(50, 2, dtype=torch.float64, generator=generator_for(5))
+    estimates = []
+    for target in ("eps", "x0", "v"):
+        process = DDPM(None, target=target)
+        process.network = best_network(process)
+        estimates.append(process.denoiser()(x, torch.tensor(0.3, dtype=torch.float64)))
+    for other in estimates[1:]:
+        torch.testing.assert_close(other.x0, estimates[0].x0)
+        torch.testing.assert_close(other.eps, estimates[0].eps)
+
+
+def test_loss_equals_the_analytic_minimum():
+    """For x0 ~ N(0, σ²) the best eps prediction leaves Var(eps | x_t) = a²σ² / (a²σ² + s²)."""
+    from tests.mixture import Mixture
+
+    one = Mixture([[0.0]], 0.5)
+    process = DDPM(None)
+    process.network = lambda x, t, cond=None: one.estimate(process.path, x, t).eps
+    losses = process.losses(one.draw(200_000, generator_for(6)), generator=generator_for(7))
+    c = process.path((torch.arange(1000, dtype=torch.float64) + 1) / 1000)
+    expected = (c.a**2 * 0.25 / (c.a**2 * 0.25 + c.s**2)).mean()
+    assert abs(losses.mean() - expected) < 4 * losses.std() / len(losses) ** 0.5
