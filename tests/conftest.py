@@ -4,12 +4,22 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-install_import_hook("ditlab", "beartype.beartype")
+import tests.typechecker  # noqa: F401 - the import hook below finds it by this name
+
+jaxtyping.install_import_hook("ditlab", "tests.typechecker.check")
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unchecked():
+    """Shape checks off, so that what users would see of a wrong argument is seen here."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

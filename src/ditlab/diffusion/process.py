@@ -126,7 +126,6 @@ class Process(nn.Module):
         d = determinant(self.target, self.path(torch.ones((), dtype=torch.float64)))
         return 1.0 if abs(float(d)) >= 1e-3 else 1 - 1e-3
 
-    @torch.no_grad()
     def trajectory(
         self,
         n: int,
@@ -149,7 +148,7 @@ class Process(nn.Module):
         denoise = self.denoiser(cond, guidance)
 
         def in_evaluation(x: Tensor, t: Tensor) -> Estimate:
-            with _evaluating(self.network):
+            with torch.no_grad(), _evaluating(self.network):
                 return denoise(x, t)
 
         noise = SampleNoise(seed, range(first, first + n), shape, like)

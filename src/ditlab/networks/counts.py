@@ -28,9 +28,9 @@ def multiply_accumulates(network: nn.Module, shape: tuple[int, ...]) -> int:
     each value they touch). The unit of the "Gflops" in Peebles & Xie 2023, table 1; floating-point operations are twice
     as many.
     """
-    network = copy.deepcopy(network).to("meta")
+    network = copy.deepcopy(network).to("meta").requires_grad_(False)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addcmul: _addcmul_operations})
-    with counter, torch.no_grad():
+    with counter:
         network(torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta"), None)
     return counter.get_total_flops() // 2
 

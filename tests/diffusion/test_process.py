@@ -1,0 +1,182 @@
+"""One process code for data of any shape; conditions, guidance, noise and modes."""
+
+import pytest
+import torch
+
+import ditlab
+from ditlab.chance import generator_for
+
+SHAPES = {"points": (2,), "grey": (1, 16, 16), "rectangle": (3, 8, 12)}
+PROCESSES = {"flow": ditlab.FlowMatching, "ddpm": ditlab.DDPM}
+
+
+def network_for(shape, **options):
+    if len(shape) == 1:
+        return ditlab.MLPDenoiser(**options)
+    return ditlab.DiT(image_size=shape[1:], channels=shape[0], dim=16, depth=2, heads=2, **options)
+
+
+def shaken(network):
+    """Weights as after some training: nothing is zero any more."""
+    generator = generator_for("shake")
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.requires_grad:
+                p += 0.05 * torch.randn(p.shape, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_same_code_for_every_shape(process, shape):
+    """Loss, gradient, a step downhill, and samples, on (B, 2), (B, 1, 16, 16) and (B, 3, 8, 12)."""
+    process = PROCESSES[process](network_for(shape))
+    x = torch.randn(64, *shape, generator=generator_for(0))
+    optimizer = torch.optim.Adam(process.parameters(), lr=3e-3)
+    before = process.loss(x, generator=generator_for(1))
+    assert before.shape == ()
+    for _ in range(20):
+        optimizer.zero_grad()
+        process.loss(x, generator=generator_for(1)).backward()
+        optimizer.step()
+    assert process.loss(x, generator=generator_for(1)) < before
+    samples = process.sample(3, shape, steps=4)
+    assert samples.shape == (3, *shape)
+    assert samples.isfinite().all()
+
+
+@pytest.mark.parametrize("trailing", [(), (5,), (1, 4, 4), (2, 3, 4, 5)])
+def test_q_sample_broadcasts(trailing):
+    ddpm = ditlab.DDPM(None)
+    x0, noise = torch.randn(2, 6, *trailing, generator=generator_for(2))
+    k = torch.tensor([0, 1, 10, 100, 500, 999])
+    mixed = ddpm.q_sample(x0, k, noise)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[k]
+    for i in range(6):
+        expected = alpha_bar[i].sqrt() * x0[i] + (1 - alpha_bar[i]).sqrt() * noise[i]
+        torch.testing.assert_close(mixed[i], expected.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ddpm.q_sample(x0, (k + 1) / 1000, noise), mixed, rtol=1e-4, atol=1e-5)
+
+
+def test_flow_matching_has_no_published_index():
+    with pytest.raises(ValueError, match="float in \\[0, 1\\]"):
+        ditlab.FlowMatching(None).q_sample(torch.zeros(1, 2), torch.tensor([3]), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("solver", ["euler", "ddim", "heun", "ancestral", "dpm-solver++"])
+def test_a_sample_does_not_depend_on_its_batch(solver):
+    process = ditlab.FlowMatching(shaken(network_for((1, 16, 16))))
+    together = process.sample(5, (1, 16, 16), steps=6, solver=solver, seed=3)
+    alone = torch.cat([process.sample(1, (1, 16, 16), steps=6, solver=solver, seed=3, first=i) for i in range(5)])
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)
+    start = [next(process.trajectory(n, (1, 16, 16), seed=3))[1] for n in (5, 2)]
+    assert torch.equal(start[0][:2], start[1])
+    other = process.sample(5, (1, 16, 16), steps=6, solver=solver, seed=4)
+    assert (other - together).abs().max() > 0.1
+
+
+def test_trajectory_runs_from_noise_to_the_sample():
+    process = ditlab.FlowMatching(shaken(ditlab.MLPDenoiser()))
+    states = list(process.trajectory(3, (2,), steps=7))
+    assert [t for t, _ in states] == pytest.approx([i / 7 for i in range(7, -1, -1)])
+    assert torch.equal(states[-1][1], process.sample(3, (2,), steps=7))
+
+
+def test_sampling_starts_where_the_target_can_tell():
+    assert ditlab.FlowMatching(None).start == 1
+    assert ditlab.DDPM(None).start == 1
+    assert ditlab.DDPM(None, schedule="cosine").start == pytest.approx(0.999)
+    assert ditlab.DDPM(None, schedule="cosine", target="v").start == 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_restores_the_mode_and_needs_no_gradient(training):
+    network = network_for((1, 16, 16))
+    network.blocks[0].eval()
+    process = ditlab.FlowMatching(network).train(training)
+    network.blocks[1].train(not training)
+    modes = [m.training for m in network.modules()]
+    seen = []
+    network.blocks[0].register_forward_hook(lambda m, *_: seen.append((m.training, torch.is_grad_enabled())))
+    samples = process.sample(2, (1, 16, 16), steps=2)
+    assert seen
+    assert set(seen) == {(False, False)}
+    assert [m.training for m in network.modules()] == modes
+    assert not samples.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def labelled():
+    return shaken(ditlab.DiT(dim=16, depth=1, heads=2, num_classes=3))
+
+
+def test_no_condition_means_the_null_label():
+    network, x, t = labelled(), torch.randn(4, 1, 16, 16), torch.rand(4)
+    null = torch.full((4,), 3)
+    torch.testing.assert_close(network(x, t), network(x, t, {"label": null}))
+    assert not torch.allclose(network(x, t), network(x, t, {"label": torch.zeros(4, dtype=torch.int64)}))
+
+
+def test_conditions_are_dropped_sample_by_sample():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def null_condition(self, cond):
+            return {"label": torch.full_like(cond["label"], 9)}
+
+        def forward(self, x, t, cond):
+            seen.append(cond["label"])
+            return x
+
+    for dropout, expected in ((0.0, 0.0), (0.3, 0.3), (1.0, 1.0)):
+        process = ditlab.FlowMatching(Spy(), condition_dropout=dropout)
+        process.loss(
+            torch.zeros(10_000, 2), {"label": torch.ones(10_000, dtype=torch.int64)}, generator=generator_for(0)
+        )
+        assert (seen[-1] == 9).float().mean() == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_guidance_is_a_lerp_of_the_predictions(process):
+    """In any target: the guided estimate is that of the interpolated prediction."""
+    network = labelled()
+    make = PROCESSES[process]
+    x, t = torch.randn(4, 1, 16, 16, generator=generator_for(1)), torch.full((4,), 0.6)
+    cond = {"label": torch.tensor([0, 1, 2, 0])}
+    guided = make(network).denoiser(cond, 2.5)(x, t)
+    with torch.no_grad():
+        prediction = torch.lerp(network(x, t), network(x, t, cond), 2.5)
+    expected = make(lambda x, t, cond: prediction).denoiser()(x, t)
+    torch.testing.assert_close(guided.x0, expected.x0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(guided.eps, expected.eps, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_of_one_or_none_is_off():
+    process, cond = ditlab.FlowMatching(labelled()), {"label": torch.tensor([0, 1])}
+    plain = process.sample(2, (1, 16, 16), cond=cond, steps=2)
+    assert torch.equal(plain, process.sample(2, (1, 16, 16), cond=cond, steps=2, guidance=1))
+    assert torch.equal(plain, process.sample(2, (1, 16, 16), cond=cond, steps=2, guidance=1.0))
+    torch.testing.assert_close(
+        process.sample(2, (1, 16, 16), steps=2), process.sample(2, (1, 16, 16), cond=cond, steps=2, guidance=0.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ditlab.FlowMatching(None, path="round"), "linear, cosine"),
+        (lambda: ditlab.FlowMatching(None, times="never"), "logit-normal"),
+        (lambda: ditlab.DDPM(None, target="velocity"), "infinite at t = 0"),
+        (lambda: ditlab.DDPM(None, steps=5), "at least 21"),
+        (lambda: ditlab.DDPM(None, schedule="square"), "cosine"),
+        (lambda: ditlab.FlowMatching(labelled()).sample(1, (1, 16, 16), guidance=2.0), "needs a condition"),
+        (lambda: ditlab.FlowMatching(labelled()).sample(1, (1, 16, 16), solver="eule"), "dpm-solver"),
+        (lambda: ditlab.FlowMatching(labelled()).sample(0, (1, 16, 16)), "at least 1"),
+        (lambda: ditlab.FlowMatching(labelled()).sample(1, (1, 16, 16), steps=0), "at least 1"),
+        (lambda: ditlab.ClassifierFree(float("nan")), "finite"),
+        (lambda: ditlab.FlowMatching(ditlab.DiT(learned_variance=True)), "learned_variance=False"),
+    ],
+)
+def test_errors_name_the_fix(unchecked, call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
