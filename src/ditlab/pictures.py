@@ -15,7 +15,7 @@ from ditlab.errors import InputError
 TILE = 64  # smallest side of an image in a grid, in pixels
 
 
-def save_picture(path: Path, samples: Tensor, columns: int | None = None) -> None:
+def save_picture(path: str | Path, samples: Tensor, columns: int | None = None) -> None:
     """Write images (n, C, H, W) as a grid, or points (n, 2) as a scatter plot, as a PNG.
 
     Raises:
@@ -46,7 +46,7 @@ def image_grid(images: Float[Tensor, "n C H W"], columns: int | None = None) -> 
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
 
-def _scatter(points: np.ndarray, path: Path) -> None:
+def _scatter(points: np.ndarray, path: str | Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

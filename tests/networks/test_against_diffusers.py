@@ -69,6 +69,7 @@ def test_same_output_as_diffusers(learned_variance):
             positions="sincos",
             num_classes=10,
             learned_variance=learned_variance,
+            gelu="tanh",
             time_features=256,
             time_offset=-1.0,
         )

@@ -26,11 +26,11 @@ from ditlab.networks.published import preset
 class DiTBlock(nn.Module):
     """Attention and MLP on tokens, each normalised, modulated by c, and added back through a gate that starts at 0."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, gelu: Literal["exact", "tanh"]) -> None:
         super().__init__()
         self.modulation = AdaLNZero(dim)
         self.attn = Attention(dim, heads)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.mlp = MLP(dim, int(dim * mlp_ratio), gelu)
 
     def forward(self, x: Float[Tensor, "B N D"], c: Float[Tensor, "B D"]) -> Float[Tensor, "B N D"]:
         attn, mlp = self.modulation(c)
@@ -65,6 +65,7 @@ class DiT(nn.Module):
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
         conditioning: how c enters a block: ``"adaln-zero"``.
         learned_variance: predict 2C channels, the second half for the variance of a DDPM step.
+        gelu: ``"exact"``, or the ``"tanh"`` approximation of the published networks.
         time_features: width of the sinusoidal time features.
         time_scale, time_offset: the sinusoid sees time_scale · t + time_offset.
 
@@ -88,6 +89,7 @@ class DiT(nn.Module):
         num_classes: int | None = None,
         conditioning: Literal["adaln-zero"] = "adaln-zero",
         learned_variance: bool = False,
+        gelu: Literal["exact", "tanh"] = "exact",
         time_features: int = 64,
         time_scale: float = 1000.0,
         time_offset: float = 0.0,
@@ -105,7 +107,7 @@ class DiT(nn.Module):
         self.conditioner = Conditioner(
             TimeEmbedding(dim, time_features, time_scale, time_offset), Labels(num_classes, dim)
         )
-        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, gelu) for _ in range(depth))
         self.final = FinalLayer(dim, patch_size**2 * self.out_channels)
 
     @classmethod

@@ -36,5 +36,6 @@ def preset(name: str) -> dict[str, Any]:
         "mlp_ratio": 4.0,
         "positions": "sincos",
         "learned_variance": True,
+        "gelu": "tanh",
         "time_features": 256,
     }

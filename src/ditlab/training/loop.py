@@ -63,7 +63,7 @@ def train(state: TrainState, dataset: Dataset) -> Iterator[Step]:
             loss = state.process.loss(x0, cond, generator=generator)
         state.optimizers.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip, foreach=True)
         lr = state.optimizers.step(state.step)
         state.step += 1
         state.ema.update(state.network, state.step)

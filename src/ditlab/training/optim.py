@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from ditlab.config import Config, MuonConfig
+from ditlab.training.muon import BatchedMuon
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
@@ -25,7 +26,7 @@ def block_matrices(network: nn.Module) -> dict[str, nn.Parameter]:
 class Optimizers:
     """Muon for the matrices of a network's blocks and AdamW for the rest, or AdamW for everything.
 
-    Muon orthogonalises the momentum of a matrix (Jordan et al. 2024); torch's own is used. The state is kept under the
+    Muon orthogonalises the momentum of a matrix (Jordan et al. 2024). The state is kept under the
     names of the parameters, so that a checkpoint can be read without the optimizers.
 
     Args:
@@ -42,7 +43,9 @@ class Optimizers:
         self.peaks: dict[str, float] = {}
         self.names: dict[str, list[str]] = {}
         if isinstance(chosen, MuonConfig) and matrices:
-            self.members["muon"] = Muon(matrices.values(), momentum=chosen.momentum, weight_decay=chosen.weight_decay)
+            self.members["muon"] = BatchedMuon(
+                matrices.values(), momentum=chosen.momentum, weight_decay=chosen.weight_decay
+            )
             self.peaks["muon"] = config.lr * chosen.matrix_lr_ratio
             self.names["muon"] = list(matrices)
             parameters = {name: p for name, p in parameters.items() if name not in matrices}
