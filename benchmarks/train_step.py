@@ -99,9 +99,8 @@ def main() -> None:
             for _ in range(STEPS):
                 step()
             times[name].append((time.perf_counter() - begun) / STEPS)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, eager, batch {BATCH}, {ROUNDS} rounds of {STEPS} steps"
-    )
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, eager, batch {BATCH}, {ROUNDS} rounds of {STEPS} steps")
     print(f"{'loop':<16}{'dtype':<8}{'ms/step':>9}{'images/s':>10}{'× diffusers':>13}")
     ratios = {}
     for name, measured in times.items():
@@ -110,7 +109,7 @@ def main() -> None:
         median = statistics.median(measured)
         dtype = precision if name == "default" else "fp32"
         print(f"{name:<16}{dtype:<8}{1e3 * median:>9.1f}{BATCH / median:>10,.0f}{ratio:>13.2f}")
-    print(json.dumps({"threads": torch.get_num_threads(), "compiled": False, "precision": precision, "ratios": ratios}))
+    print(json.dumps({"threads": threads, "compiled": False, "precision": precision, "ratios": ratios}))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ Every field is a command-line option of the same name: ``config.network.patch_si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from ditlab.errors import ConfigError
 
@@ -23,7 +23,7 @@ class Section(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _say_it_in_one_line(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+    def _say_it_in_one_line(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(data)
         except ValidationError as error:
