@@ -48,10 +48,17 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
 
 
 def build_process(config: Config, network: Any) -> Process:
-    """The process of a configuration around a network."""
+    """The process of a configuration around a network.
+
+    Raises:
+        InputError: its settings do not go together.
+    """
     arguments: dict[str, Any] = config.process.model_dump(exclude={"kind"})
     kinds: dict[str, type[FlowMatching] | type[DDPM]] = {"flow": FlowMatching, "ddpm": DDPM}
-    return kinds[config.process.kind](network, **arguments)
+    try:
+        return kinds[config.process.kind](network, **arguments)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def resolve_device(device: str) -> torch.device:

@@ -16,7 +16,7 @@ def seed_from(*parts: int | str) -> int:
 
     Its low 32 bits alone are already well mixed: torch's CPU generator uses no more of a seed.
     """
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -31,7 +31,9 @@ class Section(BaseModel):
 
     @classmethod
     def _describe(cls, problem: Any) -> str:
-        path = ".".join(str(part) for part in problem["loc"])
+        path = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            return f"{path}: the kind must be one of {problem['ctx'].get('expected_tags', 'those known')}"
         if problem["type"] == "extra_forbidden":
             return f"unknown setting {cls.prefix}{path}; known here: {', '.join(cls.model_fields)}"
         reason = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
@@ -82,7 +84,9 @@ class UNetConfig(Section):
     prefix: ClassVar[str] = "network."
     kind: Annotated[Literal["unet"], tyro.conf.Suppress] = "unet"
     width: int = Field(24, ge=4, description="channels at full resolution")
-    multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="channels of each level over width")
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2), min_length=1, description="channels of each level over width"
+    )
     heads: int = Field(4, ge=1, description="attention heads at the coarsest level; must divide its channels")
 
 
@@ -113,7 +117,7 @@ class DDPMConfig(Section):
 
     prefix: ClassVar[str] = "process."
     kind: Annotated[Literal["ddpm"], tyro.conf.Suppress] = "ddpm"
-    steps: int = Field(1000, ge=21, description="published diffusion steps, at least 21")
+    steps: int = Field(1000, ge=1, le=10**6, description="published diffusion steps")
     schedule: Literal["linear", "cosine"] = Field("linear", description="of the betas")
     target: Literal["eps", "x0", "v"] = Field("eps", description="what the network predicts")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
@@ -172,7 +176,7 @@ class Config(Section):
     optimizer: OptimizerConfig = MuonConfig()
     sampling: SamplingConfig = SamplingConfig()
 
-    steps: int = Field(4000, ge=1, le=10**9, description="optimizer steps")
+    steps: int = Field(4000, ge=1, le=10**8 - 1, description="optimizer steps")
     batch_size: int = Field(128, ge=1, le=2**20, description="samples a step")
     lr: float = Field(4e-3, gt=0, le=1e3, description="peak learning rate")
     warmup_steps: int = Field(100, ge=0, le=10**9, description="steps of linear warm-up; cosine decay to 0 follows")

@@ -59,7 +59,7 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
             raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
         load_checkpoint(folder.checkpoints, state, done)
     folder.write_config(config)
-    folder.cut(state.step)
+    folder.cut(-1 if done is None else done)
     watcher.begin(state.step, config.steps)
     recorder = Recorder(folder, state, dataset, watcher)
     with _signals() as received:
@@ -68,6 +68,7 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
         for step in train(state, dataset):
             recorder.after(step)
             if received and state.step < config.steps:
+                recorder.check(step)
                 save_checkpoint(folder.checkpoints, state)
                 raise Interrupted(received[0], str(folder.path), state.step)
     return state
@@ -102,6 +103,7 @@ class Recorder:
         """Record the network as it was initialised."""
         self.folder.append_metrics({"step": 0, "seconds": 0.0, **self._record()})
         self._preview()
+        self.clock = time.perf_counter()
 
     def after(self, step: Step) -> None:
         """See to whatever is due after this step."""
@@ -112,31 +114,43 @@ class Recorder:
             name: last or step.step % getattr(config, f"{name}_every") == 0
             for name in ("log", "record", "preview", "checkpoint")
         }
+        if any(due.values()):
+            self.check(step)
         if due["log"] or due["record"]:
-            self._log(step, self._record() if due["record"] else {})
+            self._log(step, due["record"])
+        begun = time.perf_counter()
         if due["preview"]:
             self._preview()
         if due["checkpoint"]:
             save_checkpoint(self.folder.checkpoints, self.state)
+        self.clock += time.perf_counter() - begun  # images_per_s is the speed of training alone
 
-    def _log(self, step: Step, recorded: dict[str, Any]) -> None:
-        loss, grad_norm = float(self.loss_sum) / self.steps, float(step.grad_norm)
-        now = time.perf_counter()
-        elapsed = now - self.clock
-        images_per_s = self.steps * self.config.batch_size / elapsed
-        self.seconds += elapsed
+    def check(self, step: Step) -> None:
+        """Refuse to go on, and to save anything, once a loss or a gradient was not finite.
+
+        Raises:
+            TrainingError: it was; what to try is said.
+        """
+        loss, grad_norm = float(self.loss_sum), float(step.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
-                f"the loss became {loss} by step {step.step}: try --lr {self.config.lr / 10:g}; "
+                f"the loss or its gradient stopped being finite by step {step.step}: try --lr {self.config.lr / 10:g}; "
                 f"{self.folder.path} keeps what was saved before"
             )
-        line = {"step": step.step, "loss": loss, "lr": step.lr, "grad_norm": grad_norm}
+
+    def _log(self, step: Step, with_recording: bool) -> None:
+        loss = float(self.loss_sum) / self.steps
+        elapsed = time.perf_counter() - self.clock
+        recorded = self._record() if with_recording else {}
+        images_per_s = self.steps * self.config.batch_size / elapsed
+        self.seconds += elapsed
+        line = {"step": step.step, "loss": loss, "lr": step.lr, "grad_norm": float(step.grad_norm)}
         self.folder.append_metrics(
             {**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded}
         )
         seconds_left = (self.config.steps - step.step) * elapsed / self.steps
         self.watcher.progress(step.step, loss, images_per_s, seconds_left)
-        self.clock, self.steps = now, 0
+        self.clock, self.steps = time.perf_counter(), 0
         self.loss_sum.zero_()
 
     def _record(self) -> dict[str, Any]:

@@ -75,14 +75,23 @@ class RunFolder:
         """All lines of the metrics; a last line cut short by a crash is left out."""
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        lines = []
+        for number, text in enumerate(self.metrics_file.read_text().split("\n")[:-1], 1):
+            try:
+                line = json.loads(text)
+                int(line["step"]), float(line["seconds"])
+            except (ValueError, TypeError, KeyError):
+                raise InputError(f"{self.metrics_file}, line {number}, is damaged: delete that line") from None
+            lines.append(line)
+        return lines
 
     def cut(self, step: int) -> None:
         """Drop metrics, pictures, recordings and checkpoints of later steps than ``step``."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.metrics_file, lambda path: path.write_text(text))
+        for leftover in self.checkpoints.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
         for folder in (self.samples, self.probes, self.checkpoints):
             for entry in folder.glob("step-*"):
                 if entry.stem > step_name(step):
@@ -109,7 +118,6 @@ class Run:
         self,
         n: int,
         labels: int | Sequence[int] | Int[Tensor, " n"] | None = None,
-        *,
         steps: int = 25,
         solver: str | Solver = "heun",
         guidance: float | Guidance | None = None,
@@ -125,8 +133,10 @@ class Run:
             batch_size: how many at a time; it changes nothing but memory and speed.
 
         Raises:
-            InputError: a label that is out of range, or on a run without labels.
+            InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels.
         """
+        if n < 1:
+            raise InputError(f"n={n} must be at least 1")
         wanted = self.labels(n, labels)
         pieces = []
         for first in range(0, n, batch_size):
@@ -148,14 +158,17 @@ class Run:
             return None
         if labels is None:
             return torch.arange(n) % self.num_classes
-        wanted = torch.as_tensor(labels, dtype=torch.int64).cpu().expand(n)
+        wanted = torch.as_tensor(labels).cpu()
+        if wanted.is_floating_point() or wanted.shape not in ((), (n,)):
+            raise InputError(f"labels must be a whole number, or one for each of the {n} samples")
+        wanted = wanted.long().expand(n)
         if wanted.min() < 0 or wanted.max() >= self.num_classes:
             raise InputError(f"labels of {self.folder.path} run from 0 to {self.num_classes - 1}, not {labels}")
         return wanted
 
 
 def load(
-    path: str | Path, *, weights: Literal["ema", "raw"] = "ema", step: int | None = None, device: str = "auto"
+    path: str | Path, weights: Literal["ema", "raw"] = "ema", step: int | None = None, device: str = "auto"
 ) -> Run:
     """Load a trained run.
 

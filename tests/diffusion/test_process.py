@@ -63,6 +63,28 @@ def test_flow_matching_has_no_published_index():
         ditlab.FlowMatching(None).q_sample(torch.zeros(1, 2), torch.tensor([3]), torch.zeros(1, 2))
 
 
+def test_whole_times_are_published_indices_everywhere():
+    ddpm = ditlab.DDPM(shaken(ditlab.MLPDenoiser()))
+    x, k = torch.randn(4, 2, generator=generator_for(0)), torch.tensor([0, 10, 500, 999])
+    by_index, by_time = (ddpm.losses(x, generator=generator_for(1), t=t) for t in (k, (k + 1) / 1000))
+    assert torch.equal(by_index, by_time)
+    assert torch.equal(ddpm.denoiser()(x, k).x0, ddpm.denoiser()(x, (k + 1) / 1000).x0)
+    for wrong in (-1, 1000):
+        with pytest.raises(ValueError, match="0 to 999"):
+            ddpm.q_sample(x, torch.full((4,), wrong), x)
+
+
+def test_ddpm_takes_a_network_with_learned_variance():
+    network = shaken(
+        ditlab.DiT(image_size=8, patch_size=4, channels=2, dim=16, heads=2, depth=1, learned_variance=True)
+    )
+    ddpm = ditlab.DDPM(network)
+    x = torch.randn(3, 2, 8, 8, generator=generator_for(2))
+    assert network(x, torch.rand(3)).shape == (3, 4, 8, 8)
+    assert ddpm.loss(x, None, generator_for(3)).isfinite()
+    assert ddpm.sample(2, (2, 8, 8), steps=3, solver="ancestral").shape == (2, 2, 8, 8)
+
+
 @pytest.mark.parametrize("solver", ["euler", "ddim", "heun", "ancestral", "dpm-solver++"])
 def test_a_sample_does_not_depend_on_its_batch(solver):
     process = ditlab.FlowMatching(shaken(network_for((1, 16, 16))))

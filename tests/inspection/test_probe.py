@@ -70,6 +70,8 @@ def test_latest_pass_wins_or_all_are_kept(setting):
     assert last.attention[0].shape[0] == 2
     assert [m.shape[0] for m in every.attention[0]] == [5, 2]
     assert torch.equal(every.attention[0][1], last.attention[0])
+    assert [g.shape[0] for g in every.gates[0]["attn"]] == [5, 2]
+    assert torch.equal(every.gates[0]["attn"][1], last.gates[0]["attn"])
 
 
 def test_unet_has_attention_but_no_gates():

@@ -189,12 +189,33 @@ def test_sincos_positions_equal_diffusers():
         ({"conditioning": "film2"}, "adaln-zero"),
         ({"dim": 6, "heads": 2, "positions": "sincos"}, "divisible by 4"),
         ({"num_classes": 0}, "at least 1"),
+        ({"depth": -1}, "depth=-1"),
+        ({"dim": 0}, "dim=0"),
+        ({"mlp_ratio": -1.0}, "mlp_hidden"),
+        ({"image_size": 0}, "height=0"),
         ({"time_features": 3}, "even"),
     ],
 )
 def test_wrong_sizes_name_the_fix(unchecked, options, message):
     with pytest.raises(ValueError, match=message):
         ditlab.DiT(**options)
+
+
+@EVERY
+def test_times_and_labels_out_of_range_are_named(unchecked, name):
+    network, x, t = build(name, num_classes=4)
+    for wrong in (t[0], t[:3], torch.arange(5)):
+        with pytest.raises(ValueError, match="one float time for each of the 5"):
+            network(x, wrong)
+    for label in (5, -1):
+        with pytest.raises(ValueError, match="0 to 4"):
+            network(x, t, {"label": torch.full((5,), label)})
+
+
+@pytest.mark.parametrize("options", [{"width": 0}, {"multipliers": ()}, {"multipliers": (1, 0)}])
+def test_unet_sizes_must_be_above_zero(options):
+    with pytest.raises(ValueError, match="above 0"):
+        ditlab.UNet(**options)
 
 
 def test_unet_wants_halves():

@@ -147,10 +147,11 @@ def test_the_training_draws_do_not_depend_on_global_state():
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     folder = RunFolder(tmp_path / "r")
     with pytest.raises(TrainingError, match=r"try --lr 100"):
-        fit(folder, tiny(lr=1000.0, steps=400, grad_clip=1e9, checkpoint_every=500), Nobody())
-    assert folder.step is None
+        fit(folder, tiny(lr=1000.0, steps=400, grad_clip=1e9, log_every=100, record_every=100), Nobody())
     for line in folder.read_metrics():
         assert math.isfinite(line.get("loss", 0))
+    for file in folder.path.rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file
 
 
 @pytest.fixture
@@ -186,11 +187,48 @@ def test_points_are_not_clamped(tmp_path):
         (lambda run: ditlab.load(run, weights="best"), "'ema' or 'raw'"),
         (lambda run: ditlab.load(run).sample(2, labels=10), "from 0 to 9"),
         (lambda run: ditlab.load(run).sample(2, labels=[0, -1]), "from 0 to 9"),
+        (lambda run: ditlab.load(run).sample(3, labels=[1, 2]), "one for each of the 3"),
+        (lambda run: ditlab.load(run).sample(2, labels=[0.5, 1.5]), "whole number"),
+        (lambda run: ditlab.load(run).sample(0), "at least 1"),
     ],
 )
 def test_errors_name_the_fix(unchecked, run, call, message):
     with pytest.raises(ditlab.InputError, match=message):
         call(run)
+
+
+def test_a_lost_pointer_is_found_again(run):
+    """LATEST missing or nonsense: the newest checkpoint is the latest, and going on cuts nothing."""
+    pointer = run / "checkpoints/LATEST"
+    for content in ("garbage", "step-00000009", None):
+        pointer.unlink() if content is None else pointer.write_text(content)
+        assert ditlab.load(run).step == 6
+    (run / "checkpoints/step-foo").mkdir()
+    fit(RunFolder(run), tiny("digits", steps=7), Nobody(), resume=True)
+    assert ditlab.load(run).step == 7
+    assert ditlab.load(run, step=3).step == 3
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    folder = RunFolder(tmp_path / "r")
+
+    class PullsThePlug(Nobody):
+        def progress(self, step, loss, images_per_s, seconds_left):
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        fit(folder, tiny(), PullsThePlug())
+    (folder.checkpoints / ".step-00000003.1.tmp").mkdir(parents=True)
+    fit(folder, tiny(), Nobody(), resume=True)
+    assert [line["step"] for line in folder.read_metrics()] == [0, 2, 4, 6]
+    assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["LATEST", "step-00000003", "step-00000006"]
+
+
+def test_a_damaged_line_of_metrics_is_named(run):
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("garbage{\n" + metrics.read_text())
+    with pytest.raises(ditlab.InputError, match="line 1"):
+        fit(RunFolder(run), tiny("digits", steps=7), Nobody(), resume=True)
 
 
 @pytest.mark.parametrize("name", ["model", "ema"])

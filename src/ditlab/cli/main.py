@@ -66,7 +66,7 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader has gone; let Python flush into nothing
         return 1
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return complain(f"the disk is full ({error}); free some space. What was saved before is whole", 1)
         if error.filename is None:
             raise

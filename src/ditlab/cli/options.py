@@ -35,7 +35,7 @@ class ResumeOptions(Section):
     """Go on with a run where it was saved. Nothing but the number of steps may change."""
 
     resume: str = Field(description="folder of a run, or its name in runs/")
-    steps: int | None = Field(None, ge=1, description="train to this many steps instead")
+    steps: int | None = Field(None, ge=1, le=10**8 - 1, description="train to this many steps instead")
     as_json: Json = False
 
 
@@ -99,6 +99,8 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
         print(train_usage())
         sys.exit(0)
     recipe, *rest = arguments
+    if recipe.startswith("-"):
+        raise InputError(f"the recipe comes before {recipe}: ditlab train {'|'.join(RECIPES)} [OPTIONS]")
     if recipe not in RECIPES:
         near = get_close_matches(recipe, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"

@@ -38,10 +38,12 @@ def demo(arguments: Sequence[str]) -> int:
     from ditlab.run import RunFolder, load
 
     folder = RunFolder(RUNS / "demo")
-    if options.fresh:
-        shutil.rmtree(folder.path, ignore_errors=True)
+    if options.fresh and folder.path.exists():
+        shutil.rmtree(folder.path)
     started = folder.config_file.exists()
     config = folder.read_config() if started else RECIPES["circles"]()
+    if config.data.kind != "circles":
+        raise InputError(f"{folder.path} holds another run, of {config.data.kind}: move it, or ditlab demo --fresh")
     _train(folder, config, resume=started, again="ditlab demo --fresh trains it anew")
     run = load(folder.path)
     picture = folder.path / "samples.png"
@@ -69,6 +71,8 @@ def train(arguments: Sequence[str]) -> int:
             config = config.model_copy(update={"steps": options.steps})
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
+        if folder.path.exists() and not folder.config_file.exists():
+            raise InputError(f"{folder.path} is there already, but is no run: remove it or choose another --name")
         if folder.path.exists():
             raise InputError(
                 f"{folder.path} is there already: go on with ditlab train --resume {folder.path}, "

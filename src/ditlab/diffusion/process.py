@@ -61,21 +61,20 @@ class Process(nn.Module):
         self,
         x0: Float[Tensor, "B ..."],
         cond: Condition | None = None,
-        *,
         generator: torch.Generator | None = None,
-        t: Float[Tensor, " B"] | None = None,
+        t: Tensor | None = None,
     ) -> Float[Tensor, " B"]:
         """Mean squared error of the prediction, one per sample; at random times unless ``t`` is given."""
-        if t is None:
-            t = self.times(len(x0), generator, x0.device).to(x0.dtype)
+        t = self.times(len(x0), generator, x0.device) if t is None else self.as_time(t)
+        t = t.to(x0.dtype)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         cond = self.drop(cond, generator)
-        prediction = self.network(self.q_sample(x0, t, noise), t, cond)
-        error = prediction.to(x0.dtype) - compose(self.target, self.path(t), x0, noise)
+        prediction = self.predict(self.q_sample(x0, t, noise), t, cond)
+        error = prediction - compose(self.target, self.path(t), x0, noise)
         return error.square().flatten(1).mean(1)
 
     def loss(
-        self, x0: Float[Tensor, "B ..."], cond: Condition | None = None, *, generator: torch.Generator | None = None
+        self, x0: Float[Tensor, "B ..."], cond: Condition | None = None, generator: torch.Generator | None = None
     ) -> Float[Tensor, ""]:
         """The mean of ``losses``: a scalar to call ``backward`` on."""
         return self.losses(x0, cond, generator=generator).mean()
@@ -88,6 +87,11 @@ class Process(nn.Module):
         gone = torch.rand(len(first), generator=generator, device=first.device) < self.condition_dropout
         null = self.network.null_condition(cond)
         return {name: torch.where(_column(gone, value), null[name], value) for name, value in cond.items()}
+
+    def predict(self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None) -> Tensor:
+        """What the network says of the target, shaped like x; a learned variance is left out."""
+        prediction = self.network(x, t, cond).to(x.dtype)
+        return prediction.chunk(2, dim=1)[0] if getattr(self.network, "learned_variance", False) else prediction
 
     # ---- sampling
 
@@ -104,9 +108,9 @@ class Process(nn.Module):
                 f"guidance needs {type(self.network).__name__}.null_condition(cond), which it does not have"
             )
 
-        def predict(x: Tensor, t: Tensor, cond: Condition | None) -> Estimate:
-            times = t.to(x.device, x.dtype).expand(len(x))
-            y = self.network(x, times, cond).to(x.dtype)
+        def estimate(x: Tensor, t: Tensor, cond: Condition | None) -> Estimate:
+            t = self.as_time(t)
+            y = self.predict(x, t.to(x.device, x.dtype).expand(len(x)), cond)
             return resolve(self.target, self.path(t), x, y)
 
         def guided(x: Tensor, t: Tensor) -> Estimate:
@@ -114,11 +118,11 @@ class Process(nn.Module):
             assert cond
             null = self.network.null_condition(cond)
             both = {name: torch.cat([value, null[name]]) for name, value in cond.items()}
-            estimate = predict(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, both)
-            (strong_x0, weak_x0), (strong_eps, weak_eps) = estimate.x0.chunk(2), estimate.eps.chunk(2)
+            pair = estimate(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, both)
+            (strong_x0, weak_x0), (strong_eps, weak_eps) = pair.x0.chunk(2), pair.eps.chunk(2)
             return guide(Estimate(strong_x0, strong_eps), Estimate(weak_x0, weak_eps), t)
 
-        return (lambda x, t: predict(x, t, cond)) if guide is None else guided
+        return (lambda x, t: estimate(x, t, cond)) if guide is None else guided
 
     @property
     def start(self) -> float:
@@ -130,7 +134,6 @@ class Process(nn.Module):
         self,
         n: int,
         shape: Sequence[int],
-        *,
         cond: Condition | None = None,
         steps: int = 25,
         solver: str | Solver = "heun",
@@ -162,7 +165,6 @@ class Process(nn.Module):
         self,
         n: int,
         shape: Sequence[int],
-        *,
         cond: Condition | None = None,
         steps: int = 25,
         solver: str | Solver = "heun",
@@ -250,6 +252,9 @@ class FlowMatching(Process):
 class DDPM(Process):
     """Denoising diffusion on a discrete variance-preserving path (Ho et al. 2020).
 
+    A network with ``learned_variance`` has 2C channels out; the first C are trained and used, the variance is not: the
+    ancestral step takes the posterior's.
+
     Args:
         network: any ``f(x, t, cond)`` with an output shaped like x.
         steps: number of published steps; t = (k + 1)/steps for k = 0 … steps − 1. Training uses these times alone.
@@ -272,5 +277,13 @@ class DDPM(Process):
         self.steps = steps
 
     def as_time(self, t: Tensor) -> Tensor:
-        """Times as floats in [0, 1]; whole numbers are published indices k."""
-        return t if t.is_floating_point() else (t + 1) / self.steps
+        """Times as floats in [0, 1]; whole numbers are published indices k.
+
+        Raises:
+            ValueError: an index beyond the steps (looked at on the CPU alone: a GPU need not wait).
+        """
+        if t.is_floating_point():
+            return t
+        if t.device.type == "cpu" and t.numel() and (t.min() < 0 or t.max() >= self.steps):
+            raise ValueError(f"step indices run from 0 to {self.steps - 1}, not {int(t.min())} to {int(t.max())}")
+        return (t + 1) / self.steps

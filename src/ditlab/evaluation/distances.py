@@ -17,8 +17,14 @@ def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     Never negative, and 0 only for equal sets; its unit is that of the data.
     """
     x, y = x.double(), y.double()
-    between, within_x, within_y = (torch.cdist(a, b).mean() for a, b in ((x, y), (x, x), (y, y)))
-    return float(2 * between - within_x - within_y)
+    between, within_x, within_y = (_mean_distance(a, b) for a, b in ((x, y), (x, x), (y, y)))
+    return 2 * between - within_x - within_y
+
+
+def _mean_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
+    """Mean over all pairs, a block of rows at a time, so that memory grows with m alone."""
+    blocks = (x[i : i + 1000] for i in range(0, len(x), 1000))
+    return sum(float(torch.cdist(rows, y).sum()) for rows in blocks) / (len(x) * len(y))
 
 
 def sliced_wasserstein(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], directions: int = 128, seed: int = 0) -> float:

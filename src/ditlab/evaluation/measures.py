@@ -33,7 +33,7 @@ def measure_circles(samples: Float[Tensor, "n 1 16 16"], seed: int = 0) -> dict[
         return disc_parameters(circles(n, generator_for(seed, "evaluation", *purpose)).images)
 
     return {
-        "valid": float((overlap >= VALID_OVERLAP).float().mean()),
+        "valid": float((overlap >= VALID_OVERLAP).double().mean()),
         "overlap": float(overlap.mean()),
         **_with_floor("energy_distance", energy_distance, disc_parameters(samples), data),
     }

@@ -20,18 +20,17 @@ class Record:
         attention: layer → (B, h, N, N), or (B, heads asked for, queries asked for, N). Rows sum to 1.
         gates: layer → {"attn": (B, D), "mlp": (B, D)}.
 
-    With ``keep="all"`` each value is a list with one entry a forward pass.
+    With ``keep="all"`` each tensor is a list of tensors instead, one a forward pass.
     """
 
     def __init__(self) -> None:
         self.attention: dict[int, Any] = {}
-        self.gates: dict[int, Any] = {}
+        self.gates: dict[int, dict[str, Any]] = {}
 
 
 @contextmanager
 def probe(
     network: nn.Module,
-    *,
     attention: bool = True,
     gates: bool = True,
     layers: Sequence[int] | None = None,
@@ -53,6 +52,8 @@ def probe(
     Raises:
         ValueError: a compiled network, whose hooks would not fire; a network or a layer that is not there.
     """
+    if keep not in ("last", "all"):
+        raise ValueError(f"keep={keep!r} must be 'last' or 'all'")
     _refuse_compiled(network)
     attentions = [m for m in network.modules() if isinstance(m, ScaledDotProductAttention)]
     modulations = [m for m in network.modules() if isinstance(m, AdaLNZero)]
@@ -60,11 +61,11 @@ def probe(
         raise ValueError(f"{type(network).__name__} has no attention to record; pass attention=False")
     record = Record()
 
-    def store(where: dict[int, Any], layer: int, value: Any) -> None:
+    def store(where: dict[Any, Any], key: Any, value: Tensor) -> None:
         if keep == "all":
-            where.setdefault(layer, []).append(value)
+            where.setdefault(key, []).append(value)
         else:
-            where[layer] = value
+            where[key] = value
 
     def on_attention(layer: int) -> Any:
         def hook(_: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], __: Tensor) -> None:
@@ -74,8 +75,9 @@ def probe(
 
     def on_gates(layer: int) -> Any:
         def hook(_: nn.Module, __: tuple[Tensor, ...], modulation: BlockModulation) -> None:
-            named = modulation._asdict().items()
-            store(record.gates, layer, {branch: part.gate.detach().float() for branch, part in named})
+            branches = record.gates.setdefault(layer, {})
+            for branch, part in modulation._asdict().items():
+                store(branches, branch, part.gate.detach().float())
 
         return hook
 

@@ -17,6 +17,8 @@ from ditlab.networks.embeddings import (
     PatchEmbed,
     TimeEmbedding,
     as_pair,
+    check_sizes,
+    check_times,
     position_table,
 )
 from ditlab.networks.layers import MLP, Attention, full_precision, zero_initialised
@@ -98,6 +100,10 @@ class DiT(nn.Module):
         if conditioning != "adaln-zero":
             raise ValueError(f"unknown conditioning {conditioning!r}; choose 'adaln-zero'")
         self.image_size = as_pair(image_size)
+        height, width = self.image_size
+        check_sizes(
+            height=height, width=width, channels=channels, dim=dim, depth=depth, mlp_hidden=int(dim * mlp_ratio)
+        )
         self.channels = channels
         self.learned_variance = learned_variance
         self.out_channels = 2 * channels if learned_variance else channels
@@ -128,6 +134,7 @@ class DiT(nn.Module):
         if x.shape[1:] != (self.channels, *self.image_size):
             expected = ", ".join(map(str, (self.channels, *self.image_size)))
             raise ValueError(f"this DiT takes images of shape (B, {expected}), not {tuple(x.shape)}")
+        check_times(x, t)
         c = self.conditioner(t, cond)  # (B, D)
         tokens = self.patch_embed(x) + self.positions  # (B, N, D)
         for block in self.blocks:

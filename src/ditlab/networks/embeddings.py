@@ -14,6 +14,29 @@ from ditlab.networks.layers import full_precision, xavier_initialised
 Condition = Mapping[str, Tensor]
 
 
+def check_sizes(**sizes: float) -> None:
+    """Refuse sizes that are not above zero, by name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, size in sizes.items():
+        if not size > 0:
+            raise ValueError(f"{name}={size} must be above 0")
+
+
+def check_times(x: Tensor, t: Tensor) -> None:
+    """Refuse anything but one float time for each sample.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if t.shape != (len(x),) or not t.is_floating_point():
+        raise ValueError(
+            f"t must hold one float time for each of the {len(x)} samples, not {t.dtype} of {tuple(t.shape)}"
+        )
+
+
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """An image or grid size as (height, width); a single number means a square."""
     height, width = (size, size) if isinstance(size, int) else size
@@ -159,7 +182,7 @@ class Labels(nn.Module):
         return {name: torch.full_like(value, self.num_classes) for name, value in cond.items()}
 
     def check(self, cond: Condition | None, batch: int | None) -> None:
-        """Refuse what the network cannot be conditioned on; values are not read, so a GPU need not wait."""
+        """Refuse what the network cannot be conditioned on; values are read on the CPU alone: a GPU need not wait."""
         for name, value in (cond or {}).items():
             if self.table is None:
                 raise ValueError(
@@ -172,6 +195,9 @@ class Labels(nn.Module):
                     f"labels must be whole numbers, one for each of the {batch} samples, "
                     f"not {value.dtype} of shape {tuple(value.shape)}"
                 )
+            readable = value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling()
+            if readable and (value.min() < 0 or value.max() > self.table.num_embeddings - 1):
+                raise ValueError(f"labels run from 0 to {self.num_classes}, the null label, not {value.tolist()}")
 
 
 class Conditioner(nn.Module):

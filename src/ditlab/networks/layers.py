@@ -74,7 +74,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         B, N, D = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.heads, D // self.heads)  # (B, N, 3, h, D/h)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × (B, h, N, D/h)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # 3 × (B, h, N, D/h)
         mixed = self.attention(q, k, v)  # (B, h, N, D/h)
         return self.out(mixed.transpose(1, 2).reshape(B, N, D))  # (B, N, D)
 

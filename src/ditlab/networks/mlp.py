@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.embeddings import Condition, Labels, SinEmb
+from ditlab.networks.embeddings import Condition, Labels, SinEmb, check_sizes, check_times
 from ditlab.networks.layers import zero_initialised
 
 
@@ -37,6 +37,7 @@ class MLPDenoiser(nn.Module):
         time_features: int = 64,
     ) -> None:
         super().__init__()
+        check_sizes(shape=min(shape, default=0), hidden=hidden, depth=depth)
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.time_scale = 1000.0
@@ -56,6 +57,7 @@ class MLPDenoiser(nn.Module):
     ) -> Float[Tensor, "B ..."]:
         if x.shape[1:] != self.shape:
             raise ValueError(f"this MLP takes samples of shape {self.shape}, not {tuple(x.shape[1:])}")
+        check_times(x, t)
         label = self.labels(cond, len(x))
         parts = [x.flatten(1), self.sinusoid(self.time_scale * t)] + ([] if label is None else [label])
         h = torch.cat(parts, dim=1)  # (B, size + features)

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditlab.networks.counts import on_meta, parameter_count
-from ditlab.networks.embeddings import Condition, Conditioner, Labels, TimeEmbedding, as_pair
+from ditlab.networks.embeddings import (
+    Condition,
+    Conditioner,
+    Labels,
+    TimeEmbedding,
+    as_pair,
+    check_sizes,
+    check_times,
+)
 from ditlab.networks.layers import Attention, full_precision, zero_initialised
 
 
@@ -86,6 +94,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = as_pair(image_size)
+        check_sizes(channels=channels, width=width, multipliers=min(multipliers, default=0))
         self.channels = channels
         self.num_classes = num_classes
         shrink = 2 ** (len(multipliers) - 1)
@@ -128,6 +137,7 @@ class UNet(nn.Module):
         if x.shape[1:] != (self.channels, *self.image_size):
             expected = ", ".join(map(str, (self.channels, *self.image_size)))
             raise ValueError(f"this U-Net takes images of shape (B, {expected}), not {tuple(x.shape)}")
+        check_times(x, t)
         c = self.conditioner(t, cond)  # (B, D)
         h = self.conv_in(x)  # (B, width, H, W)
         skips = []

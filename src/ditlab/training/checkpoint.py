@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from ditlab.training.loop import TrainState
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
 
 def step_name(step: int) -> str:
@@ -46,7 +48,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        raise OSError(f"cannot write {path.name}: {error}") from None
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def save_checkpoint(folder: Path, state: TrainState) -> Path:
@@ -75,7 +80,7 @@ def _write_files(folder: Path, state: TrainState) -> None:
     save_tensors(folder / "ema.safetensors", state.ema.network.state_dict())
     save_tensors(folder / "optimizer.safetensors", state.optimizers.state_dict())
     (folder / "state.json").write_text(json.dumps({"step": state.step, "torch": torch.__version__}))
-    files = sorted(folder.iterdir())
+    files = [folder / name for name in FILES]
     manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for file in (*files, folder / MANIFEST, folder):
@@ -83,10 +88,19 @@ def _write_files(folder: Path, state: TrainState) -> None:
 
 
 def latest_step(folder: Path) -> int | None:
-    """The step of the newest checkpoint, or None where there is none."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return int((folder / LATEST).read_text().strip().removeprefix("step-"))
-    return None
+    """The step that ``LATEST`` names; where it names none that is there, the newest checkpoint's; or None."""
+    there = saved_steps(folder)
+    with contextlib.suppress(OSError, ValueError):
+        named = int((folder / LATEST).read_text().strip().removeprefix("step-"))
+        if named in there:
+            return named
+    return max(there, default=None)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, in order."""
+    names = (path.name for path in folder.glob("step-*"))
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8}", name))
 
 
 def verified(folder: Path, step: int) -> Path:
@@ -97,12 +111,11 @@ def verified(folder: Path, step: int) -> Path:
     """
     checkpoint = folder / step_name(step)
     if not checkpoint.is_dir():
-        there = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
-        raise InputError(f"no checkpoint of step {step} in {folder}; there are {there}")
+        raise InputError(f"no checkpoint of step {step} in {folder}; there are {saved_steps(folder)}")
     try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
-        for name, expected in manifest.items():
-            file = checkpoint / name
+        for name in FILES:
+            file, expected = checkpoint / name, manifest[name]
             if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
                 raise InputError(f"{file} is damaged: its content is not what was saved; use an older checkpoint")
     except FileNotFoundError as error:
