@@ -108,7 +108,9 @@ class FlowConfig(Section):
     times: Literal["uniform", "stratified", "logit-normal"] = Field(
         "stratified", description="density of training times"
     )
-    shift: float = Field(1.0, gt=0, description="moves training times towards the noise; 1 leaves them")
+    shift: float = Field(
+        1.0, gt=0, description="above 1 moves training times towards the noise, below 1 towards the data"
+    )
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
 
 

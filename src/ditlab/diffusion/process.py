@@ -221,7 +221,7 @@ class FlowMatching(Process):
         network: any ``f(x, t, cond)`` with an output shaped like x.
         path: ``"linear"``, or ``"cosine"`` (variance-preserving).
         times: ``"uniform"``, ``"stratified"`` (uniform, spread evenly over each batch) or ``"logit-normal"``.
-        shift: moves training times towards the noise for larger images; 1 leaves them.
+        shift: above 1 moves training times towards the noise, as large images need, below 1 towards the data.
         condition_dropout: share of training samples whose conditions are dropped.
     """
 
