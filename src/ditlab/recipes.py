@@ -15,7 +15,7 @@ def circles() -> Config:
     return Config(
         data=CirclesData(),
         network=DiTConfig(),
-        process=FlowConfig(shift=0.5),  # a small disc fails by faint specks: train more where little noise is left
+        process=FlowConfig(shift=0.5),  # small discs fail most: train more where little noise is left
     )
 
 
