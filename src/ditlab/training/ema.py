@@ -21,9 +21,10 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
+        self._averaged, self._latest = list(self.network.parameters()), list(network.parameters())
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after the ``step``-th optimizer step, counted from 1."""
+    def update(self, step: int) -> None:
+        """Take in the network's weights after the ``step``-th optimizer step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        torch._foreach_lerp_(self._averaged, self._latest, 1 - decay)

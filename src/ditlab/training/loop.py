@@ -53,7 +53,6 @@ def train(state: TrainState, dataset: Dataset) -> Iterator[Step]:
     from a saved state draws what the uninterrupted one would have drawn.
     """
     config, device = state.config, state.device
-    parameters = [p for p in state.network.parameters() if p.requires_grad]
     state.process.train()
     while state.step < config.steps:
         x0, cond = dataset.batch(config.seed, state.step * config.batch_size, config.batch_size)
@@ -63,8 +62,8 @@ def train(state: TrainState, dataset: Dataset) -> Iterator[Step]:
             loss = state.process.loss(x0, cond, generator=generator)
         state.optimizers.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip, foreach=True)
+        grad_norm = nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True)
         lr = state.optimizers.step(state.step)
         state.step += 1
-        state.ema.update(state.network, state.step)
+        state.ema.update(state.step)
         yield Step(state.step, loss.detach(), grad_norm, lr)

@@ -38,6 +38,7 @@ class Optimizers:
         self.config = config
         chosen = config.optimizer
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.parameters = list(parameters.values())
         matrices = block_matrices(network)
         self.members: dict[str, Optimizer] = {}
         self.peaks: dict[str, float] = {}
@@ -66,8 +67,8 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for optimizer in self.members.values():
-            optimizer.zero_grad()
+        for p in self.parameters:
+            p.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state under "optimizer/parameter/entry", such as "adamw/final.linear.weight/exp_avg"."""
