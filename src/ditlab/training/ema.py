@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -21,7 +21,8 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
-        self._averaged, self._latest = list(self.network.parameters()), list(network.parameters())
+        self._averaged: list[Tensor] = list(self.network.parameters())
+        self._latest: list[Tensor] = list(network.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
