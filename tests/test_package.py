@@ -20,6 +20,7 @@ FLOORS = [
     {"config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},
     {"run", "fit", "evaluate", "estimate"},
+    {"lab"},
     {"cli", "__main__"},
 ]
 STRANGERS = {"diffusion", "networks", "data"}

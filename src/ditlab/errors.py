@@ -7,6 +7,10 @@ class InputError(ValueError):
     """What the user asked for cannot be done; the message says what was given and what to type instead."""
 
 
+class Missing(InputError):
+    """What was asked for is not there."""
+
+
 class ConfigError(Exception):
     """A configuration is refused; the message names the field.
 

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from importlib.metadata import version
 
 from ditlab.cli import verbs
+from ditlab.cli.lab import lab
 from ditlab.errors import ConfigError, InputError, Interrupted, TrainingError
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -17,6 +18,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (verbs.train, "train a recipe, or go on with a run"),
     "sample": (verbs.sample, "draw samples from a run"),
     "eval": (verbs.evaluate, "measure a run's samples"),
+    "lab": (lab, "look inside a run, in a browser"),
 }
 
 

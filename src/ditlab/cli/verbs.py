@@ -49,7 +49,7 @@ def demo(arguments: Sequence[str]) -> int:
     picture = folder.path / "samples.png"
     _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)))
     figures = _measure(run, EvalOptions(run=str(folder.path)))
-    _report({"run": str(folder.path), "picture": str(picture), **figures}, options.as_json)
+    report({"run": str(folder.path), "picture": str(picture), **figures}, options.as_json)
     say(f"\nLook at {picture}. Next: ditlab train digits")
     return 0
 
@@ -62,7 +62,7 @@ def train(arguments: Sequence[str]) -> int:
     if isinstance(options, TrainOptions) and options.dry_run:
         from ditlab.estimate import estimate
 
-        _report(estimate(options.config), options.as_json)
+        report(estimate(options.config), options.as_json)
         return 0
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
@@ -79,7 +79,7 @@ def train(arguments: Sequence[str]) -> int:
                 f"or choose another --name"
             )
     _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further")
-    _report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
+    report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
     say(f"\nNext: ditlab sample {folder.path}, ditlab eval {folder.path}")
     return 0
 
@@ -92,7 +92,7 @@ def sample(arguments: Sequence[str]) -> int:
     from ditlab.run import load
 
     run = load(options.run, weights=options.weights, device=options.device)
-    _report(_write_samples(run, options), options.as_json)
+    report(_write_samples(run, options), options.as_json)
     return 0
 
 
@@ -102,7 +102,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from ditlab.run import load
 
     run = load(options.run, weights=options.weights, device=options.device)
-    _report(_measure(run, options), options.as_json)
+    report(_measure(run, options), options.as_json)
     return 0
 
 
@@ -173,7 +173,7 @@ def _last_loss(folder: RunFolder) -> float | None:
     return next((line["loss"] for line in reversed(folder.read_metrics()) if "loss" in line), None)
 
 
-def _report(figures: dict[str, Any], as_json: bool) -> None:
+def report(figures: dict[str, Any], as_json: bool) -> None:
     """Print results on stdout: one JSON object, or a table."""
     if as_json:
         print(json.dumps(figures, allow_nan=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
+def as_shapes(network: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device: its shapes without its numbers, however many they are."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in network.buffers()}
+    return copy.deepcopy(network, memo)
+
+
 def multiply_accumulates(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one forward pass on one sample of ``shape``.
 
@@ -28,8 +36,8 @@ def multiply_accumulates(network: nn.Module, shape: tuple[int, ...]) -> int:
     each value they touch). The unit of the "Gflops" in Peebles & Xie 2023, table 1; floating-point operations are twice
     as many.
     """
-    network = copy.deepcopy(network).to("meta").requires_grad_(False)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addcmul: _addcmul_operations})
+    network = as_shapes(network).requires_grad_(False)
+    counter = FlopCounterMode(display=False, custom_mapping=ADDCMUL)
     with counter:
         network(torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta"), None)
     return counter.get_total_flops() // 2
@@ -39,9 +47,13 @@ def _addcmul_operations(*_: object, out_shape: torch.Size, **__: object) -> int:
     return 2 * out_shape.numel()
 
 
+ADDCMUL = {torch.ops.aten.addcmul: _addcmul_operations}
+"""For torch's counter, which leaves the modulation and gating out."""
+
+
 def activation_bytes(network: nn.Module, shape: tuple[int, ...], batch_size: int) -> int:
     """Bytes that one forward pass in fp32 keeps for its backward pass, each stored tensor counted once."""
-    network = copy.deepcopy(network).to("meta")
+    network = as_shapes(network)
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}
 

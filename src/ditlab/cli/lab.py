@@ -1,0 +1,71 @@
+"""``ditlab lab``: serve the page that looks inside runs, or write it to one file."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ditlab.cli.options import LabOptions, parse
+from ditlab.cli.verbs import report, say
+from ditlab.errors import InputError
+
+if TYPE_CHECKING:
+    from ditlab.lab.library import Library
+
+
+def lab(arguments: Sequence[str]) -> int:
+    """Serve the lab until Ctrl-C, or export one run."""
+    options = parse(LabOptions, arguments, "ditlab lab")
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"the lab needs {' and '.join(missing)}: pip install 'ditlab[lab]'")
+    if options.export is not None and Path(options.export).suffix != ".html":
+        raise InputError(f"--export {options.export} must end in .html")
+    from ditlab.lab.library import Library
+
+    library = Library(options.run)
+    return _serve(library, options) if options.export is None else _export(library, options)
+
+
+def _export(library: Library, options: LabOptions) -> int:
+    from ditlab.lab.export import export
+
+    assert options.export is not None
+    folders = library.folders()
+    if len(folders) > 1:
+        names = ", ".join(str(folder.path) for folder in folders.values())
+        raise InputError(f"--export takes one run; name one of {names}")
+    out = Path(options.export)
+    size = export(library, next(iter(folders)), out)
+    report({"out": str(out), "bytes": size}, options.as_json)
+    return 0
+
+
+def _serve(library: Library, options: LabOptions) -> int:
+    from ditlab.lab.api import create_app
+    from ditlab.lab.guard import Guard
+    from ditlab.lab.serve import allowed_hosts, listen, needs_token, serve
+    from ditlab.lab.worker import Worker
+
+    sock = listen(options.host, options.port)
+    token = secrets.token_urlsafe(24) if needs_token(options.host) else None
+    worker = Worker()
+    app = Guard(create_app(library, worker), allowed_hosts(options.host, sock.getsockname()[1]), token)
+
+    def announce(address: str) -> None:
+        url = address if token is None else f"{address}?token={token}"
+        runs = [str(folder.path) for folder in library.folders().values()]
+        if options.as_json:
+            print(json.dumps({"url": url, "runs": runs}), flush=True)
+        say(f"The lab looks at {', '.join(runs)}.\nOpen {url} in a browser. Ctrl-C stops it.")
+
+    try:
+        return serve(app, sock, on_ready=announce)
+    finally:
+        worker.close()
+        sys.stdout.flush()

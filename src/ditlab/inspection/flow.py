@@ -1,0 +1,107 @@
+"""What every part of a network takes, gives, weighs, computes and lasts: measured by hooks on a real forward pass."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditlab.networks.counts import ADDCMUL, as_shapes, parameter_count
+
+
+@dataclass
+class Part:
+    """One module as a batch meets it. Shapes include the batch; ``milliseconds`` is a median over passes."""
+
+    name: str
+    kind: str
+    takes: list[list[int]]
+    gives: list[int]
+    parameters: int
+    multiply_accumulates: int = 0
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def milliseconds(self) -> float:
+        """Median over the timed passes."""
+        return statistics.median(self.times)
+
+
+def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], passes: int = 5) -> list[Part]:
+    """Run ``forward`` and report of each of the ``modules`` what it did, in the order they are first entered.
+
+    Args:
+        modules: name → module, of those to watch.
+        forward: runs the network once; it is run ``passes`` times after one to warm up.
+        passes: over which times are medians.
+    """
+    parts: dict[str, Part] = {}
+    started: dict[str, float] = {}
+    order: list[str] = []
+
+    def before(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            if name not in order:
+                order.append(name)
+            started[name] = time.perf_counter()
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if output is None:  # a module that has nothing to add, such as the labels of a network without any
+                return
+            elapsed = 1e3 * (time.perf_counter() - started[name])
+            if name not in parts:
+                takes = [list(x.shape) for x in inputs if isinstance(x, Tensor)]
+                parts[name] = Part(name, type(module).__name__, takes, _shape(output), parameter_count(module))
+            else:
+                parts[name].times.append(elapsed)
+
+        return hook
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+        for _ in range(passes + 1):
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [parts[name] for name in order if name in parts]
+
+
+def _shape(output: Any) -> list[int]:
+    """Shape of a tensor; of nested tuples of tensors, such as a modulation, their number and the shape of one."""
+    if isinstance(output, Tensor):
+        return list(output.shape)
+    leaves = _leaves(output)
+    return [len(leaves), *leaves[0].shape]
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [leaf for part in value for leaf in _leaves(part)]
+
+
+def multiply_accumulates_by_module(network: nn.Module, shape: tuple[int, ...], batch_size: int = 1) -> dict[str, int]:
+    """Multiply-accumulates of each module in a forward pass, by its name; "" for the whole network.
+
+    Counted as in ``multiply_accumulates``, on the meta device.
+    """
+    network = as_shapes(network).requires_grad_(False)
+    counter = FlopCounterMode(display=False, custom_mapping=ADDCMUL)
+    with counter:
+        network(torch.empty(batch_size, *shape, device="meta"), torch.empty(batch_size, device="meta"), None)
+    root = type(network).__name__
+    return {
+        name.removeprefix(root).removeprefix("."): sum(counts.values()) // 2
+        for name, counts in counter.get_flop_counts().items()
+        if name.startswith(root)
+    }

@@ -1,0 +1,236 @@
+"""The routes: each reads a checked query, lets the worker ask a lens, and answers with JSON or arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.numpy import save
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from ditlab.errors import InputError, Missing
+from ditlab.lab.guard import exception_handlers, problem
+from ditlab.lab.images import from_file, from_pixels
+from ditlab.lab.lens import Answer, Lens, Look
+from ditlab.lab.library import Library
+from ditlab.lab.worker import Worker
+from ditlab.training.checkpoint import step_name
+
+PAGE = Path(__file__).parent / "static"
+MAX_IMAGES, MAX_POINTS = 16, 2000  # samples in one trajectory
+
+
+class Query(BaseModel):
+    """What every question about a run may say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    step: int | None = Field(None, ge=0, lt=10**8)
+    weights: Literal["ema", "raw"] = "ema"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What is left for the lens."""
+        return self.model_dump(exclude={"step", "weights"}, exclude_none=True)
+
+
+class Where(Query):
+    """An image at a time."""
+
+    input: str = Field("data:0", max_length=64)
+    t: float = Field(0.3, ge=0, le=1, allow_inf_nan=False)
+    label: int | None = Field(None, ge=-1, lt=2**31)
+
+
+Layer = Annotated[int, Field(ge=0, lt=10**4)]
+Patch = Annotated[int, Field(ge=0, lt=10**6)]
+
+
+class OneMap(Where):
+    """One head of one layer, or the mean over heads."""
+
+    layer: Layer = 0
+    head: Annotated[int, Field(ge=0, lt=10**4)] | Literal["mean"] = "mean"
+
+
+class OneRow(OneMap):
+    """One patch in one map."""
+
+    query: Patch
+    direction: Literal["from", "to"] = "from"
+
+
+class AllHeads(Where):
+    """One patch in every map."""
+
+    query: Patch
+    direction: Literal["from", "to"] = "from"
+
+
+class Walk(Query):
+    """A trajectory from noise to data."""
+
+    solver: Literal["euler", "ddim", "heun", "ancestral", "dpm-solver++"] = "heun"
+    steps: int = Field(25, ge=1, le=200)
+    guidance: float | None = Field(None, ge=-100, le=100, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, lt=2**53)
+    label: int | None = Field(None, ge=-1, lt=2**31)
+    n: int = Field(1, ge=1, le=MAX_POINTS)
+
+
+class Field2D(Query):
+    """A vector field at a time."""
+
+    t: float = Field(0.5, ge=0, le=1, allow_inf_nan=False)
+    size: int = Field(24, ge=2, le=64)
+
+
+Question = TypeVar("Question", bound=Query)
+Ask = Callable[[Lens, Any, Look], Any]
+
+QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
+    "flow": (Query, lambda lens, _, __: lens.flow()),
+    "input": (Where, lambda lens, q, _: lens.input(**q.arguments)),
+    "attention": (OneMap, lambda lens, q, _: lens.attention(**q.arguments)),
+    "attention/row": (OneRow, lambda lens, q, _: lens.attention_row(**q.arguments)),
+    "attention/thumbnails": (AllHeads, lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look)),
+    "attention/statistics": (Where, lambda lens, q, look: lens.attention_statistics(**q.arguments, look=look)),
+    "attention/summary": (Query, lambda lens, _, look: lens.attention_summary(look=look)),
+    "gates": (Query, lambda lens, _, __: lens.gates()),
+    "trajectory": (Walk, lambda lens, q, look: _trajectory(lens, q, look)),
+    "field": (Field2D, lambda lens, q, _: lens.field(**q.arguments)),
+}
+
+
+def _trajectory(lens: Lens, query: Walk, look: Look) -> Answer:
+    if len(lens.run.shape) == 3 and query.n > MAX_IMAGES:
+        raise InputError(f"n={query.n} images are too many at once; ask for at most {MAX_IMAGES}")
+    return lens.trajectory(**query.arguments, look=look)
+
+
+def create_app(library: Library, worker: Worker) -> Starlette:
+    """The application: the API under /api and the page at /."""
+    api = [
+        Route("/runs", _catalogue),
+        Route("/runs/{run}", _describe),
+        Route("/runs/{run}/samples/{step:int}", _picture),
+        Route("/runs/{run}/inputs", _bring, methods=["POST"]),
+        *[Route(f"/runs/{{run}}/{name}", _asking(*question)) for name, question in QUESTIONS.items()],
+    ]
+    app = Starlette(
+        routes=[Mount("/api", routes=api), Mount("/", StaticFiles(directory=PAGE, html=True))],
+        exception_handlers={
+            **exception_handlers,
+            Missing: _error(404),
+            InputError: _error(400),
+            ValidationError: _invalid,
+        },
+    )
+    app.state.library, app.state.worker = library, worker
+    return app
+
+
+def _asking(model: type[Query], ask: Ask) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint that asks a lens one question."""
+
+    async def endpoint(request: Request) -> Response:
+        query = model.model_validate(_single(request))
+        library: Library = request.app.state.library
+
+        def job(look: Look) -> Any:
+            return ask(library.lens(request.path_params["run"], query.step, query.weights), query, look)
+
+        return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+
+    return endpoint
+
+
+def _single(request: Request) -> Mapping[str, str]:
+    """The query, in which nothing may be said twice."""
+    pairs = request.query_params.multi_items()
+    if len(pairs) > 32 or len({name for name, _ in pairs}) < len(pairs):
+        raise InputError("each parameter may be given once")
+    return dict(pairs)
+
+
+def answer(request: Request, value: Any) -> Response:
+    """JSON for plain values, safetensors for arrays; with an ETag, and 304 for one who has it already."""
+    body, media_type = encode(value)
+    tag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=media_type, headers=headers)
+
+
+def encode(value: Any) -> tuple[bytes, str]:
+    """The bytes of an answer and their media type."""
+    if isinstance(value, Answer):
+        arrays = {name: np.ascontiguousarray(array) for name, array in value.items()}
+        return save(arrays, metadata=value.meta), "application/octet-stream"
+    return json.dumps(value, allow_nan=False).encode(), "application/json"
+
+
+async def _catalogue(request: Request) -> Response:
+    return answer(request, await run_in_threadpool(request.app.state.library.catalogue))
+
+
+async def _describe(request: Request) -> Response:
+    query = Query.model_validate(_single(request))
+    library: Library = request.app.state.library
+    run = request.path_params["run"]
+
+    def job(_: Look) -> Any:
+        return library.describe(run, query.step, query.weights)
+
+    return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+
+
+async def _picture(request: Request) -> Response:
+    """A preview that the run recorded; only steps it has are looked up."""
+    folder = request.app.state.library.folder(request.path_params["run"])
+    file = folder.samples / f"{step_name(request.path_params['step'])}.png"
+    try:
+        body = await run_in_threadpool(file.read_bytes)
+    except OSError:
+        raise Missing(f"no picture was made at step {request.path_params['step']}") from None
+    return Response(body, media_type="image/png", headers={"Cache-Control": "no-cache"})
+
+
+async def _bring(request: Request) -> Response:
+    """Take a drawn image (raw bytes) or a picture file; keep it and name it."""
+    library: Library = request.app.state.library
+    run, kind = request.path_params["run"], request.headers.get("content-type", "").split(";")[0]
+    if kind != "application/octet-stream" and not kind.startswith("image/"):
+        return problem(415, "send raw pixels (application/octet-stream) or a picture (image/png)")
+    body = await request.body()
+
+    def job(_: Look) -> dict[str, str]:
+        lens = library.lens(run)
+        decode = from_pixels if kind == "application/octet-stream" else from_file
+        return {"input": lens.own(decode(body, lens.run.shape))}
+
+    return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+
+
+def _error(status: int) -> Any:
+    async def handler(_: Request, error: Exception) -> Response:
+        return problem(status, str(error))
+
+    return handler
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = first["loc"][0] if first["loc"] else "query"
+    return problem(400, f"{name}: {first['msg']}")

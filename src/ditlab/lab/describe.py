@@ -1,0 +1,58 @@
+"""Everything a page needs to know about a run before it asks for arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ditlab.inspection.branches import modulated_blocks
+from ditlab.lab.lens import KINDS, MAX_STEPS, Lens
+from ditlab.networks.counts import parameter_count
+from ditlab.networks.dit import DiT
+
+
+def describe(lens: Lens) -> dict[str, Any]:
+    """Shapes, sizes and choices of a run, and which sections of the page apply to it."""
+    run, config = lens.run, lens.run.config
+    patches = None
+    if isinstance(lens.network, DiT):
+        embed = lens.network.patch_embed
+        patches = {"size": embed.patch_size, "grid": list(embed.grid), "tokens": math.prod(embed.grid)}
+    layers = [
+        {"layer": i, "heads": heads, "grid": list(grid), "tokens": math.prod(grid)}
+        for i, (heads, grid) in enumerate(zip(lens.heads, lens.grids, strict=True))
+    ]
+    return {
+        "data": config.data.kind,
+        "network": config.network.kind,
+        "process": config.process.kind,
+        "target": lens.process.target_name,
+        "shape": list(run.shape),
+        "step": run.step,
+        "num_classes": run.num_classes,
+        "patches": patches,
+        "attention": layers,
+        "has_gates": bool(modulated_blocks(lens.network)),
+        "parameters": parameter_count(lens.network),
+        "macs": lens.scenes.macs,
+        "sampling": config.sampling.model_dump(),
+        "solvers": ["euler", "heun", "ancestral", "dpm-solver++"],
+        "max_steps": MAX_STEPS,
+        "sections": _sections(lens),
+    }
+
+
+def _sections(lens: Lens) -> dict[str, str | None]:
+    """Of each section of the page, why it does not apply, or None."""
+    kind = KINDS[lens.run.config.network.kind]
+    no_patches = None if isinstance(lens.network, DiT) else f"{kind} cuts nothing into patches."
+    no_attention = None if lens.layers else f"{kind} has no attention."
+    no_gates = None if modulated_blocks(lens.network) else f"{kind} has no adaLN-Zero gates."
+    return {
+        "flow": None,
+        "patches": no_patches,
+        "attention": no_attention,
+        "matrix": no_attention,
+        "gates": no_gates,
+        "denoise": None,
+    }

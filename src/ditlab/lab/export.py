@@ -1,0 +1,152 @@
+"""The page as one file: its modules, its style and precomputed answers, to be opened from disk without Python."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from ditlab.lab.api import PAGE, encode
+from ditlab.lab.lens import Lens
+from ditlab.lab.library import Library
+from ditlab.training.checkpoint import step_name, write_atomically
+
+INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+WALKS = ({"solver": "heun", "steps": 25}, {"solver": "euler", "steps": 10}, {"solver": "dpm-solver++", "steps": 10})
+SEEDS = (0, 1, 2)
+LARGEST = 64  # tokens up to which every patch of every map is precomputed
+PARTICLES = 400
+IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
+
+
+def export(library: Library, name: str, out: Path) -> int:
+    """Write the page of one run to ``out``; return its size in bytes."""
+    embedded = json.dumps(embed(library, name), allow_nan=False).replace("<", "\\u003c")
+    page = one_page(embedded)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
+    return len(page.encode())
+
+
+def embed(library: Library, name: str) -> dict[str, Any]:
+    """Every answer the page will ask for, under the address it asks at, and what there is to choose from."""
+    lens = library.lens(name)
+    run = library.describe(name, None, "ema")
+    run["checkpoints"] = [run["step"]]
+    run["path"] = run["name"]
+    catalogue = {"runs": [entry for entry in library.catalogue()["runs"] if entry["id"] == name]}
+    paths: dict[str, Any] = {"/api/runs": _packed(catalogue)}
+    base = f"/api/runs/{name}"
+    common = {"step": run["step"], "weights": "ema"}
+    paths[base] = paths[_address(base, common)] = _packed(run)
+    choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
+    for path, query, value in _answers(lens, run, choices):
+        paths[_address(f"{base}/{path}", common | query)] = _packed(value)
+    for step in run["previews"]:
+        picture = (lens.run.folder.samples / f"{step_name(step)}.png").read_bytes()
+        paths[f"{base}/samples/{step}"] = {"type": "image", "body": _base64(picture)}
+    return {"paths": paths, "choices": choices}
+
+
+def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """(path, query, value) of all that is precomputed."""
+    yield "flow", {}, lens.flow()
+    if run["has_gates"]:
+        yield "gates", {}, lens.gates()
+    if len(lens.run.shape) == 3:
+        choices["input"] = list(INPUTS)
+        yield from _looks(lens, run)
+    else:
+        for t in (i / 20 for i in range(21)):
+            yield "field", {"t": t, "size": 24}, lens.field(t=t)
+    guidance = {} if run["sampling"]["guidance"] == 1 else {"guidance": run["sampling"]["guidance"]}
+    n = 1 if len(lens.run.shape) == 3 else PARTICLES
+    for walk, seed in product(WALKS, SEEDS):
+        setting: dict[str, Any] = {**walk, **guidance, "seed": seed}
+        choices["settings"].append(setting)
+        yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
+
+
+def _looks(lens: Lens, run: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    layers = run["attention"]
+    if layers:
+        yield "attention/summary", {}, lens.attention_summary()
+    for name, t in product(INPUTS, TIMES):
+        where: dict[str, Any] = {"input": name, "t": t}
+        yield "input", where, lens.input(**where)
+        if not layers:
+            continue
+        yield "attention/statistics", where, lens.attention_statistics(**where)
+        for layer in layers:
+            for head in [*range(layer["heads"]), "mean"]:
+                one = where | {"layer": layer["layer"], "head": head}
+                yield "attention", one, lens.attention(**one)
+        tokens = layers[0]["tokens"]
+        for query, direction in product(range(tokens if tokens <= LARGEST else 0), ("from", "to")):
+            every = where | {"query": query, "direction": direction}
+            yield "attention/thumbnails", every, lens.attention_thumbnails(**every)
+
+
+def _address(path: str, query: dict[str, Any]) -> str:
+    """Path and query as the page writes them: keys in order."""
+    return f"{path}?{urlencode(sorted((key, _number(value)) for key, value in query.items()), quote_via=quote)}"
+
+
+def _number(value: Any) -> str:
+    """As JavaScript prints it: 2.0 is 2."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _packed(value: Any) -> dict[str, Any]:
+    body, media_type = encode(value)
+    if media_type == "application/json":
+        return {"type": "json", "body": value}
+    return {"type": "arrays", "body": _base64(body)}
+
+
+def one_page(embedded: str) -> str:
+    """index.html with its styles, its modules (as data: addresses in an import map) and the answers inside."""
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    modules = {file.name: IMPORT.sub(r'\1"\2"', file.read_text(encoding="utf-8")) for file in sorted(PAGE.glob("*.js"))}
+    addresses = {
+        name: "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
+        for name, text in modules.items()
+    }
+    import_map = json.dumps({"imports": addresses}).replace("<", "\\u003c")
+    start = 'import "main.js";'
+    styles = []
+
+    def inline_style(match: re.Match[str]) -> str:
+        text = (PAGE / match[1]).read_text(encoding="utf-8")
+        styles.append(text)
+        return f"<style>{text}</style>"
+
+    page = re.sub(r'<link rel="stylesheet" href="\./([\w.-]+\.css)"\s*/?>', inline_style, page)
+    scripts = [
+        f'<script type="importmap">{import_map}</script>',
+        f'<script type="application/json" id="embedded">{embedded}</script>',
+        f'<script type="module">{start}</script>',
+    ]
+    policy = (
+        f"default-src 'none'; script-src data: {_hashes(import_map, start)}; style-src {_hashes(*styles)}; "
+        "img-src data: blob:; connect-src 'none'"
+    )
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    page = page.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{meta}', 1)
+    return re.sub(r'<script type="module" src="\./main\.js">\s*</script>', lambda _: "\n".join(scripts), page)
+
+
+def _hashes(*texts: str) -> str:
+    """What a Content-Security-Policy calls texts that may stand in the page."""
+    return " ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in texts)
+
+
+def _base64(body: bytes) -> str:
+    return base64.b64encode(body).decode()

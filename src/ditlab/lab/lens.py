@@ -1,0 +1,363 @@
+"""What the page shows, as numbers: each method answers one question about a run with named arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ditlab.chance import SampleNoise
+from ditlab.diffusion.solvers import as_solver
+from ditlab.diffusion.targets import compose, resolve
+from ditlab.errors import InputError
+from ditlab.inspection.statistics import brightness, map_statistics, query_statistics
+from ditlab.lab import maps
+from ditlab.lab.diagram import diagram
+from ditlab.lab.images import OwnImages
+from ditlab.lab.maps import Head
+from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, joined
+from ditlab.networks.dit import DiT
+from ditlab.run import Run, load
+
+KINDS = {"dit": "A DiT", "unet": "A U-Net", "mlp": "An MLP"}
+MAX_STEPS = 200
+SUMMARY_IMAGES = 64
+SUMMARY_TIMES = tuple(i / 10 for i in range(1, 10))
+Look = Callable[[], None]
+
+
+def look_away() -> None:
+    """Nobody to ask whether the answer is still wanted."""
+
+
+class Answer(dict[str, np.ndarray]):
+    """Named float32 arrays, and a few words about them in ``meta``."""
+
+    def __init__(self, arrays: dict[str, Tensor], **meta: str) -> None:
+        super().__init__({name: value.detach().float().cpu().numpy() for name, value in arrays.items()})
+        self.meta = meta
+
+
+class Lens:
+    """Looks inside a trained run.
+
+    Args:
+        run: the run's folder, its name in ``runs/``, or a loaded run.
+        step: which checkpoint; None for the newest.
+        weights: "ema" for the averaged weights, "raw" for the last ones.
+        own: where images that people bring are kept.
+
+    Where a method takes ``input``, it is ``"data:I"`` for the I-th training example, ``"sample:SEED"`` for a generated
+    one, or the name that ``own`` returned; ``t`` is the time, 0 for data and 1 for noise. A generated image is shown in
+    its state on a trajectory of 25 steps, at the time nearest to t; others are mixed with a noise that is always the
+    same. ``label`` is a class, −1 for the null label, None for the image's own.
+
+    Raises:
+        InputError: anything asked for that is not there; the message says what is.
+    """
+
+    def __init__(
+        self,
+        run: str | Path | Run,
+        step: int | None = None,
+        weights: Literal["ema", "raw"] = "ema",
+        own: OwnImages | None = None,
+    ) -> None:
+        self.run = run if isinstance(run, Run) else load(run, weights=weights, step=step)
+        self.process, self.network = self.run.process, self.run.process.network
+        self.scenes = Scenes(self.run, OwnImages() if own is None else own)
+
+    # ---- what there is
+
+    @cached_property
+    def _any(self) -> Scene:
+        """Something of the right shape, to learn other shapes with."""
+        x = SampleNoise(0, [0], self.run.shape, self.scenes.like)()
+        return Scene(x, x, x, 0.5, self.scenes.condition(0, None, 1))
+
+    @cached_property
+    def grids(self) -> list[tuple[int, int]]:
+        """Rows and columns of the tokens of each attention layer; empty without attention."""
+        if not maps.attention_layers(self.network):
+            return []
+        if isinstance(self.network, DiT):
+            return [self.network.patch_embed.grid] * len(self.network.blocks)
+        kept = maps.queries_and_keys(self.network, self._forward(self._any), self.layers)
+        height, width = self.run.shape[1:]
+        scales = [math.isqrt(height * width // layer.q.shape[2]) for _, layer in sorted(kept.items())]
+        return [(height // scale, width // scale) for scale in scales]
+
+    @property
+    def layers(self) -> list[int]:
+        """Numbers of the attention layers, from 0."""
+        return list(range(len(maps.attention_layers(self.network))))
+
+    @cached_property
+    def heads(self) -> list[int]:
+        """Heads of each attention layer."""
+        if not self.layers:
+            return []
+        kept = maps.queries_and_keys(self.network, self._forward(self._any), self.layers)
+        return [kept[layer].q.shape[1] for layer in self.layers]
+
+    # ---- shape flow and patches
+
+    def flow(self) -> dict[str, Any]:
+        """The network as nodes: shapes, parameters, multiply-accumulates and milliseconds, from one sample."""
+        return diagram(self.network, self._any.x, self._forward(self._any))
+
+    def own(self, image: np.ndarray) -> str:
+        """Keep an image, uint8 of the network's shape (0 is −1, 255 is +1), and return its name for ``input``."""
+        if image.shape != self.run.shape or image.dtype != np.uint8:
+            raise InputError(
+                f"an image of this run is uint8 of shape {self.run.shape}, not {image.dtype} {image.shape}"
+            )
+        return self.scenes.own.add(image)
+
+    @torch.no_grad()
+    def input(self, *, input: str = "data:0", t: float = 0.3, label: int | None = None) -> Answer:
+        """The image, its noisy version, what the network says about it, and its tokens (DiT)."""
+        scene = self.scenes.scene(input, t, label)
+        prediction, x0, _ = self._estimate(scene.x, scene.t, scene.cond, None)
+        arrays = {"x0": scene.x0, "x": scene.x, "noise": scene.noise, "prediction": prediction, "denoised": x0}
+        arrays = {name: value[0] for name, value in arrays.items()}
+        if isinstance(self.network, DiT):
+            embedded = self.network.patch_embed(scene.x)[0]
+            positions = self.network.positions[0]
+            arrays |= {"embedded": embedded, "positions": positions, "tokens": embedded + positions}
+        return Answer(arrays, t=repr(scene.t), label=str(None if scene.cond is None else int(scene.cond["label"])))
+
+    # ---- attention
+
+    def attention(
+        self, *, input: str = "data:0", t: float = 0.3, label: int | None = None, layer: int = 0, head: Head = "mean"
+    ) -> Answer:
+        """The map of a head, rows are queries, and statistics of each row; see ``inspection.statistics``.
+
+        Where there are more than 256 tokens, the map holds means over cells; the statistics are exact.
+        """
+        scene = self.scenes.scene(input, t, label)
+        kept = self._attention_of(scene, layer, head)
+        tokens = kept.q.shape[2]
+        rows = self._per_query(kept, head, layer, scene)
+        return Answer(
+            {"map": maps.whole_map(kept, head)} | {name: value[0] for name, value in rows.items()},
+            pool=f"{max(1.0, tokens / maps.WHOLE):g}",
+            tokens=str(tokens),
+        )
+
+    def attention_row(
+        self,
+        *,
+        query: int,
+        direction: str = "from",
+        input: str = "data:0",
+        t: float = 0.3,
+        label: int | None = None,
+        layer: int = 0,
+        head: Head = "mean",
+    ) -> Answer:
+        """Where one patch looks, or (``direction="to"``) who looks at it."""
+        kept = self._attention_of(self.scenes.scene(input, t, label), layer, head)
+        self._check_query(query, kept)
+        return Answer({"row": maps.one_row(kept, head, query, direction)})
+
+    def attention_thumbnails(
+        self,
+        *,
+        query: int,
+        direction: str = "from",
+        input: str = "data:0",
+        t: float = 0.3,
+        label: int | None = None,
+        look: Look = look_away,
+    ) -> Answer:
+        """``attention_row`` of every head of every layer on the grid of patches, at most 16 × 16."""
+        tiles, grid = [], self._one_grid()
+        for _, kept in self._each_layer(self.scenes.scene(input, t, label), look):
+            self._check_query(query, kept)
+            tiles.append(maps.thumbnails(kept, query, direction, grid))
+        return Answer({"thumbnails": torch.stack(tiles)}, pool=f"{max(1.0, grid[0] / 16):g}")
+
+    def attention_statistics(
+        self, *, input: str = "data:0", t: float = 0.3, label: int | None = None, look: Look = look_away
+    ) -> Answer:
+        """Statistics of every map, (L, h + 1) each; the last column is that of the mean over heads."""
+        scene = self.scenes.scene(input, t, label)
+        table: dict[str, list[Tensor]] = {}
+        for layer, kept in self._each_layer(scene, look):
+            heads: list[Head] = [*range(kept.q.shape[1]), "mean"]
+            found = [self._map_statistics(kept, head, layer, scene) for head in heads]
+            for name in found[0]:
+                table.setdefault(name, []).append(torch.cat([numbers[name] for numbers in found]))
+        return Answer({name: torch.stack(rows) for name, rows in table.items()})
+
+    def attention_summary(self, *, look: Look = look_away) -> Answer:
+        """Statistics over 64 training images at nine times, (T, L), of the mean over heads.
+
+        Larger networks are measured on fewer images; ``meta["images"]`` says on how many.
+        """
+        if not self.layers:
+            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        cost = self.scenes.macs + 64 * sum(math.prod(grid) ** 2 for grid in self.grids)
+        images = max(1, min(SUMMARY_IMAGES, int(MAX_WORK / len(SUMMARY_TIMES) / cost)))
+        table: dict[str, list[Tensor]] = {}
+        for t in SUMMARY_TIMES:
+            scene = joined([self.scenes.scene(f"data:{i}", t, None) for i in range(images)])
+            layers = [self._map_statistics(kept, "mean", i, scene) for i, kept in self._each_layer(scene, look)]
+            for name in layers[0]:
+                table.setdefault(name, []).append(torch.stack([layer[name].mean() for layer in layers]))
+        return Answer(
+            {"t": torch.tensor(SUMMARY_TIMES)} | {name: torch.stack(rows) for name, rows in table.items()},
+            images=str(images),
+        )
+
+    # ---- gates
+
+    def gates(self) -> Answer:
+        """What the run recorded of its gates while it was trained, and its loss."""
+        folder = self.run.folder
+        files = sorted(folder.probes.glob("step-*.safetensors"))
+        if not files:
+            raise InputError(f"{folder.path} recorded no gates")
+        recordings = [load_file(file) for file in files]
+        losses = [(line["step"], line["loss"]) for line in folder.read_metrics() if "loss" in line]
+        arrays = {
+            "step": torch.tensor([int(file.stem.removeprefix("step-")) for file in files]),
+            "t": recordings[0]["t"],
+            "loss_step": torch.tensor([step for step, _ in losses]),
+            "loss": torch.tensor([loss for _, loss in losses]),
+        }
+        for name in ("gate", "contribution", "effective_depth"):
+            arrays[name] = torch.stack([recording[name] for recording in recordings])
+        return Answer(arrays, previews=repr(self.previews()))
+
+    def previews(self) -> list[int]:
+        """Steps at which the run left a picture drawn from the same noise."""
+        return sorted(int(file.stem.removeprefix("step-")) for file in self.run.folder.samples.glob("step-*.png"))
+
+    # ---- denoising
+
+    def trajectory(
+        self,
+        *,
+        solver: str = "heun",
+        steps: int = 25,
+        guidance: float | None = None,
+        seed: int = 0,
+        label: int | None = None,
+        n: int = 1,
+        look: Look = look_away,
+    ) -> Answer:
+        """From noise to data: times, and at each x_t and what the network says there, (steps + 1, n, *shape)."""
+        evaluations = as_solver(solver).evaluations(steps) + steps + 1
+        if not 1 <= steps <= MAX_STEPS:
+            raise InputError(f"steps={steps} must be between 1 and {MAX_STEPS}")
+        check_work(evaluations * n * (1 if guidance in (None, 1) else 2) * self.scenes.macs)
+        cond = self.scenes.condition(seed, label, n)
+        frames: dict[str, list[Tensor]] = {"x": [], "prediction": [], "x0": [], "eps": []}
+        times = []
+        walk = self.process.trajectory(
+            n, self.run.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed
+        )
+        for t, x in walk:
+            look()
+            prediction, x0, eps = self._estimate(x, t, cond, guidance)
+            for name, value in (("x", x), ("prediction", prediction), ("x0", x0), ("eps", eps)):
+                frames[name].append(value)
+            times.append(t)
+        arrays = {name: torch.stack(values) for name, values in frames.items()}
+        evaluated = as_solver(solver).evaluations(steps) * (1 if guidance in (None, 1) else 2)
+        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(evaluated))
+
+    @torch.no_grad()
+    def field(self, *, t: float = 0.5, size: int = 24) -> Answer:
+        """For two-dimensional data: dx/dt of the deterministic path at time t, on a grid of size × size points."""
+        if self.run.shape != (2,):
+            raise InputError(f"a vector field is drawn for points, not for data of shape {self.run.shape}")
+        if not 2 <= size <= 64:
+            raise InputError(f"size={size} must be between 2 and 64")
+        limit = 3.0
+        axis = torch.linspace(-limit, limit, size)
+        points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
+        points = points.to(self.scenes.like)
+        t = min(max(t, 1e-3), self.process.start)
+        _, x0, eps = self._estimate(points, t, self.scenes.condition(0, None, len(points)), None)
+        c = self.process.path(torch.tensor(t, dtype=torch.float64))
+        return Answer({"points": points, "velocity": c.da * x0 + c.ds * eps}, limit=repr(limit))
+
+    # ---- inside
+
+    def _forward(self, scene: Scene) -> Callable[[], Any]:
+        t = torch.full((len(scene.x),), scene.t, dtype=scene.x.dtype, device=scene.x.device)
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return self.network(scene.x, t, scene.cond)
+
+        return forward
+
+    @torch.no_grad()
+    def _estimate(
+        self, x: Tensor, t: float, cond: dict[str, Tensor] | None, guidance: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(prediction, x0, eps) at x_t; with guidance, the prediction that stands for the guided pair."""
+        time = torch.tensor(t, dtype=torch.float64)
+        if guidance in (None, 1):
+            y = self.process.predict(x, time.to(x.device, x.dtype).expand(len(x)), cond)
+            return y, *resolve(self.process.target, self.process.path(time), x, y)
+        x0, eps = self.process.denoiser(cond, guidance)(x, time)
+        return compose(self.process.target, self.process.path(time), x0, eps), x0, eps
+
+    def _attention_of(self, scene: Scene, layer: int, head: Head) -> maps.QueriesAndKeys:
+        """q and k of one layer, with layer and head looked at."""
+        if not self.layers:
+            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        if layer not in self.layers:
+            raise InputError(f"layer {layer} is not there: this network has layers 0 to {self.layers[-1]}")
+        if head != "mean" and not 0 <= head < self.heads[layer]:
+            raise InputError(f"head {head} is not there: use 0 to {self.heads[layer] - 1}, or mean")
+        return maps.queries_and_keys(self.network, self._forward(scene), [layer])[layer]
+
+    def _each_layer(self, scene: Scene, look: Look) -> Any:
+        """(layer, q and k), all from one forward pass."""
+        if not self.layers:
+            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        kept = maps.queries_and_keys(self.network, self._forward(scene), self.layers)
+        for layer in self.layers:
+            look()
+            yield layer, kept[layer]
+
+    def _map_statistics(self, kept: maps.QueriesAndKeys, head: Head, layer: int, scene: Scene) -> dict[str, Tensor]:
+        """Means over the queries of a map, (B,) each."""
+        rows = self._per_query(kept, head, layer, scene)
+        return map_statistics(rows, self.grids[layer], rows.pop("object_share"))
+
+    def _per_query(self, kept: maps.QueriesAndKeys, head: Head, layer: int, scene: Scene) -> dict[str, Tensor]:
+        """Statistics of each row of a map, and how much of each patch is object, (B, N) each."""
+        grid = self.grids[layer]
+        share = brightness(scene.x0, grid).cpu()
+        chunks = []
+        for queries in maps.row_chunks(kept):
+            rows = maps.map_rows(kept, head, queries).cpu()
+            chunks.append(query_statistics(rows, torch.tensor(queries), grid, share))
+        found = {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
+        return found | {"object_share": share}
+
+    def _one_grid(self) -> tuple[int, int]:
+        if not self.grids:
+            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        if len(set(self.grids)) > 1:
+            raise InputError("the layers of this network have different grids")
+        return self.grids[0]
+
+    def _check_query(self, query: int, kept: maps.QueriesAndKeys) -> None:
+        if not 0 <= query < kept.q.shape[2]:
+            raise InputError(f"patch {query} is not there: there are patches 0 to {kept.q.shape[2] - 1}")

@@ -1,0 +1,114 @@
+"""The runs that a lab shows, under opaque names, and the ones that are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ditlab.config import Config
+from ditlab.errors import InputError, Missing
+from ditlab.lab.describe import describe
+from ditlab.lab.images import OwnImages
+from ditlab.lab.lens import Lens
+from ditlab.run import RunFolder
+from ditlab.training.checkpoint import saved_steps
+
+LOADED = 3  # lenses kept in memory
+THREADS = torch.get_num_threads()
+WORTH_THREADS = 1e8  # multiply-accumulates of a pass from which more than one thread pays, also beside a training run
+
+
+class Library:
+    """All runs at a path: the run itself, or every run in a folder of runs.
+
+    Args:
+        path: a run's folder, its name in ``runs/``, or a folder that holds runs.
+
+    Raises:
+        InputError: there is no run with a checkpoint.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        folder = Path(path)
+        inside = [file.parent for file in folder.glob("*/config.json")]
+        self.root = folder if inside and not (folder / "config.json").is_file() else RunFolder.find(path).path
+        self.several = self.root == folder and bool(inside) and not (folder / "config.json").is_file()
+        self.own = OwnImages()
+        self._lenses: OrderedDict[tuple[str, int, str], Lens] = OrderedDict()
+        self._lock = threading.Lock()
+        if not self.folders():
+            raise InputError(f"no run in {self.root} has a checkpoint yet; train one: ditlab demo")
+
+    def folders(self) -> dict[str, RunFolder]:
+        """Opaque name → run, of those that have a checkpoint."""
+        paths = sorted(file.parent for file in self.root.glob("*/config.json")) if self.several else [self.root]
+        runs = [RunFolder(path) for path in paths]
+        return {_opaque(run.path): run for run in runs if run.step is not None}
+
+    def folder(self, name: str) -> RunFolder:
+        """The run of that opaque name.
+
+        Raises:
+            Missing: there is none.
+        """
+        folder = self.folders().get(name)
+        if folder is None:
+            raise Missing("no such run; reload the page")
+        return folder
+
+    def lens(self, name: str, step: int | None = None, weights: str = "ema") -> Lens:
+        """A lens on a run, loaded or from among the last three.
+
+        Raises:
+            Missing: no such run or checkpoint.
+        """
+        folder = self.folder(name)
+        steps = saved_steps(folder.checkpoints)
+        step = folder.step if step is None else step
+        if step is None or step not in steps:
+            raise Missing(f"{folder.path.name} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        key = (name, step, weights)
+        with self._lock:
+            if key not in self._lenses:
+                self._lenses[key] = Lens(folder.path, step, "raw" if weights == "raw" else "ema", self.own)
+                while len(self._lenses) > LOADED:
+                    self._lenses.popitem(last=False)
+            self._lenses.move_to_end(key)
+            torch.set_num_threads(THREADS if self._lenses[key].scenes.macs > WORTH_THREADS else 1)
+            return self._lenses[key]
+
+    def catalogue(self) -> dict[str, Any]:
+        """The runs, a few words about each; damaged configurations are left out."""
+        runs = []
+        for name, folder in self.folders().items():
+            try:
+                config = folder.read_config()
+            except InputError:
+                continue
+            runs.append({"id": name, "name": folder.path.name, "step": folder.step, **_kinds(config)})
+        return {"runs": runs}
+
+    def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
+        """All about one run; see ``describe``."""
+        lens, folder = self.lens(name, step, weights), self.folder(name)
+        return {
+            "id": name,
+            "name": folder.path.name,
+            "path": str(folder.path),
+            "checkpoints": saved_steps(folder.checkpoints),
+            "previews": lens.previews(),
+            **describe(lens),
+        }
+
+
+def _opaque(path: Path) -> str:
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+
+
+def _kinds(config: Config) -> dict[str, str]:
+    return {"data": config.data.kind, "network": config.network.kind, "process": config.process.kind}

@@ -1,0 +1,106 @@
+"""Attention maps of one image, computed for the layers, heads and queries asked for and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ditlab.inspection.probe import attention_map
+from ditlab.networks.layers import ScaledDotProductAttention
+
+Head = int | Literal["mean"]
+CHUNK = 128  # queries at a time: what is in memory at once grows with N, not with N²
+WHOLE = 256  # tokens up to which a map is shown cell by cell
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass whose further layers nobody asked for."""
+
+
+class QueriesAndKeys(NamedTuple):
+    """What went into one attention layer, for a batch."""
+
+    q: Float[Tensor, "B h N d"]
+    k: Float[Tensor, "B h N d"]
+
+
+def attention_layers(network: nn.Module) -> list[ScaledDotProductAttention]:
+    """The attention modules of a network, in order."""
+    return [module for module in network.modules() if isinstance(module, ScaledDotProductAttention)]
+
+
+@torch.no_grad()
+def queries_and_keys(
+    network: nn.Module, forward: Callable[[], Any], layers: Sequence[int]
+) -> dict[int, QueriesAndKeys]:
+    """Run ``forward`` as far as the last of ``layers``, and keep q and k of those layers."""
+    modules = attention_layers(network)
+    kept: dict[int, QueriesAndKeys] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            kept[layer] = QueriesAndKeys(inputs[0].float(), inputs[1].float())
+            if len(kept) == len(layers):
+                raise _Enough
+
+        return hook
+
+    handles = [modules[layer].register_forward_pre_hook(keep(layer)) for layer in layers]
+    try:
+        forward()
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
+def map_rows(layer: QueriesAndKeys, head: Head, queries: Sequence[int]) -> Float[Tensor, "B Q N"]:
+    """Rows of a head's map, or of the mean over all heads."""
+    maps = attention_map(layer.q, layer.k, None if head == "mean" else [head], queries)  # (B, h, Q, N)
+    return maps.mean(1)
+
+
+def row_chunks(layer: QueriesAndKeys) -> Iterator[list[int]]:
+    """All queries of a layer, some at a time."""
+    count = layer.q.shape[2]
+    return (list(range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK))
+
+
+def whole_map(layer: QueriesAndKeys, head: Head) -> Float[Tensor, "P P"]:
+    """The first image's map: every cell, or means over cells where there are more than 256 tokens."""
+    count = layer.q.shape[2]
+    rows = [
+        _pooled(map_rows(layer, head, queries)[0], count) for queries in row_chunks(layer)
+    ]  # chunks of (Q, min(N, 256))
+    whole = torch.cat(rows)  # (N, min(N, 256))
+    return whole if count <= WHOLE else _pooled(whole.T.contiguous(), count).T.contiguous()
+
+
+def _pooled(rows: Tensor, count: int) -> Tensor:
+    return rows if count <= WHOLE else F.adaptive_avg_pool1d(rows[None], WHOLE)[0]
+
+
+def one_row(layer: QueriesAndKeys, head: Head, query: int, direction: str) -> Float[Tensor, " N"]:
+    """Where a patch looks (``"from"``: its row of the map), or who looks at it (``"to"``: its column)."""
+    if direction == "from":
+        return map_rows(layer, head, [query])[0, 0]
+    return torch.cat([map_rows(layer, head, queries)[0, :, query] for queries in row_chunks(layer)])
+
+
+def thumbnails(layer: QueriesAndKeys, query: int, direction: str, grid: tuple[int, int]) -> Float[Tensor, "h r c"]:
+    """``one_row`` of every head, laid out on the grid of patches, at most 16 × 16."""
+    heads = range(layer.q.shape[1])
+    if direction == "from":
+        rows = attention_map(layer.q, layer.k, None, [query])[0, :, 0]  # (h, N)
+    else:
+        rows = torch.stack([one_row(layer, head, query, direction) for head in heads])
+    tiles = rows.reshape(len(heads), *grid)
+    small = (min(grid[0], 16), min(grid[1], 16))
+    return tiles if small == grid else F.adaptive_avg_pool2d(tiles[None], small)[0]

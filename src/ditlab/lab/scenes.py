@@ -1,0 +1,151 @@
+"""What a network is shown: a training example, a generated image or one that somebody brought, at a time t."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ditlab.build import build_dataset
+from ditlab.chance import SampleNoise
+from ditlab.data.datasets import Dataset
+from ditlab.errors import InputError, Missing
+from ditlab.lab.images import OwnImages
+from ditlab.networks.counts import multiply_accumulates
+from ditlab.run import Run
+
+TRAJECTORY_STEPS = 25  # of the trajectory on which a generated image is shown
+KEPT = 32  # trajectories
+MAX_WORK = 4e12  # multiply-accumulates that one answer may cost: about a minute on two CPU cores
+
+
+def check_work(multiply_accumulates: float) -> None:
+    """Refuse, before anything is computed, what would take too long.
+
+    Raises:
+        InputError: more than 4·10¹² multiply-accumulates.
+    """
+    if multiply_accumulates > MAX_WORK:
+        raise InputError(
+            f"this would cost {multiply_accumulates / 1e12:.0f}·10¹² multiply-accumulates, and "
+            f"{MAX_WORK / 1e12:.0f}·10¹² are the limit: ask for fewer steps or samples"
+        )
+
+
+class Scene(NamedTuple):
+    """An image at a time, or several at one time: what the network is shown."""
+
+    x0: Tensor  # (B, C, H, W)
+    noise: Tensor
+    x: Tensor  # x_t
+    t: float
+    cond: dict[str, Tensor] | None
+
+
+def joined(scenes: Sequence[Scene]) -> Scene:
+    """One scene of several images at the same time."""
+    first = scenes[0]
+    x0, noise, x = (torch.cat([getattr(scene, name) for scene in scenes]) for name in ("x0", "noise", "x"))
+    conds = [scene.cond for scene in scenes if scene.cond is not None]
+    cond = {name: torch.cat([cond[name] for cond in conds]) for name in conds[0]} if conds else None
+    return Scene(x0, noise, x, first.t, cond)
+
+
+class Scenes:
+    """Finds images by name and brings them to a time; see ``Lens`` for the names."""
+
+    def __init__(self, run: Run, own: OwnImages) -> None:
+        self.run, self.own = run, own
+        self._generated: OrderedDict[tuple[int, int | None], list[tuple[float, Tensor]]] = OrderedDict()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What the run was trained on."""
+        return build_dataset(self.run.config)
+
+    @cached_property
+    def like(self) -> Tensor:
+        """An empty tensor where the network is, of its type."""
+        weight = next(self.run.process.parameters())
+        return torch.empty(0, device=weight.device, dtype=weight.dtype)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward pass on one sample."""
+        return multiply_accumulates(self.run.process.network, self.run.shape)
+
+    def scene(self, input: str, t: float, label: int | None) -> Scene:
+        """The image of that name at time t.
+
+        Raises:
+            InputError: there is no such image, time or label.
+        """
+        if len(self.run.shape) != 3:
+            raise InputError(f"{self.run.folder.path} was trained on points; it has no images")
+        if not 0 <= t <= 1:
+            raise InputError(f"t={t} must be between 0 (data) and 1 (noise)")
+        kind, _, value = input.partition(":")
+        if kind == "own":
+            x0, own_label, index = self._own_image(input), None, 0
+        elif kind in ("data", "sample") and value.isdecimal() and len(value) < 10:
+            index = int(value)
+            if kind == "sample":
+                return self._sample(index, t, label)
+            x0, own_label = self._example(index)
+        else:
+            raise InputError(f"unknown input {input!r}; use data:I, sample:SEED or the name of a drawn image")
+        x0 = x0.to(self.like)
+        noise = SampleNoise(0, [index], self.run.shape, x0)()
+        time = min(t, self.run.process.start)
+        x = self.run.process.q_sample(x0, torch.tensor([time], dtype=x0.dtype, device=x0.device), noise)
+        return Scene(x0, noise, x, time, self.condition(own_label or 0, label, 1))
+
+    def _example(self, index: int) -> tuple[Tensor, int | None]:
+        """The index-th example that training saw, and its label."""
+        config = self.run.config
+        position = index - index % config.batch_size
+        batch = self.dataset.batch(config.seed, position, config.batch_size)
+        own = index % config.batch_size
+        label = int(batch.cond["label"][own]) if "label" in batch.cond else None
+        return batch.x0[own : own + 1], label
+
+    def _own_image(self, name: str) -> Tensor:
+        image = self.own.get(name)
+        if image is None or image.shape != self.run.shape:
+            raise Missing(f"no image {name!r} is kept for this run; draw or upload it again")
+        return torch.from_numpy(image).float()[None] / 127.5 - 1
+
+    def _sample(self, seed: int, t: float, label: int | None) -> Scene:
+        cond = self.condition(seed, label, 1)
+        key = (seed, None if cond is None else int(cond["label"]))
+        if key not in self._generated:
+            check_work(2 * TRAJECTORY_STEPS * self.macs)
+            walk = self.run.process.trajectory(1, self.run.shape, cond=cond, steps=TRAJECTORY_STEPS, seed=seed)
+            self._generated[key] = list(walk)
+            while len(self._generated) > KEPT:
+                self._generated.popitem(last=False)
+        states = self._generated[key]
+        time, x = min(states, key=lambda state: abs(state[0] - t))
+        return Scene(states[-1][1], states[0][1], x, time, cond)
+
+    def label(self, default: int, label: int | None) -> int | None:
+        """The label asked for, −1 being the null label; by default that of the image."""
+        classes = self.run.num_classes
+        if classes is None:
+            if label is not None:
+                raise InputError(f"{self.run.folder.path} was trained without labels; leave the label out")
+            return None
+        if label is None:
+            return default % classes
+        if not -1 <= label < classes:
+            raise InputError(f"labels of {self.run.folder.path} run from 0 to {classes - 1} (-1 for none), not {label}")
+        return classes if label == -1 else label
+
+    def condition(self, seed: int, label: int | None, n: int) -> dict[str, Tensor] | None:
+        """``label`` for n samples, as ``Process`` takes it."""
+        wanted = self.label(seed, label)
+        return None if wanted is None else {"label": torch.full((n,), wanted, device=self.like.device)}

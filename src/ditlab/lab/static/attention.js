@@ -1,0 +1,179 @@
+// What does each patch look at? The chosen patch's own row (or column) of the attention map, over the image.
+
+import { arrays, at, floats, latest, query } from "./api.js";
+import { legend } from "./color.js";
+import { clear, h } from "./dom.js";
+import { Grid } from "./grid.js";
+import { brightness, chosenHead, chosenLayer, chosenPatch, loadInput, loadMap, patchName, percent, view } from "./maps.js";
+import { numbersTable } from "./numbers.js";
+import { panel, snippet } from "./panel.js";
+import { slider } from "./player.js";
+import { WHERE, onChange, select, selection, where } from "./state.js";
+import { summary } from "./summary.js";
+import { Thumbnails } from "./thumbnails.js";
+
+/** @typedef {import("./api.js").Run} Run */
+/** @typedef {import("./api.js").AttentionLayer} AttentionLayer */
+/** @typedef {import("./api.js").Tensor} Tensor */
+/** @typedef {import("./maps.js").AttentionMap} AttentionMap */
+/**
+ * @typedef {object} Scene what is shown now
+ * @property {AttentionLayer} layer
+ * @property {Record<string, Tensor>} input
+ * @property {AttentionMap} attention
+ * @property {Float32Array} mass
+ */
+
+/** @param {import("./api.js").Run} run @param {AbortSignal} signal @returns {Promise<Scene>} */
+async function load(run, signal) {
+  const layer = chosenLayer(run);
+  const [input, attention] = await Promise.all([loadInput(run, signal), loadMap(run, layer, signal)]);
+  return { layer, input: input.arrays, attention, mass: brightness(input.arrays.x0, layer.grid) };
+}
+
+/** The chosen patch's view: from memory, or, of a map too large to hold, asked for. @param {Run} run @param {Scene} scene @param {number} patch @param {AbortSignal} signal */
+async function viewOf(run, scene, patch, signal) {
+  const { layer, attention } = scene;
+  if (attention.pool === 1) return view(attention, patch, selection.direction);
+  const path = at(run.id, `/attention/row${query({ ...where(), layer: layer.layer, head: chosenHead(layer), query: patch, direction: selection.direction })}`);
+  return floats((await arrays(path, { signal })).arrays.row);
+}
+
+/** From whom, to whom. */
+function directionChoice() {
+  const options = /** @type {["from" | "to", string][]} */ ([["from", "what this patch looks at"], ["to", "who looks at this patch"]]);
+  const radios = options.map(([value, label]) => {
+    const id = `direction-${value}`;
+    const radio = h("input", { type: "radio", name: "direction", id, value, checked: selection.direction === value, onchange: () => select({ direction: value }) });
+    return h("span", { class: "segment" }, radio, h("label", { for: id }, label));
+  });
+  onChange(["direction"], () => {
+    options.forEach(([value], i) => (/** @type {HTMLInputElement} */ (radios[i].firstChild).checked = value === selection.direction));
+  });
+  return h("fieldset", { class: "inline" }, h("legend", null, "Show"), h("div", { class: "segments" }, radios));
+}
+
+/** The two pictures: the image to click on, and attention over it. */
+class Pictures {
+  /** @param {Run} run @param {(patch: number) => string} describe */
+  constructor(run, describe) {
+    const [rows, cols] = chosenLayer(run).grid;
+    this.cols = cols;
+    this.alpha = 0.8;
+    const options = {
+      rows, cols, selectOnMove: true,
+      describe: (/** @type {number} */ row, /** @type {number} */ col) => describe(row * this.cols + col),
+      onHover: (/** @type {{row: number, col: number} | null} */ cell) => this.hover(cell),
+      onSelect: (/** @type {number} */ row, /** @type {number} */ col) => select({ patch: row * this.cols + col }),
+    };
+    this.image = new Grid({ ...options, label: "The image: choose a patch", readout: false, gap: cols <= 16 ? 2 : 0 });
+    this.heat = new Grid({ ...options, label: "Attention of the chosen patch over the image", readout: false, gap: cols <= 16 ? 2 : 0 });
+    this.legend = h("div");
+    /** @type {Scene | null} */
+    this.scene = null;
+    /** @type {Float32Array | null} */
+    this.row = null;
+  }
+
+  /** Both pictures point at the same patch. @param {{row: number, col: number} | null} cell */
+  hover(cell) {
+    for (const grid of [this.image, this.heat]) {
+      grid.hovered = cell;
+      grid.draw();
+    }
+    this.heat.say();
+  }
+
+  /** @param {Scene} scene @param {Float32Array} row @param {number} patch */
+  show(scene, row, patch) {
+    const [rows, cols] = scene.layer.grid;
+    this.cols = cols;
+    this.row = row;
+    if (scene !== this.scene) {
+      this.scene = scene;
+      this.image.resize(rows, cols);
+      this.image.setImage({ shape: scene.input.x.shape, data: floats(scene.input.x) });
+      this.heat.setImage({ shape: scene.input.x0.shape, data: floats(scene.input.x0) });
+    }
+    const high = Math.max(...row);
+    this.heat.setValues(row, { rows, cols, alpha: this.alpha, high, format: percent });
+    const cell = { row: Math.floor(patch / cols), col: patch % cols };
+    for (const grid of [this.image, this.heat]) {
+      grid.mark([{ ...cell, color: "query" }]);
+      grid.moveTo(cell.row, cell.col);
+    }
+    this.heat.say();
+    clear(this.legend).append(legend({ scale: "sequential", low: "0", high: percent(high), label: "attention" }));
+  }
+
+  /** How much of the image shines through. @param {number} alpha */
+  blend(alpha) {
+    this.alpha = alpha;
+    this.heat.look.alpha = alpha;
+    this.heat.draw();
+  }
+}
+
+const INTRO = "In every attention layer each patch asks all patches, itself included, and mixes what they answer. Click a patch, or move with the arrow keys: brighter means more of its attention. The shares of one patch add up to 100 %.";
+
+/** @param {string} title @param {string} note @param {...HTMLElement} content */
+const figure = (title, note, ...content) => h("figure", null, h("figcaption", null, h("b", null, title), " ", note), ...content);
+
+/** @param {HTMLElement} root @param {Run} run */
+export function mount(root, run) {
+  /** @type {Scene | null} */
+  let scene = null;
+  const nextScene = latest();
+  const nextRow = latest();
+  const describe = (/** @type {number} */ patch) => {
+    if (!scene || !pictures.row) return "";
+    const chosen = chosenPatch(scene.mass);
+    const share = percent(pictures.row[patch]);
+    const [from, to] = [chosen, patch].map((one) => patchName(one, pictures.cols));
+    if (patch === chosen) return `${from} gives ${share} of its attention to itself`;
+    return selection.direction === "from" ? `${from} gives ${share} of its attention to ${to}` : `${to} gives ${share} of its attention to ${from}`;
+  };
+  const pictures = new Pictures(run, describe);
+  const thumbs = new Thumbnails(run);
+  const numbers = numbersTable(run);
+  const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
+  const frame = panel({
+    id: "attention", title: "What does each patch look at?", intro: INTRO,
+    python: () => snippet(run, "attention_row", { ...args(), query: scene ? chosenPatch(scene.mass) : 0, direction: selection.direction }, '["row"]'),
+    download: () => scene && { name: `${run.name}-attention-layer-${args().layer}-head-${args().head}`, arrays: {
+      map: { shape: [scene.attention.size, scene.attention.size], data: scene.attention.map }, row: { shape: [...scene.layer.grid], data: pictures.row ?? new Float32Array() } } },
+    picture: () => pictures.heat.canvas,
+    table: () => pictures.heat.table("Attention of the chosen patch", { colName: (col) => `column ${col}` }),
+  });
+
+  /** From memory, unless the map is too large: this is what a click waits for. */
+  const repaint = async () => {
+    // Another run may have been chosen meanwhile: then this section is about to go.
+    if (!scene || selection.run !== run.id) return;
+    const now = scene;
+    const patch = chosenPatch(now.mass);
+    const row = await viewOf(run, now, patch, nextRow());
+    if (now !== scene) return;
+    pictures.show(now, row, patch);
+    thumbs.show(now, patch).catch(frame.fail);
+    numbers.show(now, patch).catch(frame.fail);
+  };
+  const render = () => frame.attempt(async () => {
+    scene = await load(run, nextScene());
+    await repaint();
+  });
+
+  const blend = slider({ label: "Attention over image", min: 0, max: 1, step: 0.05, value: pictures.alpha, format: (v) => `${Math.round(100 * v)} %` }, (v) => pictures.blend(v));
+  frame.body.append(
+    h("div", { class: "attention-row" },
+      h("div", { class: "attention-pictures" },
+        figure("The image", "xₜ: choose a patch", pictures.image.root),
+        figure("Its attention", "over x₀", pictures.heat.root),
+        h("div", { class: "attention-words" }, pictures.heat.output, pictures.legend)),
+      h("div", { class: "attention-side" }, directionChoice(), blend.root, figure("All layers and heads", "each on its own scale", thumbs.root))),
+    numbers.root, summary(run));
+  root.append(frame.root);
+  onChange([...WHERE, "layer", "head"], render);
+  onChange(["patch", "direction"], () => frame.attempt(repaint));
+  render();
+}

@@ -1,0 +1,113 @@
+// The bar: one place for the choices that all sections share.
+
+import { choices } from "./api.js";
+import { h } from "./dom.js";
+import { slider } from "./player.js";
+import { onChange, select, selection } from "./state.js";
+
+/** @typedef {import("./api.js").Run} Run */
+/** @typedef {import("./api.js").RunSummary} RunSummary */
+/** @typedef {import("./state.js").Selection} Selection */
+
+/**
+ * A labelled list bound to one key of the selection.
+ * @param {string} id
+ * @param {string} label
+ * @param {[string, string][]} options [value, text]
+ * @param {() => string} read
+ * @param {(value: string) => Partial<Selection>} write
+ * @param {import("./state.js").Key} key
+ */
+function choice(id, label, options, read, write, key) {
+  const list = h("select", {
+    id, value: read(), onchange: () => select(write(list.value)),
+  }, options.map(([value, text]) => h("option", { value }, text)));
+  onChange([key], () => {
+    list.value = read();
+  });
+  return h("div", { class: "field" }, h("label", { for: id }, label), list);
+}
+
+/** @param {Run} run @param {RunSummary[]} runs */
+const runChoice = (run, runs) => choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
+
+/** @param {Run} run */
+const stepChoice = (run) => choice("choose-step", "Checkpoint", run.checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]),
+  () => String(selection.step), (value) => ({ step: Number(value) }), "step");
+
+const weightsChoice = () => choice("choose-weights", "Weights", [["ema", "averaged (EMA)"], ["raw", "raw"]], () => selection.weights, (value) => ({ weights: value }), "weights");
+
+/** @param {Run} run */
+function labelChoice(run) {
+  if (run.num_classes === null) return null;
+  /** @type {[string, string][]} */
+  const classes = Array.from({ length: run.num_classes }, (_, i) => [String(i), String(i)]);
+  return choice("choose-label", "Label", [["", "its own"], ["-1", "none"], ...classes], () => (selection.label === null ? "" : String(selection.label)),
+    (value) => ({ label: value === "" ? null : Number(value) }), "label");
+}
+
+/** @param {string} input @returns {string} in words */
+export function inputName(input) {
+  const [kind, rest] = [input.slice(0, input.indexOf(":")), input.slice(input.indexOf(":") + 1)];
+  if (kind === "data") return `example ${rest}`;
+  if (kind === "sample") return `generated, seed ${rest}`;
+  return kind === "draw" ? "your drawing" : "your image";
+}
+
+/** The image: by kind and number, or from the list an exported file holds. */
+function inputChoice() {
+  const held = choices()?.input;
+  if (held) return choice("choose-input", "Image", held.map((input) => [input, inputName(input)]), () => selection.input, (value) => ({ input: value }), "input");
+  const kind = h("select", { id: "choose-input" });
+  const number = h("input", { type: "number", min: 0, step: 1, "aria-label": "Number of the example, or seed", class: "short" });
+  const show = () => {
+    const [name, rest] = selection.input.split(":");
+    const own = name === "own" || name === "draw";
+    kind.replaceChildren(...["data", "sample", ...(own ? [name] : [])].map((value) => h("option", { value }, { data: "example", sample: "generated" }[value] ?? inputName(`${value}:`))));
+    kind.value = name;
+    number.hidden = own;
+    if (!own && number.value !== rest) number.value = rest;
+  };
+  const change = () => {
+    if (kind.value !== "data" && kind.value !== "sample") return;
+    const value = Math.max(0, Math.trunc(number.valueAsNumber) || 0);
+    select({ input: `${kind.value}:${value}` });
+  };
+  kind.addEventListener("change", change);
+  number.addEventListener("input", () => number.value !== "" && change());
+  onChange(["input"], show);
+  show();
+  return h("div", { class: "field" }, h("label", { for: "choose-input" }, "Image"), h("div", { class: "pair" }, kind, number));
+}
+
+function timeChoice() {
+  const held = choices()?.t;
+  const range = held?.length ? { values: held } : { min: 0, max: 1, step: 0.01 };
+  const time = slider({ label: "Time t", value: selection.t, format: (t) => t.toFixed(2), play: true, ...range }, (t) => select({ t }));
+  time.root.classList.add("field-time");
+  onChange(["t"], () => time.set(selection.t));
+  return time.root;
+}
+
+/** @param {Run} run */
+function layerChoice(run) {
+  if (!run.attention.length) return null;
+  return choice("choose-layer", "Layer", run.attention.map((_, i) => [String(i), String(i)]), () => String(selection.layer), (value) => ({ layer: Number(value) }), "layer");
+}
+
+/** @param {Run} run */
+function headChoice(run) {
+  if (!run.attention.length) return null;
+  const heads = Math.max(...run.attention.map((layer) => layer.heads));
+  /** @type {[string, string][]} */
+  const options = Array.from({ length: heads }, (_, i) => [String(i), String(i)]);
+  return choice("choose-head", "Head", [["mean", "average"], ...options], () => String(selection.head), (value) => ({ head: value === "mean" ? "mean" : Number(value) }), "head");
+}
+
+/** @param {Run} run @param {RunSummary[]} runs @returns {HTMLElement} */
+export function bar(run, runs) {
+  const images = run.data !== "points";
+  return h("div", { class: "choices", role: "region", "aria-label": "What is shown" },
+    h("div", { class: "choices-part" }, runChoice(run, runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
+    h("div", { class: "choices-part choices-live" }, timeChoice(), layerChoice(run), headChoice(run)));
+}

@@ -1,0 +1,195 @@
+/** Two denoisers side by side: the same noise, two settings, one slider over t. Images and points bring their own views. */
+import { h, table } from "./dom.js";
+import { arrays, at, floats, latest, query } from "./api.js";
+import { onChange, select, selection, whichWeights } from "./state.js";
+import { panel, snippet } from "./panel.js";
+import { slider } from "./player.js";
+import { nearest, number } from "./chart.js";
+import { asked, controls, defaults, read, seedControl, title, write } from "./settings.js";
+
+/**
+ * @typedef {import("./api.js").Run} Run
+ * @typedef {import("./api.js").Arrays} Arrays
+ * @typedef {import("./panel.js").Panel} Panel
+ * @typedef {import("./settings.js").Setting} Setting
+ * @typedef {"a" | "b"} Name
+ * @typedef {{root: HTMLElement, show: (answer: Arrays, index: number) => void}} SideView
+ * @typedef {object} View what differs between images and points
+ * @property {string} intro
+ * @property {number} n samples asked for
+ * @property {string} unit of the difference between two samples, in words
+ * @property {HTMLElement | null} [extra] a control of its own
+ * @property {(onPick: (t: number) => void) => SideView} side
+ * @property {{root: HTMLElement, show: (a: Arrays, b: Arrays) => void}} between the final difference
+ * @property {(x: Float32Array, y: Float32Array) => number} distance mean distance between two states
+ * @property {() => HTMLCanvasElement | null} picture
+ * @property {(redraw: () => void) => void} [onRedraw] the view itself wants to be drawn again
+ */
+/** @typedef {{name: Name, setting: Setting, answer: Arrays | null, times: Float32Array, view: SideView, head: HTMLElement, note: HTMLElement, signal: () => AbortSignal}} Side */
+
+/** Rebuild part of the page and leave the keyboard where it was. @param {HTMLElement} root @param {() => void} rebuild */
+function keepFocus(root, rebuild) {
+  const list = () => /** @type {HTMLElement[]} */ ([...root.querySelectorAll("input, select, button")]);
+  const place = list().indexOf(/** @type {HTMLElement} */ (document.activeElement));
+  rebuild();
+  if (place >= 0) list()[place]?.focus();
+}
+
+export class Comparison {
+  /** @param {Run} run @param {View} view */
+  constructor(run, view) {
+    this.run = run;
+    this.view = view;
+    this.t = 0.5;
+    this.controls = h("div", { class: "compare-controls" });
+    this.slider = slider({ label: "Time t, from noise to data", values: [1, 0], value: 1, format: (t) => t.toFixed(2), play: true }, (t) => this.scrub(t));
+    this.sides = { a: this.side("a"), b: this.side("b") };
+    this.verdict = h("p", { class: "compare-verdict", "aria-live": "polite" });
+    this.panel = this.frame();
+    view.onRedraw?.(() => this.show());
+  }
+
+  /** @param {Name} name @returns {Side} */
+  side(name) {
+    return {
+      name, setting: defaults(this.run)[name === "a" ? 0 : 1], answer: null, times: new Float32Array(),
+      view: this.view.side((t) => this.pick(t)), head: h("h3", { class: "compare-head" }), note: h("p", { class: "compare-note" }), signal: latest(),
+    };
+  }
+
+  /** @returns {Panel} */
+  frame() {
+    const { a, b } = this.sides;
+    const made = panel({
+      id: "denoise", title: "Denoise", intro: this.view.intro,
+      python: () => this.python(),
+      download: () => this.download(),
+      picture: () => this.view.picture(),
+      table: () => this.table(),
+    });
+    made.body.classList.add("compare");
+    const column = (/** @type {Side} */ { name, head, note, view }) => h("div", { class: `compare-side compare-${name}` }, head, note, view.root);
+    made.body.append(this.controls, h("div", { class: "compare-time" }, this.slider.root), h("div", { class: "compare-sides" }, column(a), column(b)),
+      h("div", { class: "compare-between" }, this.view.between.root, this.verdict));
+    return made;
+  }
+
+  /** Read both settings from the selection, and ask for what is new. */
+  settle() {
+    const [own, other] = defaults(this.run);
+    const { a, b } = this.sides;
+    a.setting = read(selection.a, this.run, own);
+    b.setting = { ...read(selection.b, this.run, other), seed: a.setting.seed };
+    keepFocus(this.controls, () => this.drawControls());
+    void this.load();
+  }
+
+  drawControls() {
+    const { a, b } = this.sides;
+    const choose = (/** @type {Setting} */ left, /** @type {Setting} */ right) => select({ a: write(left), b: write(right) });
+    this.controls.replaceChildren(
+      controls("A", this.run, a.setting, (setting) => choose(setting, b.setting)),
+      controls("B", this.run, b.setting, (setting) => choose(a.setting, setting)),
+      h("div", { class: "compare-shared" }, seedControl(a.setting, (seed) => choose({ ...a.setting, seed }, { ...b.setting, seed })), this.view.extra ?? null),
+    );
+  }
+
+  async load() {
+    await this.panel.attempt(async () => {
+      await Promise.all(Object.values(this.sides).map(async (side) => {
+        const params = { ...whichWeights(), ...asked(side.setting, this.view.n) };
+        side.answer = await arrays(at(this.run.id, `/trajectory${query(params)}`), { signal: side.signal() });
+        side.times = floats(side.answer.arrays.t);
+      }));
+      const { a, b } = this.sides;
+      // The slider stops where the finer of the two does.
+      const finer = a.times.length >= b.times.length ? a : b;
+      this.slider.setValues([...finer.times]);
+      this.slider.set(this.t);
+      this.show();
+    });
+  }
+
+  /** @param {number} t */
+  scrub(t) {
+    this.t = t;
+    this.show();
+  }
+
+  /** @param {number} t */
+  pick(t) {
+    this.slider.stop();
+    this.slider.set(t);
+    this.scrub(t);
+  }
+
+  show() {
+    const { a, b } = this.sides;
+    for (const side of [a, b]) {
+      if (!side.answer) continue;
+      const index = nearest(side.times, this.t);
+      const runs = Number(side.answer.meta.evaluations ?? NaN);
+      side.head.replaceChildren(h("span", { class: `side side-${side.name}` }, side.name.toUpperCase()), ` ${title(side.setting)}`);
+      side.note.textContent = `t = ${side.times[index].toFixed(2)}, after step ${index} of ${side.times.length - 1}`
+        + (Number.isFinite(runs) ? ` · ${runs} network evaluations in all` : "");
+      side.view.show(side.answer, index);
+    }
+    if (!a.answer || !b.answer) return;
+    this.view.between.show(a.answer, b.answer);
+    this.verdict.replaceChildren(...this.sentence(a.answer, b.answer));
+  }
+
+  /** @param {Arrays} a @param {Arrays} b @returns {(Node | string)[]} */
+  sentence(a, b) {
+    const apart = this.view.distance(this.state(a, -1), this.state(b, -1));
+    const [runsA, runsB] = [a, b].map((one) => one.meta.evaluations ?? "?");
+    return [h("strong", { class: "compare-number" }, apart < 5e-4 ? apart.toExponential(1) : apart.toFixed(3)), ` ${this.view.unit}. `,
+      `A asked the network ${runsA} times, B ${runsB} times.`];
+  }
+
+  /** One state of a trajectory; −1 is the last. @param {Arrays} answer @param {number} index @param {string} [name] */
+  state(answer, index, name = "x") {
+    const values = answer.arrays[name];
+    const size = values.data.length / values.shape[0];
+    const from = (index < 0 ? values.shape[0] + index : index) * size;
+    return floats(values).subarray(from, from + size);
+  }
+
+  python() {
+    const call = (/** @type {Setting} */ setting) => {
+      const { solver, steps, guidance, seed, label, n } = asked(setting, this.view.n);
+      return { solver, steps, guidance: guidance ?? undefined, seed, label: label ?? undefined, n };
+    };
+    const [a, b] = [this.sides.a, this.sides.b].map((side) => snippet(this.run, "trajectory", call(side.setting), '["x"]', false));
+    const last = (/** @type {string} */ text) => text.trimEnd().split("\n").pop() ?? "";
+    const head = a.trimEnd().split("\n").slice(0, -1);
+    return [...head, `a = ${last(a)}  # (steps + 1, n, …)`, `b = ${last(b)}`, "abs(a[-1] - b[-1]).mean()", ""].join("\n");
+  }
+
+  download() {
+    const { a, b } = this.sides;
+    if (!a.answer || !b.answer) return null;
+    const named = (/** @type {Side} */ side) => Object.entries(side.answer?.arrays ?? {}).map(([name, values]) => [`${side.name}_${name}`, values]);
+    return { name: `${this.run.name}-denoise`, arrays: Object.fromEntries([...named(a), ...named(b)]) };
+  }
+
+  table() {
+    const rows = Object.values(this.sides).flatMap((side) => {
+      const { answer } = side;
+      if (!answer) return [];
+      const end = this.state(answer, -1);
+      return Array.from(side.times, (t, i) => [`${side.name.toUpperCase()}, step ${i}`, t.toFixed(3), number(this.view.distance(this.state(answer, i), end)),
+        number(this.view.distance(this.state(answer, i, "x0"), end))]);
+    });
+    return table(`A is ${title(this.sides.a.setting)}; B is ${title(this.sides.b.setting)}. Distances are means.`,
+      ["state", "t", "xₜ to the end", "predicted x₀ to the end"], rows);
+  }
+
+  /** @param {HTMLElement} root */
+  mount(root) {
+    root.append(this.panel.root);
+    onChange(["a", "b"], () => this.settle());
+    onChange(["step", "weights"], () => void this.load());
+    this.settle();
+  }
+}

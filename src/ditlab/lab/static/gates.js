@@ -1,0 +1,218 @@
+/** Section 5, Watch the gates open: what training recorded of every gate, and what the network drew at that step. */
+import { h, table } from "./dom.js";
+import { arrays, at, floats, picture, query } from "./api.js";
+import { onChange, select, selection, whichWeights } from "./state.js";
+import { panel, snippet } from "./panel.js";
+import { slider } from "./player.js";
+import { lineChart, nearest, number, setMarker } from "./chart.js";
+import { pairedBars } from "./bars.js";
+
+/**
+ * @typedef {import("./api.js").Run} Run
+ * @typedef {import("./api.js").Arrays} Arrays
+ * @typedef {import("./panel.js").Panel} Panel
+ * @typedef {import("./bars.js").Bar} Bar
+ * @typedef {{mean: number, low: number, high: number}} Spread
+ */
+
+/** @type {[string, string]} */
+const BRANCHES = ["attention", "MLP"];
+
+/** @param {ArrayLike<number>} values @returns {Spread} */
+function spread(values) {
+  const list = Array.from(values);
+  return { mean: list.reduce((a, b) => a + b, 0) / list.length, low: Math.min(...list), high: Math.max(...list) };
+}
+
+/** What /gates recorded, ready to be asked by training step. */
+class Recording {
+  /** @param {Arrays} answer */
+  constructor({ arrays: found, meta }) {
+    this.found = found;
+    this.steps = [...floats(found.step)];
+    this.t = floats(found.t);
+    this.gate = floats(found.gate);
+    this.depths = floats(found.effective_depth);
+    this.lossStep = floats(found.loss_step);
+    this.loss = floats(found.loss);
+    this.layers = found.gate.shape[2];
+    /** @type {number[]} */
+    this.previews = JSON.parse(meta.previews ?? "[]");
+  }
+
+  /** @param {number} index of the step @param {number} layer @param {number} branch @returns {Spread} over t */
+  bar(index, layer, branch) {
+    const times = this.t.length;
+    return spread(Array.from({ length: times }, (_, i) => this.gate[((index * times + i) * this.layers + layer) * 2 + branch]));
+  }
+
+  /** @param {number} index @returns {[Bar, Bar][]} */
+  pairs(index) {
+    return Array.from({ length: this.layers }, (_, layer) => [this.bar(index, layer, 0), this.bar(index, layer, 1)]);
+  }
+
+  /** @param {number} index @returns {Spread} */
+  depth(index) {
+    return spread(this.depths.subarray(index * this.t.length, (index + 1) * this.t.length));
+  }
+
+  /** @param {number} index */
+  mean(index) {
+    const size = this.t.length * this.layers * 2;
+    return spread(this.gate.subarray(index * size, (index + 1) * size)).mean;
+  }
+
+  get top() {
+    return this.gate.reduce((most, value) => Math.max(most, value), 0) * 1.04 || 1;
+  }
+
+  /** The newest picture that is not newer than the step. @param {number} step @returns {number | undefined} */
+  preview(step) {
+    return this.previews.filter((one) => one <= step).pop();
+  }
+}
+
+class Gates {
+  /** @param {Run} run */
+  constructor(run) {
+    this.run = run;
+    /** @type {Recording | null} */
+    this.recording = null;
+    /** @type {(index: number) => void} */
+    this.update = () => {};
+    this.index = 0;
+    this.panel = panel({
+      id: "gates",
+      title: "Watch the gates open",
+      intro: "Each block adds its attention and its MLP through a gate, x ← x + gate ⊙ f(x). All gates start at 0: the untrained network passes its input through unchanged. This is what training did to them.",
+      python: () => snippet(run, "gates", {}, '["gate"]  # (steps, t, blocks, attention and MLP)', false),
+      download: () => this.recording && { name: `${run.name}-gates`, arrays: this.recording.found },
+      picture: () => this.panel.body.querySelector(".bars"),
+      table: () => this.table(),
+    });
+  }
+
+  async load() {
+    await this.panel.attempt(async () => {
+      this.recording = new Recording(await arrays(at(this.run.id, `/gates${query(whichWeights())}`)));
+      this.build(this.recording);
+    });
+  }
+
+  /** @param {Recording} recording */
+  build(recording) {
+    const { steps } = recording;
+    // Good before the first click: early enough that the gates are on the move, or what the address says.
+    this.index = nearest(steps, selection.train ?? steps[steps.length - 1]);
+    const choose = (/** @type {number} */ step) => select({ train: steps[nearest(steps, step)] });
+    const control = slider({ label: "Training step", values: steps, value: steps[this.index], format: (step) => step.toLocaleString("en"), play: true }, choose);
+    const loss = lossChart(recording, choose);
+    const depth = depthChart(recording, choose);
+    const bars = pairedBars({
+      title: "mean |gate| of every block", description: "Bars: mean over channels, samples and t. Whiskers: the smallest and the largest mean over t. Arrow keys walk from block to block.",
+      pairs: recording.pairs(this.index), names: BRANCHES, top: recording.top,
+    });
+    const tiles = tilesOf(recording);
+    const drawn = preview(this.run, recording);
+    this.panel.body.replaceChildren(
+      h("div", { class: "gates-top" }, titled("Training loss", loss), titled("Effective depth, of " + 2 * recording.layers, depth)),
+      h("div", { class: "gates-control" }, control.root),
+      h("div", { class: "gates-main" },
+        h("div", { class: "gates-bars" }, h("h3", { class: "chart-title" }, "mean |gate|"), bars.svg, tiles.root, definition()),
+        drawn.root),
+    );
+    this.update = (index) => {
+      this.index = index;
+      control.set(steps[index]);
+      setMarker(loss, steps[index]);
+      setMarker(depth, steps[index]);
+      bars.update(recording.pairs(index));
+      tiles.update(index);
+      drawn.update(steps[index]);
+    };
+    this.update(this.index);
+  }
+
+  move() {
+    if (!this.recording) return;
+    const { steps } = this.recording;
+    this.update(nearest(steps, selection.train ?? steps[steps.length - 1]));
+  }
+
+  table() {
+    const { recording, index } = this;
+    if (!recording) return null;
+    const { mean, low, high } = recording.depth(index);
+    const rows = recording.pairs(index).flatMap((pair, block) => pair.map((bar, side) =>
+      [`block ${block + 1}, ${BRANCHES[side]}`, number(bar.mean), number(bar.low), number(bar.high)]));
+    return table(`mean |gate| at training step ${recording.steps[index].toLocaleString("en")}`, ["branch", "mean", "lowest over t", "highest over t"],
+      [...rows, ["effective depth", number(mean), number(low), number(high)]]);
+  }
+}
+
+/** @param {string} title @param {SVGSVGElement} chart */
+const titled = (title, chart) => h("div", { class: "gates-chart" }, h("h3", { class: "chart-title" }, title), chart);
+
+/** @param {Recording} recording @param {(step: number) => void} onPick */
+function lossChart(recording, onPick) {
+  return lineChart({
+    title: "Training loss over training steps", x: recording.lossStep, series: [{ name: "loss", y: recording.loss }],
+    xLabel: "training step", yLabel: "loss", height: 190, onPick,
+  });
+}
+
+/** @param {Recording} recording @param {(step: number) => void} onPick */
+function depthChart(recording, onPick) {
+  const spreads = recording.steps.map((_, i) => recording.depth(i));
+  return lineChart({
+    title: "Effective depth over training steps", x: recording.steps, xLabel: "training step", yLabel: "mean over t; band: its spread", height: 190, onPick,
+    series: [{ name: "effective depth", y: spreads.map((one) => one.mean), low: spreads.map((one) => one.low), high: spreads.map((one) => one.high), }],
+    yMax: 2 * recording.layers,
+  });
+}
+
+/** The two numbers of the step. @param {Recording} recording */
+function tilesOf(recording) {
+  const gate = h("span", { class: "tile-value" });
+  const depth = h("span", { class: "tile-value" });
+  const note = h("span", { class: "tile-note" });
+  const root = h("dl", { class: "tiles" },
+    h("div", { class: "tile" }, h("dt", null, "mean |gate|"), h("dd", null, gate, h("span", { class: "tile-note" }, "over all branches"))),
+    h("div", { class: "tile" }, h("dt", null, "effective depth"), h("dd", null, depth, note)));
+  return { root, update: (/** @type {number} */ index) => {
+    const { mean, low, high } = recording.depth(index);
+    gate.textContent = recording.mean(index).toFixed(3);
+    depth.textContent = mean.toFixed(1);
+    note.textContent = `of ${2 * recording.layers} branches; ${low.toFixed(1)} to ${high.toFixed(1)} over t`;
+  } };
+}
+
+function definition() {
+  return h("p", { class: "definition" }, "Effective depth: (Σ c)² / Σ c² over all branches, where c = mean ‖gate ⊙ f‖ / ‖x‖ is how much a branch adds to its input. ",
+    "It is the number of branches if all add alike, 1 if one does all the work, and 0 while every gate is shut.");
+}
+
+/** The picture drawn from the same noise. @param {Run} run @param {Recording} recording */
+function preview(run, recording) {
+  const image = h("img", { class: "gates-picture", alt: "" });
+  const caption = h("figcaption");
+  const root = h("figure", { class: "gates-preview" }, h("h3", { class: "chart-title" }, "The same noise, drawn at that step"), image, caption);
+  let shown = -1;
+  return { root, update: (/** @type {number} */ step) => {
+    const found = recording.preview(step);
+    root.hidden = found === undefined;
+    if (found === undefined || found === shown) return;
+    shown = found;
+    image.src = picture(at(run.id, `/samples/${found}`));
+    image.alt = `Samples from the same noise at every step, drawn after ${found.toLocaleString("en")} training steps`;
+    caption.textContent = `Samples after ${found.toLocaleString("en")} steps, the newest picture up to the chosen step. Their noise is the same at every step.`;
+  } };
+}
+
+/** @param {HTMLElement} root @param {Run} run */
+export function mount(root, run) {
+  const section = new Gates(run);
+  root.append(section.panel.root);
+  onChange(["train"], () => section.move());
+  void section.load();
+}

@@ -1,0 +1,146 @@
+// The page: which run, its bar of choices, its sections.
+
+import { at, choices, exported, json } from "./api.js";
+import { bar } from "./bar.js";
+import { clear, h } from "./dom.js";
+import { absent } from "./panel.js";
+import { forgetListeners, fromAddress, onChange, select, selection } from "./state.js";
+import { themeChooser } from "./theme.js";
+import { mount as mountFlow } from "./flow.js";
+import { mount as mountPatches } from "./patches.js";
+import { mount as mountAttention } from "./attention.js";
+import { mount as mountMatrix } from "./matrix.js";
+import { mount as mountGates } from "./gates.js";
+import { mount as mountDenoise } from "./denoise.js";
+
+/** @typedef {import("./api.js").Run} Run */
+/** @typedef {import("./api.js").RunSummary} RunSummary */
+/** @typedef {import("./api.js").SectionId} SectionId */
+
+/** @type {{id: SectionId, title: string, short: string, mount: (root: HTMLElement, run: Run) => void}[]} */
+const SECTIONS = [
+  { id: "flow", title: "Shape flow", short: "Shapes", mount: mountFlow },
+  { id: "patches", title: "From image to tokens", short: "Patches", mount: mountPatches },
+  { id: "attention", title: "What does each patch look at?", short: "Attention", mount: mountAttention },
+  { id: "matrix", title: "The full N × N matrix", short: "Matrix", mount: mountMatrix },
+  { id: "gates", title: "Watch the gates open", short: "Gates", mount: mountGates },
+  { id: "denoise", title: "Denoise", short: "Denoise", mount: mountDenoise },
+];
+
+const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "a small denoiser" };
+const TARGETS = { velocity: "the velocity", eps: "the noise ε", x0: "the clean image", v: "v" };
+
+/** @param {string} id @returns {HTMLElement} */
+function place(id) {
+  const node = document.getElementById(id);
+  if (!node) throw new Error(`the page lacks its #${id}`);
+  return node;
+}
+
+/** The network in one sentence. @param {Run} run */
+function describe(run) {
+  const what = run.data === "points" ? "points in the plane" : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
+  const process = run.process === "flow" ? "flow matching" : "DDPM";
+  const cut = run.patches
+    ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
+    : "";
+  const kind = run.network === "mlp" ? "a multilayer perceptron" : NETWORKS[run.network];
+  return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${process}: it predicts ${TARGETS[run.target]}.${cut}`;
+}
+
+/** Choose what is there where the address says nothing, or something this run does not have. @param {Run} run */
+function settle(run) {
+  const held = choices();
+  const layers = run.attention.length;
+  const layer = selection.layer < layers && selection.layer >= 0 ? selection.layer : Math.floor(layers / 2);
+  const heads = run.attention[layer]?.heads ?? 0;
+  const steps = run.checkpoints;
+  select({
+    run: run.id,
+    layer,
+    step: selection.step !== null && steps.includes(selection.step) ? selection.step : run.step,
+    head: selection.head === "mean" || selection.head < heads ? selection.head : "mean",
+    label: run.num_classes === null ? null : selection.label,
+  });
+  if (!held) return;
+  const { input, t } = held;
+  if (input.length && !input.includes(selection.input)) select({ input: input[0] });
+  if (t.length && !t.includes(selection.t)) select({ t: t.reduce((a, b) => (Math.abs(b - selection.t) < Math.abs(a - selection.t) ? b : a)) });
+}
+
+/** @param {HTMLElement} main @param {Run} run */
+function mountSections(main, run) {
+  for (const { id, title, mount } of SECTIONS) {
+    const why = run.sections[id];
+    if (why) {
+      main.append(absent(id, title, why));
+      continue;
+    }
+    try {
+      mount(main, run);
+    } catch (error) {
+      // One section's failure must not take the others with it.
+      main.append(absent(id, title, error instanceof Error ? error.message : String(error)));
+    }
+  }
+}
+
+/** @param {RunSummary[]} runs @param {string} id */
+async function show(runs, id) {
+  /** @type {Run} */
+  const run = await json(at(id, ""));
+  forgetListeners();
+  settle(run);
+  await null; // Those changes are announced now, before there is anybody to draw twice.
+  document.title = `${run.name} · ditlab lab`;
+  place("title").textContent = `Inside ${NETWORKS[run.network]}`;
+  place("lead").textContent = describe(run);
+  const main = clear(place("main"));
+  clear(place("bar")).append(bar(run, runs));
+  clear(place("contents")).append(h("ul", null, SECTIONS.map(({ id: section, short }) =>
+    h("li", null, h("a", { href: `#${section}`, class: run.sections[section] ? "off" : null, onclick: jump }, short)))));
+  mountSections(main, run);
+  onChange(["run"], () => change(runs));
+  if (!exported && location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+
+/** In an exported file the address's fragment holds the selection: go to a section without it. @param {Event} event */
+function jump(event) {
+  if (!exported) return;
+  event.preventDefault();
+  const id = /** @type {HTMLAnchorElement} */ (event.currentTarget).hash.slice(1);
+  document.getElementById(id)?.scrollIntoView();
+}
+
+/** Another run was chosen: the image and the time stay, what belongs to the old network goes. @param {RunSummary[]} runs */
+async function change(runs) {
+  forgetListeners();
+  select({ step: null, label: null, head: "mean", layer: -1, patch: null, key: null, train: null, a: "", b: "" });
+  if (/^(own|draw):/.test(selection.input)) select({ input: "data:0" });
+  await show(runs, selection.run).catch((error) => {
+    fail(error);
+    onChange(["run"], () => change(runs));
+  });
+  document.getElementById("choose-run")?.focus();
+}
+
+/** @param {unknown} error */
+function fail(error) {
+  const text = error instanceof Error ? error.message : String(error);
+  place("lead").textContent = text;
+  place("lead").setAttribute("role", "alert");
+}
+
+async function begin() {
+  place("theme").append(themeChooser());
+  /** @type {RunSummary[]} */
+  const runs = (await json("/api/runs")).runs;
+  if (!runs.length) throw new Error("There is no run here yet: `ditlab train` makes one.");
+  const wanted = fromAddress();
+  const found = runs.find((run) => run.id === wanted.run) ?? runs[0];
+  // An address that names no layer means the middle one.
+  select({ layer: -1, ...wanted, run: found.id });
+  await show(runs, found.id);
+}
+
+begin().catch(fail);

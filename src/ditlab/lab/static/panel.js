@@ -1,0 +1,160 @@
+// What every section shares: a heading, an introduction, the body, tools to take its numbers away, and a status line.
+
+import { clear, h } from "./dom.js";
+import { isAbort } from "./api.js";
+import { selection } from "./state.js";
+import { npz } from "./npz.js";
+import { svgToCanvas } from "./svgpng.js";
+
+/** @typedef {import("./api.js").Tensor} Tensor */
+/** @typedef {import("./api.js").Run} Run */
+/**
+ * @typedef {object} PanelOptions
+ * @property {string} id
+ * @property {string} title
+ * @property {string | Node} intro
+ * @property {() => string} [python] a snippet that computes the same; `snippet` below helps
+ * @property {() => {name: string, arrays: Record<string, Tensor>} | null} [download] `name` without ".npz"
+ * @property {() => HTMLCanvasElement | SVGSVGElement | null} [picture]
+ * @property {() => HTMLTableElement | null} [table]
+ */
+/**
+ * @typedef {object} Panel
+ * @property {HTMLElement} root
+ * @property {HTMLElement} body
+ * @property {(text: string) => void} status
+ * @property {(error: unknown) => void} fail shows an error (a request taken over by a newer one is none)
+ * @property {(work: () => Promise<void>) => Promise<void>} attempt runs it: marks the panel busy, shows its error
+ */
+
+/** @param {Blob} blob @param {string} name */
+function save(blob, name) {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+/** @param {PanelOptions} options @param {Panel} panel @param {HTMLElement} drawer */
+function tools(options, panel, drawer) {
+  const { id, python, download, picture, table } = options;
+  const button = (/** @type {string} */ label, /** @type {(event: Event) => void} */ onclick, props = {}) =>
+    h("button", { type: "button", class: "tool", onclick, ...props }, label);
+  return h("div", { class: "tools", role: "group", "aria-label": `Take ${options.title} with you` },
+    python && button("Copy Python", () => copy(python(), panel, drawer)),
+    download && button("Download .npz", () => {
+      const found = download();
+      if (!found) return panel.status("Nothing to download yet.");
+      save(new Blob([npz(found.arrays)], { type: "application/zip" }), `${found.name}.npz`);
+      panel.status(`Saved ${found.name}.npz: ${Object.keys(found.arrays).join(", ")}.`);
+    }),
+    picture && button("Download .png", () => panel.attempt(() => savePicture(picture(), id, panel))),
+    table && button("Show as table", (event) => toggleTable(/** @type {HTMLButtonElement} */ (event.currentTarget), table, options, drawer),
+      { "aria-expanded": false, "aria-controls": `${id}-drawer` }));
+}
+
+/** @param {string} text @param {Panel} panel @param {HTMLElement} drawer */
+async function copy(text, panel, drawer) {
+  try {
+    await navigator.clipboard.writeText(text);
+    panel.status("Copied. It gives the same numbers in Python.");
+  } catch {
+    // No clipboard here (a file, or permission refused): show the text to be copied by hand.
+    clear(drawer).append(h("pre", { tabindex: 0 }, text));
+    panel.status("The snippet is below.");
+  }
+}
+
+/** @param {HTMLCanvasElement | SVGSVGElement | null} source @param {string} name @param {Panel} panel */
+async function savePicture(source, name, panel) {
+  if (!source) return panel.status("Nothing to save yet.");
+  const canvas = source instanceof HTMLCanvasElement ? source : await svgToCanvas(source);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+  if (blob) save(/** @type {Blob} */ (blob), `${name}.png`);
+  panel.status(`Saved ${name}.png.`);
+}
+
+/** @param {HTMLButtonElement} button @param {() => HTMLTableElement | null} table @param {PanelOptions} options @param {HTMLElement} drawer */
+function toggleTable(button, table, options, drawer) {
+  const open = button.getAttribute("aria-expanded") !== "true";
+  button.setAttribute("aria-expanded", String(open));
+  button.textContent = open ? "Hide table" : "Show as table";
+  clear(drawer);
+  if (!open) return;
+  drawer.append(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${options.title} as a table` },
+    table() ?? h("p", null, "Nothing to show yet.")));
+}
+
+/**
+ * A section's frame.
+ * @param {PanelOptions} options
+ * @returns {Panel}
+ */
+export function panel(options) {
+  const { id, title, intro } = options;
+  const body = h("div", { class: "panel-body" });
+  const line = h("p", { class: "status", role: "status" });
+  const drawer = h("div", { class: "drawer", id: `${id}-drawer` });
+  const root = h("section", { class: "panel", id, "aria-labelledby": `${id}-title` });
+  let running = 0;
+
+  const status = (/** @type {string} */ text) => {
+    line.classList.remove("error");
+    line.textContent = text;
+  };
+  const fail = (/** @type {unknown} */ error) => {
+    if (isAbort(error)) return;
+    line.classList.add("error");
+    line.textContent = error instanceof Error ? error.message : String(error);
+  };
+  const attempt = async (/** @type {() => Promise<void>} */ work) => {
+    running += 1;
+    body.setAttribute("aria-busy", "true");
+    try {
+      await work();
+      if (line.classList.contains("error")) status("");
+    } catch (error) {
+      fail(error);
+    }
+    running -= 1;
+    if (!running) body.setAttribute("aria-busy", "false");
+  };
+  /** @type {Panel} */
+  const made = { root, body, status, fail, attempt };
+  root.append(h("h2", { id: `${id}-title` }, title), h("div", { class: "intro" }, typeof intro === "string" ? h("p", null, intro) : intro),
+    body, tools(options, made, drawer), line, drawer);
+  return made;
+}
+
+/** A section that does not apply to this run says why. @param {string} id @param {string} title @param {string} why */
+export function absent(id, title, why) {
+  return h("section", { class: "panel panel-absent", id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, title), h("p", null, why));
+}
+
+/** @param {unknown} value */
+const literal = (value) => (typeof value === "string" ? JSON.stringify(value) : value === null ? "None" : String(value));
+
+/** A drawn image in Python: its very pixels. @param {string} input */
+function drawnPython(input) {
+  const text = input.slice(5);
+  return [`import base64, numpy as np`, `pixels = np.frombuffer(base64.urlsafe_b64decode("${text}" + "=" * ${(4 - (text.length % 4)) % 4}), np.uint8)`];
+}
+
+/**
+ * A Python snippet for what is chosen now: `snippet(run, "attention", {layer: 2}, '["map"]')`.
+ * @param {Run} run
+ * @param {string} method the Lens method
+ * @param {Record<string, unknown>} [args] its own arguments (undefined is left out)
+ * @param {string} [rest] written after the call
+ * @param {boolean} [located] does it take input, t and label? (default true)
+ * @returns {string}
+ */
+export function snippet(run, method, args = {}, rest = "", located = true) {
+  const { input, t, label, step, weights } = selection;
+  const drawn = located && input.startsWith("draw:");
+  const all = { ...(located ? { input, t, label: label ?? undefined } : {}), ...args };
+  const text = Object.entries(all).filter(([, value]) => value !== undefined)
+    .map(([name, value]) => `${name}=${drawn && name === "input" ? "lens.own(pixels)" : literal(value)}`).join(", ");
+  const when = step === null ? "" : `, step=${step}`;
+  return [...(drawn ? drawnPython(input) : []), "from ditlab.lab import Lens", `lens = Lens(${literal(run.path)}${when}, weights=${literal(weights)})`,
+    `lens.${method}(${text})${rest}`, ""].join("\n");
+}

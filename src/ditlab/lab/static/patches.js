@@ -1,0 +1,155 @@
+// From image to tokens: the image cut into patches, and the row of numbers each patch becomes.
+
+import { floats, latest } from "./api.js";
+import { chooser } from "./chooser.js";
+import { legend } from "./color.js";
+import { clear, h } from "./dom.js";
+import { Grid } from "./grid.js";
+import { brightness, chosenPatch, loadInput, patchName } from "./maps.js";
+import { panel, snippet } from "./panel.js";
+import { WHERE, onChange, select, selection } from "./state.js";
+
+/** @typedef {import("./api.js").Run} Run */
+/** @typedef {import("./api.js").Arrays} Arrays */
+/** @typedef {import("./panel.js").Panel} Panel */
+/** @typedef {NonNullable<Run["patches"]>} Cut */
+
+/** @param {Run} run @param {Cut} cut */
+function intro(run, cut) {
+  const [C, H, W] = run.shape;
+  const values = C * cut.size ** 2;
+  return h("div", null,
+    h("p", null, `The image is cut into ${cut.grid[0]} × ${cut.grid[1]} patches of ${cut.size} × ${cut.size} pixels. Each patch becomes one token, a row of numbers; a learned position is added to tell where it was.`),
+    h("p", { class: "fact" }, `A convolution with kernel and stride ${cut.size} does it in one go. It is the same as a reshape and a linear layer: `,
+      h("code", null, `(${C}, ${H}, ${W}) → (${cut.tokens}, ${values})`), ` by reshape, then `, h("code", { class: "shape" }, `(${cut.tokens}, ${values}) → (${cut.tokens}, D)`),
+      ` by one matrix shared by all patches.`));
+}
+
+/** @param {string} title @param {HTMLElement} content @param {string | HTMLElement} [note] */
+const figure = (title, content, note) => h("figure", null, h("figcaption", null, h("b", null, title), note ? " " : null, note), content);
+
+/** With a true minus sign. @param {number} value @param {number} digits */
+const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
+
+/** The section's canvases and what they show. @param {Run} run @param {Cut} cut */
+function views(run, cut) {
+  const [rows, cols] = cut.grid;
+  /** @type {{answer: Arrays | null, hovered: number | null, mass: Float32Array | null}} */
+  const state = { answer: null, hovered: null, mass: null };
+  const still = (/** @type {string} */ label) => new Grid({ rows: 1, cols: 1, label, maxWidth: 320 });
+  const pictures = { x0: still("Clean image"), noise: still("Noise"), x: still("Noisy image, what the network sees") };
+  const hover = (/** @type {number | null} */ patch) => {
+    state.hovered = patch;
+    mark();
+  };
+  const image = new Grid({
+    rows, cols, gap: Math.max(2, Math.round(28 / cols)), label: "The noisy image in patches", selectOnMove: true,
+    describe: (row, col) => `${patchName(row * cols + col, cols)} becomes token ${row * cols + col}`,
+    onHover: (cell) => hover(cell && cell.row * cols + cell.col),
+    onSelect: (row, col) => select({ patch: row * cols + col }),
+  });
+  const tokenGrid = (/** @type {string} */ label, /** @type {"embedded" | "tokens"} */ name) => new Grid({
+    rows: cut.tokens, cols: 1, label, cellAspect: 1,
+    describe: (row, col) => {
+      const tensor = state.answer?.arrays[name];
+      return tensor ? `token ${row}, feature ${col}: ${signed(floats(tensor)[row * tensor.shape[1] + col], 3)}` : "";
+    },
+    onHover: (cell) => hover(cell && cell.row), onSelect: (row) => select({ patch: row }),
+  });
+  const tables = { embedded: tokenGrid("Tokens after the patch embedding", "embedded"), tokens: tokenGrid("Tokens with positions added", "tokens") };
+
+  /** Outline the chosen patch, and the one under pointer or keyboard, in all three pictures. */
+  function mark() {
+    const chosen = state.mass ? chosenPatch(state.mass) : null;
+    const { hovered } = state;
+    const width = state.answer?.arrays.tokens?.shape[1] ?? 1;
+    const at = (/** @type {number} */ patch) => ({ row: Math.floor(patch / cols), col: patch % cols });
+    if (chosen !== null && hovered === null) image.moveTo(at(chosen).row, at(chosen).col);
+    image.say();
+    image.mark([...(chosen === null ? [] : [/** @type {const} */ ({ ...at(chosen), color: "query" })]), ...(hovered === null ? [] : [/** @type {const} */ ({ ...at(hovered), color: "hover" })])]);
+    for (const grid of Object.values(tables)) {
+      const row = (/** @type {number} */ patch, /** @type {"query" | "hover"} */ color) => ({ row: patch, col: 0, cols: width, color });
+      if (chosen !== null && hovered === null) grid.moveTo(chosen, grid.active.col);
+      grid.say();
+      grid.mark([...(chosen === null ? [] : [row(chosen, "query")]), ...(hovered === null ? [] : [row(hovered, "hover")])]);
+    }
+  }
+  return { state, pictures, image, tables, mark };
+}
+
+/** @param {ReturnType<typeof views>} view @param {Arrays} answer @param {Cut} cut @param {HTMLElement} scale */
+function show(view, answer, cut, scale) {
+  const { arrays: found } = answer;
+  view.state.answer = answer;
+  view.state.mass = brightness(found.x0, cut.grid);
+  for (const name of /** @type {const} */ (["x0", "noise", "x"])) {
+    if (found[name]) view.pictures[name].setImage({ shape: found[name].shape, data: floats(found[name]) });
+  }
+  view.image.setImage({ shape: found.x.shape, data: floats(found.x) });
+  // One scale for both, so that what the positions add can be seen.
+  const both = ["embedded", "tokens"].flatMap((name) => (found[name] ? Array.from(floats(found[name])) : []));
+  const high = quantile(both.map(Math.abs), 0.99) || 1;
+  for (const name of /** @type {const} */ (["embedded", "tokens"])) {
+    if (!found[name]) continue;
+    const [rows, cols] = found[name].shape;
+    // Wide and low for few tokens, near square for many.
+    view.tables[name].options.cellAspect = (Math.max(1, 16 / Math.sqrt(rows)) * rows) / cols;
+    view.tables[name].setValues(floats(found[name]), { rows, cols, scale: "diverging", low: -high, high });
+    view.tables[name].shape();
+  }
+  clear(scale).append(legend({ scale: "diverging", low: signed(-high, 2), high: signed(high, 2), label: "feature value" }));
+  view.mark();
+}
+
+/** @param {number[]} values @param {number} share */
+function quantile(values, share) {
+  const sorted = Float32Array.from(values).sort();
+  return sorted[Math.floor(share * (sorted.length - 1))] ?? 0;
+}
+
+/** @param {Run} run */
+function mixture(run) {
+  if (selection.input.startsWith("sample:")) return "xₜ is a state on the way from this noise to the generated image x₀.";
+  if (run.process !== "flow") return "xₜ = √ᾱₜ · x₀ + √(1 − ᾱₜ) · noise";
+  const t = selection.t;
+  return `xₜ = (1 − t) · x₀ + t · noise = ${(1 - t).toFixed(2)} · x₀ + ${t.toFixed(2)} · noise`;
+}
+
+/** @param {HTMLElement} root @param {Run} run */
+export function mount(root, run) {
+  const cut = /** @type {Cut} */ (run.patches);
+  const view = views(run, cut);
+  const next = latest();
+  const frame = panel({
+    id: "patches", title: "From image to tokens", intro: intro(run, cut),
+    python: () => snippet(run, "input", {}, '["tokens"]'),
+    download: () => view.state.answer && { name: `${run.name}-input`, arrays: view.state.answer.arrays },
+    picture: () => view.tables.tokens.canvas,
+    table: () => view.tables.tokens.table("Tokens with positions", { rowName: (row) => `token ${row}` }),
+  });
+  const formula = h("p", { class: "mixture" });
+  const scale = h("div");
+  const shapes = frame.root.querySelector(".shape");
+
+  const render = () => frame.attempt(async () => {
+    const answer = await loadInput(run, next());
+    formula.textContent = mixture(run);
+    const width = answer.arrays.tokens?.shape[1];
+    const values = run.shape[0] * cut.size ** 2;
+    if (shapes && width) shapes.textContent = `(${cut.tokens}, ${values}) → (${cut.tokens}, ${width})`;
+    show(view, answer, cut, scale);
+  });
+  const clean = () => {
+    const x0 = view.state.answer?.arrays.x0;
+    return x0 ? floats(x0) : null;
+  };
+  frame.body.append(
+    h("div", { class: "trio-and-chooser" }, chooser(run, frame, clean), h("div", { class: "trio" }, figure("x₀", view.pictures.x0.root, "clean"),
+      figure("noise", view.pictures.noise.root), figure("xₜ", view.pictures.x.root, "what the network sees"), formula)),
+    h("div", { class: "patches-row" }, figure("Patches of xₜ", view.image.root), h("div", { class: "token-maps" },
+      figure("Embedded", view.tables.embedded.root, "one row for each patch"), figure("With positions", view.tables.tokens.root, "what enters the first block"), scale)));
+  root.append(frame.root);
+  onChange(WHERE, render);
+  onChange(["patch"], view.mark);
+  render();
+}

@@ -1,0 +1,33 @@
+// Light, dark, or as the system says; remembered between visits.
+
+import { h } from "./dom.js";
+
+const THEMES = ["auto", "light", "dark"];
+const STORE = "ditlab-theme";
+
+function stored() {
+  try {
+    return localStorage.getItem(STORE) ?? "auto";
+  } catch {
+    return "auto"; // Storage may be forbidden, as in a file opened from disk.
+  }
+}
+
+/** @param {string} theme */
+function apply(theme) {
+  document.documentElement.dataset.theme = THEMES.includes(theme) ? theme : "auto";
+  try {
+    localStorage.setItem(STORE, theme);
+  } catch {
+    // Then it holds until the page closes.
+  }
+}
+
+/** @returns {HTMLElement} */
+export function themeChooser() {
+  const now = stored();
+  apply(now);
+  const choose = h("select", { id: "choose-theme", value: now, onchange: (/** @type {Event} */ event) => apply(/** @type {HTMLSelectElement} */ (event.target).value) },
+    THEMES.map((theme) => h("option", { value: theme }, theme)));
+  return h("div", { class: "field field-inline" }, h("label", { for: "choose-theme" }, "Theme"), choose);
+}

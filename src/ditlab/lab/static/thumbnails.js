@@ -1,0 +1,104 @@
+// Small pictures of the chosen patch's attention in every layer and head, to choose from.
+
+import { arrays, at, exported, floats, latest, query } from "./api.js";
+import { sequential } from "./color.js";
+import { h } from "./dom.js";
+import { Grid } from "./grid.js";
+import { chosenHead, view } from "./maps.js";
+import { onChange, select, selection, where } from "./state.js";
+
+/** @typedef {import("./api.js").Run} Run */
+/** @typedef {import("./api.js").Tensor} Tensor */
+/** @typedef {{grid: [number, number], layers: number, heads: number, data: Float32Array}} Tiles (layers, heads, rows, cols) */
+
+/** @param {Run} run @param {number} patch @param {AbortSignal} signal @returns {Promise<Tiles>} */
+async function ask(run, patch, signal) {
+  const path = at(run.id, `/attention/thumbnails${query({ ...where(), query: patch, direction: selection.direction })}`);
+  const { thumbnails } = (await arrays(path, { signal })).arrays;
+  const [layers, heads, rows, cols] = thumbnails.shape;
+  return { grid: [rows, cols], layers, heads, data: floats(thumbnails) };
+}
+
+/** An exported file holds the maps themselves: cut the tiles out of them. @param {Run} run @param {number} patch @returns {Promise<Tiles>} */
+async function cutOut(run, patch) {
+  const { grid, tokens } = run.attention[0];
+  const heads = Math.max(...run.attention.map((layer) => layer.heads));
+  const data = new Float32Array(run.attention.length * heads * tokens);
+  for (const [i, { layer }] of run.attention.entries()) {
+    for (let head = 0; head < heads; head += 1) {
+      const { map } = (await arrays(at(run.id, `/attention${query({ ...where(), layer, head })}`))).arrays;
+      if (map.shape[0] !== tokens) throw new Error("not in this file");
+      const attention = { map: floats(map), size: tokens, tokens, pool: 1 };
+      data.set(view(attention, patch, selection.direction), (i * heads + head) * tokens);
+    }
+  }
+  return { grid, layers: run.attention.length, heads, data };
+}
+
+/** The tile of one head, or the mean of a layer's heads. @param {Tiles} tiles @param {number} layer @param {number} head */
+function tile({ grid, heads, data }, layer, head) {
+  const size = grid[0] * grid[1];
+  const one = (/** @type {number} */ index) => data.subarray((layer * heads + index) * size, (layer * heads + index + 1) * size);
+  if (head < heads) return one(head);
+  const mean = new Float32Array(size);
+  for (let i = 0; i < heads; i += 1) one(i).forEach((value, k) => (mean[k] += value / heads));
+  return mean;
+}
+
+/** All tiles side by side, each on its own scale. @param {Tiles} tiles */
+function composite(tiles) {
+  const [rows, cols] = tiles.grid;
+  const pixels = new ImageData((tiles.heads + 1) * cols, tiles.layers * rows);
+  for (let layer = 0; layer < tiles.layers; layer += 1) {
+    for (let head = 0; head <= tiles.heads; head += 1) {
+      const values = tile(tiles, layer, head);
+      const high = values.reduce((a, b) => Math.max(a, b), 0) || 1;
+      values.forEach((value, k) => {
+        const y = layer * rows + Math.floor(k / cols);
+        const x = head * cols + (k % cols);
+        pixels.data.set([...sequential(value / high), 255], 4 * (y * pixels.width + x));
+      });
+    }
+  }
+  const canvas = h("canvas", { width: pixels.width, height: pixels.height });
+  canvas.getContext("2d")?.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+export class Thumbnails {
+  /** @param {Run} run */
+  constructor(run) {
+    this.run = run;
+    this.heads = Math.max(...run.attention.map((layer) => layer.heads));
+    this.next = latest();
+    this.grid = new Grid({
+      rows: run.attention.length, cols: this.heads + 1, gap: 4, readout: false, label: "All layers (rows) and heads (columns, the last is their average)",
+      describe: (row, col) => `layer ${row}, ${col === this.heads ? "average of the heads" : `head ${col}`}`,
+      onSelect: (row, col) => select({ layer: row, head: col === this.heads ? "mean" : col }),
+    });
+    const names = (/** @type {string} */ kind, /** @type {(string | number)[]} */ list) => h("div", { class: `thumb-${kind}`, "aria-hidden": "true" }, list.map((name) => h("span", null, name)));
+    const heads = [...Array(this.heads).keys()];
+    const layers = [...Array(run.attention.length).keys()];
+    this.root = h("div", { class: "thumbnails" }, h("span", { class: "thumb-corner", "aria-hidden": "true" }, "layer ╲ head"),
+      names("heads", [...heads, "mean"]), names("layers", layers), this.grid.root, this.grid.output);
+    // Few large tiles say no more than small ones.
+    this.root.style.maxWidth = `${Math.max(18, Math.min(40, 5 * (this.heads + 1)))}rem`;
+    onChange(["layer", "head"], () => this.mark());
+    this.mark();
+  }
+
+  mark() {
+    const row = Math.min(this.run.attention.length - 1, Math.max(0, selection.layer));
+    const head = chosenHead(this.run.attention[row]);
+    const cell = { row, col: head === "mean" ? this.heads : head };
+    this.grid.mark([{ ...cell, color: "query" }]);
+    this.grid.moveTo(cell.row, cell.col);
+    this.grid.say();
+  }
+
+  /** @param {unknown} _ the scene @param {number} patch */
+  async show(_, patch) {
+    const tiles = await (exported ? cutOut(this.run, patch) : ask(this.run, patch, this.next()));
+    this.grid.setPicture(composite(tiles));
+  }
+}
