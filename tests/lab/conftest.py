@@ -42,7 +42,10 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(runs, tmp_path_factory):
-    """The page of the run circles as one file."""
+    """The page of the run circles as one file, with fewer inputs and times than users get."""
     out = tmp_path_factory.mktemp("export") / "lesson.html"
-    assert main(["lab", str(runs / "circles"), "--export", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ditlab.lab.export.INPUTS", ("data:0", "data:1"))
+        patch.setattr("ditlab.lab.export.TIMES", (0.3, 0.5))
+        assert main(["lab", str(runs / "circles"), "--export", str(out)]) == 0
     return out

@@ -262,14 +262,21 @@ def half_of_fifty_leave(port, worker):
 
 
 def test_clients_that_leave_take_their_jobs_and_memory_along():
-    """The second time around no more than 32 MB are added: of 50 answers and arrays of 8 MB each, four."""
+    """A leak would add the 25 answers of 8 MB to every round; a round that adds less than 32 MB shows there is none.
+
+    More than one round, because the allocator of C may keep, for once, what it was given back.
+    """
     with computing(capacity=64) as (port, worker, _, _):
         half_of_fifty_leave(port, worker)
         if not Path("/proc/self/statm").exists():
             pytest.skip("/proc/self/statm tells how much memory is used; there is none here. All else held")
-        before = resident()
-        half_of_fifty_leave(port, worker)
-        assert resident() - before < 32 * 10**6
+
+        def grown():
+            before = resident()
+            half_of_fifty_leave(port, worker)
+            return resident() - before
+
+        assert any(grown() < 32 * 10**6 for _ in range(4))
 
 
 def test_full_queue_asks_to_come_again():

@@ -57,6 +57,9 @@ def _serve(library: Library, options: LabOptions) -> int:
     worker = Worker()
     app = Guard(create_app(library, worker), allowed_hosts(options.host, sock.getsockname()[1]), token)
 
+    first = next(iter(library.folders()))
+    library.describe(first, None, "ema")  # loaded before the page is, which then paints at once
+
     def announce(address: str) -> None:
         url = address if token is None else f"{address}?token={token}"
         runs = [str(folder.path) for folder in library.folders().values()]

@@ -24,7 +24,7 @@ from ditlab.errors import InputError
 from ditlab.lab.connection import DEFAULT, Limits, Patient
 
 BACKLOG = 256
-SECONDS_TO_STOP = 2  # for answers under way; with what comes before and after, the process ends within three
+SECONDS_TO_STOP = 1  # for answers under way; with what comes before and after, the process ends within three
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -136,6 +136,7 @@ export function mount(root, run) {
   const pictures = new Pictures(run, describe);
   const thumbs = new Thumbnails(run);
   const numbers = numbersTable(run);
+  const overMany = summary(run);
   const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
   const frame = panel({
     id: "attention", title: "What does each patch look at?", intro: INTRO,
@@ -155,8 +156,9 @@ export function mount(root, run) {
     const row = await viewOf(run, now, patch, nextRow());
     if (now !== scene) return;
     pictures.show(now, row, patch);
-    thumbs.show(now, patch).catch(frame.fail);
-    numbers.show(now, patch).catch(frame.fail);
+    const rest = [thumbs.show(now, patch), numbers.show(now, patch)];
+    rest.forEach((one) => one.catch(frame.fail));
+    Promise.allSettled(rest).then(overMany.start);
   };
   const render = () => frame.attempt(async () => {
     scene = await load(run, nextScene());
@@ -171,7 +173,7 @@ export function mount(root, run) {
         figure("Its attention", "over x₀", pictures.heat.root),
         h("div", { class: "attention-words" }, pictures.heat.output, pictures.legend)),
       h("div", { class: "attention-side" }, directionChoice(), blend.root, figure("All layers and heads", "each on its own scale", thumbs.root))),
-    numbers.root, summary(run));
+    numbers.root, overMany.root);
   root.append(frame.root);
   onChange([...WHERE, "layer", "head"], render);
   onChange(["patch", "direction"], () => frame.attempt(repaint));

@@ -35,7 +35,7 @@ const runChoice = (run, runs) => choice("choose-run", "Run", runs.map(({ id, nam
 const stepChoice = (run) => choice("choose-step", "Checkpoint", run.checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]),
   () => String(selection.step), (value) => ({ step: Number(value) }), "step");
 
-const weightsChoice = () => choice("choose-weights", "Weights", [["ema", "averaged (EMA)"], ["raw", "raw"]], () => selection.weights, (value) => ({ weights: value }), "weights");
+const weightsChoice = () => !choices() && choice("choose-weights", "Weights", [["ema", "averaged (EMA)"], ["raw", "raw"]], () => selection.weights, (value) => ({ weights: value }), "weights");
 
 /** @param {Run} run */
 function labelChoice(run) {

@@ -34,7 +34,7 @@ export function pairedBars(options) {
     event.preventDefault();
     cursor = Math.max(0, Math.min(pairs.length - 1, moves[event.key]));
     draw();
-    announce(`Block ${cursor + 1}: ${options.names.map((name, i) => words(name, pairs[cursor][i])).join(", ")}`);
+    announce(`Block ${cursor}: ${options.names.map((name, i) => words(name, pairs[cursor][i])).join(", ")}`);
   });
   svg.addEventListener("blur", () => {
     cursor = -1;
@@ -89,11 +89,11 @@ function pairOf(pair, i, width, { pairs, top, names }, chosen) {
     const tall = Math.max(0.5, height(bar.mean, top));
     return [
       s("rect", { class: `bar bar-${side}`, x: x - thick / 2, y: BOTTOM - tall, width: thick, height: tall, rx: Math.min(4, thick / 4) },
-        s("title", null, `Block ${i + 1}, ${words(names[side], bar)}`)),
+        s("title", null, `Block ${i}, ${words(names[side], bar)}`)),
       ...whiskerAt(x, BOTTOM - height(bar.high, top), BOTTOM - height(bar.low, top), Math.min(7, thick / 3)),
     ];
   });
-  const name = i % every ? [] : [s("text", { class: "chart-tick", x: middle, y: BOTTOM + 17, "text-anchor": "middle" }, String(i + 1))];
+  const name = i % every ? [] : [s("text", { class: "chart-tick", x: middle, y: BOTTOM + 17, "text-anchor": "middle" }, String(i))];
   const frame = chosen ? [s("rect", { class: "bar-chosen", x: middle - room / 2, y: TOP, width: room, height: BOTTOM - TOP, rx: 6 })] : [];
   return [...frame, ...bars, ...name];
 }

@@ -67,6 +67,7 @@ function fileField(run, panel) {
  * @returns {HTMLElement}
  */
 export function chooser(run, panel, current) {
+  if (exported) return h("p", { class: "quiet" }, "The bar above lists the images in this file. Start ", h("code", null, "ditlab lab"), " to draw or use one of your own.");
   const details = h("div", { class: "chooser-details" });
   /** @type {Kind} */
   let shown = kindOf() === "own" ? "own" : kindOf();
@@ -81,7 +82,6 @@ export function chooser(run, panel, current) {
   const contents = () => {
     if (shown === "data") return numbered("data", "Example", "example");
     if (shown === "sample") return numbered("sample", "Seed", "seed");
-    if (exported) return h("p", null, "This file holds ready answers only. Start ", h("code", null, "ditlab lab"), " to use an image of your own.");
     if (shown === "own") return fileField(run, panel);
     sketch = new Sketch(run.shape, (pixels) => panel.attempt(() => usePixels(run, pixels)));
     const now = current();

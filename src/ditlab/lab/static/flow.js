@@ -4,7 +4,7 @@ import { arrays, at, floats, json, latest, query } from "./api.js";
 import { WHERE, onChange, select, selection, whichWeights, where } from "./state.js";
 import { diverging, grey } from "./color.js";
 import { panel, snippet } from "./panel.js";
-import { meaning, milliseconds, shapeText, short, transformer } from "./flow_model.js";
+import { meaning, milliseconds, outText, shapeText, short, transformer } from "./flow_model.js";
 import { narrowScene, wideScene } from "./flow_scene.js";
 import { chainScene } from "./flow_chain.js";
 import { drawScene } from "./flow_draw.js";
@@ -21,7 +21,7 @@ import { lightUp, play } from "./flow_play.js";
  */
 
 /** From this width on the diagram is a U; below it, a column. */
-const WIDE = 900;
+const WIDE = 1000;
 
 class ShapeFlow {
   /** @param {Run} run */
@@ -100,6 +100,7 @@ class ShapeFlow {
       pixels: (kind) => this.pixels(kind),
     });
     this.stage.replaceChildren(this.svg);
+    this.svg.classList.toggle("flow-small", this.width < 520);
     this.panel.body.classList.toggle("flow-wide", Boolean(model) && wide);
     this.panel.body.classList.toggle("flow-chain", !model);
     this.summarise(flow);
@@ -143,7 +144,7 @@ class ShapeFlow {
 
   /** @param {Node} node @returns {string} */
   sentence(node) {
-    return `${node.title}: ${node.in.map(shapeText).join(" and ")} to ${shapeText(node.out)}, ${node.parameters.toLocaleString("en")} parameters, `
+    return `${node.title}: ${node.in.map(shapeText).join(" and ")} to ${outText(node)}, ${node.parameters.toLocaleString("en")} parameters, `
       + `${short(node.macs)} multiply-accumulates, ${milliseconds(node.ms)}.`;
   }
 
@@ -154,13 +155,13 @@ class ShapeFlow {
     this.told = node.name;
     const [text, formula] = meaning(node, this.run.target);
     const share = (/** @type {number} */ part, /** @type {number} */ all) => (all > 0 ? part / all : 0);
-    const where = node.block === null || node.kind === "block" ? "" : `, block ${node.block + 1}`;
+    const where = node.block === null || node.kind === "block" ? "" : `, block ${node.block}`;
     this.card.replaceChildren(
       h("h3", null, `${node.title}${where}`),
       h("p", { class: "flow-text" }, text),
       formula ? h("p", { class: "flow-formula" }, formula) : "",
       h("dl", { class: "flow-numbers" },
-        row("shape", `${node.in.map(shapeText).join(", ")} → ${shapeText(node.out)}`),
+        row("shape", `${node.in.map(shapeText).join(", ")} → ${outText(node)}`),
         row("parameters", node.parameters.toLocaleString("en"), share(node.parameters, flow.parameters)),
         row("multiply-accumulates", short(node.macs), share(node.macs, flow.macs)),
         row("time", milliseconds(node.ms), share(node.ms, flow.ms))),
@@ -217,7 +218,7 @@ class ShapeFlow {
     return table("Every part, in the order a batch passes. Shapes are without the batch.",
       ["part", "name", "in", "out", "parameters", "multiply-accumulates", "time"],
       flow.nodes.map((node) => [
-        node.block === null ? node.title : `${node.title}, block ${node.block + 1}`, node.name, node.in.map(shapeText).join(", "), shapeText(node.out),
+        node.block === null ? node.title : `${node.title}, block ${node.block}`, node.name, node.in.map(shapeText).join(", "), outText(node),
         node.parameters.toLocaleString("en"), node.macs.toLocaleString("en"), milliseconds(node.ms),
       ]));
   }

@@ -57,7 +57,7 @@ function place(nodes, least, most) {
 /** @param {Node[]} nodes @param {number} width @returns {Scene} */
 export function chainScene(nodes, width) {
   const narrow = width < 520;
-  const [x, least, most, rail] = narrow ? [122, 178, 208, Math.max(270, Math.min(width, 340) - 12)] : [250, 196, 330, 480];
+  const [x, least, most, rail] = narrow ? [122, 184, 208, Math.max(270, Math.min(width, 340) - 12)] : [250, 196, 330, 480];
   const sides = nodes.filter(conditions);
   const chain = place(nodes.filter((node) => !sides.includes(node)), least, most);
   const last = chain[chain.length - 1];

@@ -158,9 +158,9 @@ function closedBlock(b, blocks, start, length) {
   const far = mod + modAcross / 2 + pad;
   const many = blocks.length > 1;
   const node = many ? together(blocks) : first.whole;
-  const range = `${first.index + 1}–${first.index + blocks.length}`;
+  const range = `${first.index}–${first.index + blocks.length - 1}`;
   const alike = b.wide ? `Blocks\n${range}\n${blocks.length} alike\nshow all` : `Blocks ${range}, ${blocks.length} alike`;
-  const text = many ? alike : b.wide && length < 60 ? slabText(first.index + 1, length) : first.whole.title;
+  const text = many ? alike : b.wide && length < 60 ? slabText(first.index, length) : first.whole.title;
   b.box(node.name, start + length / 2, (far - near) / 2, length, far + near,
     { shape: many ? "stack" : "slab", kind: "block", text, node, does: many ? "all" : "open",
       block: first.index });
@@ -176,9 +176,9 @@ const slabText = (index, length) => (length > 18 || index % 5 === 0 ? `${index}`
 function together(blocks) {
   const nodes = blocks.map((block) => block.whole);
   const total = (/** @type {"parameters" | "macs" | "ms"} */ key) => nodes.reduce((all, node) => all + node[key], 0);
-  const [first, last] = [blocks[0].index + 1, blocks[blocks.length - 1].index + 1];
+  const [first, last] = [blocks[0].index, blocks[blocks.length - 1].index];
   return {
-    ...nodes[0], name: `blocks.${first - 1}-${last - 1}`, title: `Blocks ${first}–${last}, all alike`, out: nodes[nodes.length - 1].out,
+    ...nodes[0], name: `blocks.${first}-${last}`, title: `Blocks ${first}–${last}, all alike`, out: nodes[nodes.length - 1].out,
     parameters: total("parameters"), macs: total("macs"), ms: total("ms"),
   };
 }

@@ -33,7 +33,7 @@ function blocksOf(nodes) {
     const part = (/** @type {string} */ kind) => parts.find((node) => node.kind === kind);
     const [modulation, attention, mlp] = [part("modulation"), part("attention"), part("mlp")];
     if (!modulation || !attention || !mlp) return null;
-    blocks.push({ index, modulation, attention, mlp, whole: sum(parts, `blocks.${index}`, `Block ${index + 1}`) });
+    blocks.push({ index, modulation, attention, mlp, whole: sum(parts, `blocks.${index}`, `Block ${index}`) });
   }
   return blocks.length ? blocks : null;
 }
@@ -69,6 +69,10 @@ export function arrange(blocks, open, all, few = 4) {
 /** Shape without the batch: "16×64".
  * @param {number[] | undefined} shape @returns {string} */
 export const shapeText = (shape) => (shape && shape.length > 1 ? shape.slice(1).join("×") : shape?.join("×") ?? "");
+
+/** What a node gives, without the batch. A modulation gives six vectors, and the batch comes second.
+ * @param {Node} node @returns {string} */
+export const outText = (node) => (node.kind === "modulation" && node.out.length === 3 ? `${node.out[0]}×${node.out[2]}` : shapeText(node.out));
 
 /** 252,496 → "252 k".
  * @param {number} value @returns {string} */

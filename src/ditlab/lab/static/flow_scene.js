@@ -27,7 +27,7 @@ const beside = (node, x, y) => ({ text: shapeText(node.out), at: [x + 9, y + 4],
 /** Image down through the patches on the left, blocks along the foot, and up to the prediction on the right: a U.
  * @param {Transformer} model @param {{open: number, all: boolean, width: number}} options @returns {Scene} */
 export function wideScene(model, { open, all, width }) {
-  const full = Math.max(1020, width);
+  const full = Math.max(1000, width);
   const row = 262;
   const [left, right] = [78, full - 78];
   const b = builder(true, row);

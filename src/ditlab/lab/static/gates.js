@@ -144,7 +144,7 @@ class Gates {
     if (!recording) return null;
     const { mean, low, high } = recording.depth(index);
     const rows = recording.pairs(index).flatMap((pair, block) => pair.map((bar, side) =>
-      [`block ${block + 1}, ${BRANCHES[side]}`, number(bar.mean), number(bar.low), number(bar.high)]));
+      [`block ${block}, ${BRANCHES[side]}`, number(bar.mean), number(bar.low), number(bar.high)]));
     return table(`mean |gate| at training step ${recording.steps[index].toLocaleString("en")}`, ["branch", "mean", "lowest over t", "highest over t"],
       [...rows, ["effective depth", number(mean), number(low), number(high)]]);
   }

@@ -7,7 +7,8 @@ import { KEY, QUERY, diverging, grey, sequential } from "./color.js";
 /**
  * @typedef {"sequential" | "diverging" | "grey"} Scale
  * @typedef {ArrayLike<number>} Values
- * @typedef {{row: number, col: number, rows?: number, cols?: number, color: "query" | "key" | "hover"}} Mark
+ * @typedef {{row: number, col: number, rows?: number, cols?: number, color: "query" | "key" | "hover",
+ *   inset?: boolean}} Mark `inset`: inside another outline
  * @typedef {{rows?: number, cols?: number, scale?: Scale, low?: number, high?: number, alpha?: number,
  *   format?: (value: number) => string}} ValueOptions
  * @typedef {object} GridOptions
@@ -224,7 +225,7 @@ export class Grid {
     const small = Math.min(box.width, box.height) < 26 * ratio;
     const line = (mark.color === "hover" || small ? 2 : 3.5) * ratio;
     // Inside a large cell; around a cell that the line would hide, yet within the canvas.
-    const inset = small ? -line : line / 2 + ratio;
+    const inset = (small ? -line : line / 2 + ratio) + (mark.inset ? line + 2 * ratio : 0);
     const edge = line / 2 + ratio;
     const left = Math.max(edge, box.left + inset);
     const top = Math.max(edge, box.top + inset);

@@ -51,8 +51,7 @@ function diagonalSentence({ attention }) {
   const mean = diagonal(attention);
   const times = mean * tokens;
   if (pool !== 1) return `The map has ${tokens} × ${tokens} cells; each cell here is the mean over about ${Math.round(tokens / size)} × ${Math.round(tokens / size)} of them. The blocks on the diagonal hold ${percent(mean)} per cell on average, against 1/N = ${percent(1 / tokens)}.`;
-  const verdict = times >= 1 ? `${times.toFixed(1)} times as much` : `only ${times.toFixed(2)} of it`;
-  return `A patch gives itself ${percent(mean)} of its attention on average; equal shares would be 1/N = ${percent(1 / tokens)}. That is ${verdict}.`;
+  return `A patch gives itself ${percent(mean)} of its attention on average; equal shares would be 1/N = ${percent(1 / tokens)}. That is ${times.toFixed(2)} times as much.`;
 }
 
 /** The matrix with its margins and the image beside it, all pointing at the same pair of patches. */
@@ -116,7 +115,7 @@ class Matrix {
     if (!this.scene) return "";
     const { map, size } = this.scene.attention;
     const share = percent(map[row * size + col]);
-    return `${this.name(row)} looks at ${this.name(col)}: ${share}`;
+    return `${this.name(row)} ${size === this.scene.attention.tokens ? "looks" : "look"} at ${this.name(col)}: ${share}`;
   }
 
   /** Choose the query of a row and the key of a column; −1 leaves either. @param {number} row @param {number} col */
@@ -155,7 +154,9 @@ class Matrix {
       const [first, end] = tokensOf(index, scene.attention);
       return Array.from({ length: end - first }, (_, i) => cell(first + i, color));
     };
-    this.image.mark([...patches(key, "key"), ...patches(query, "query")]);
+    // A patch that looks at itself carries both, the key's inside the query's.
+    const same = patches(key, "key").map((mark) => ({ ...mark, inset: key === query }));
+    this.image.mark([...patches(query, "query"), ...same]);
     const column = { row: 0, col: key, rows: size, color: /** @type {const} */ ("key") };
     const row = { row: query, col: 0, cols: size, color: /** @type {const} */ ("query") };
     this.map.mark([...(key < 0 ? [] : [column]), row]);

@@ -35,13 +35,13 @@ async function ofLayer(run, shown, signal) {
   }));
 }
 
-/** One query: from the map in memory, or, if that is pooled, from the lab. @param {Run} run @param {Shown} shown @param {number} patch @param {AbortSignal} signal @returns {Promise<Found>} */
+/** One query: from its row of the map in memory, or, if that map is pooled, from the exact row. @param {Run} run @param {Shown} shown @param {number} patch @param {AbortSignal} signal @returns {Promise<Found>} */
 async function ofPatch(run, shown, patch, signal) {
   const { layer, attention, mass } = shown;
   if (attention.pool === 1) return numbersOf(view(attention, patch, "from"), patch, layer.grid, mass);
-  const path = at(run.id, `/attention/query${query({ ...where(), layer: layer.layer, head: chosenHead(layer), query: patch })}`);
+  const path = at(run.id, `/attention/row${query({ ...where(), layer: layer.layer, head: chosenHead(layer), query: patch, direction: "from" })}`);
   const { arrays: found } = await arrays(path, { signal });
-  return Object.fromEntries(Object.entries(found).map(([name, tensor]) => [name, floats(tensor)[0]]));
+  return numbersOf(floats(found.row), patch, layer.grid, mass);
 }
 
 /** @param {Run} run */

@@ -133,10 +133,10 @@ export function absent(id, title, why) {
 /** @param {unknown} value */
 const literal = (value) => (typeof value === "string" ? JSON.stringify(value) : value === null ? "None" : String(value));
 
-/** A drawn image in Python: its very pixels. @param {string} input */
-function drawnPython(input) {
+/** A drawn image in Python: its very pixels. @param {string} input @param {number[]} shape */
+function drawnPython(input, shape) {
   const text = input.slice(5);
-  return [`import base64, numpy as np`, `pixels = np.frombuffer(base64.urlsafe_b64decode("${text}" + "=" * ${(4 - (text.length % 4)) % 4}), np.uint8)`];
+  return [`import base64, numpy as np`, `pixels = np.frombuffer(base64.urlsafe_b64decode("${text}" + "=" * ${(4 - (text.length % 4)) % 4}), np.uint8).reshape(${shape.join(", ")})`];
 }
 
 /**
@@ -155,6 +155,6 @@ export function snippet(run, method, args = {}, rest = "", located = true) {
   const text = Object.entries(all).filter(([, value]) => value !== undefined)
     .map(([name, value]) => `${name}=${drawn && name === "input" ? "lens.own(pixels)" : literal(value)}`).join(", ");
   const when = step === null ? "" : `, step=${step}`;
-  return [...(drawn ? drawnPython(input) : []), "from ditlab.lab import Lens", `lens = Lens(${literal(run.path)}${when}, weights=${literal(weights)})`,
+  return [...(drawn ? drawnPython(input, run.shape) : []), "from ditlab.lab import Lens", `lens = Lens(${literal(run.path)}${when}, weights=${literal(weights)})`,
     `lens.${method}(${text})${rest}`, ""].join("\n");
 }

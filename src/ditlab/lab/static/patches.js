@@ -43,7 +43,7 @@ function views(run, cut) {
     mark();
   };
   const image = new Grid({
-    rows, cols, gap: Math.max(2, Math.round(28 / cols)), label: "The noisy image in patches", selectOnMove: true,
+    rows, cols, gap: Math.max(1, Math.round(28 / cols)), label: "The noisy image in patches", selectOnMove: true,
     describe: (row, col) => `${patchName(row * cols + col, cols)} becomes token ${row * cols + col}`,
     onHover: (cell) => hover(cell && cell.row * cols + cell.col),
     onSelect: (row, col) => select({ patch: row * cols + col }),
@@ -92,8 +92,8 @@ function show(view, answer, cut, scale) {
   for (const name of /** @type {const} */ (["embedded", "tokens"])) {
     if (!found[name]) continue;
     const [rows, cols] = found[name].shape;
-    // Wide and low for few tokens, near square for many.
-    view.tables[name].options.cellAspect = (Math.max(1, 16 / Math.sqrt(rows)) * rows) / cols;
+    // Wide and low for few tokens, less so for many.
+    view.tables[name].options.cellAspect = (Math.max(2, 16 / Math.sqrt(rows)) * rows) / cols;
     view.tables[name].setValues(floats(found[name]), { rows, cols, scale: "diverging", low: -high, high });
     view.tables[name].shape();
   }

@@ -29,7 +29,9 @@ class Fields {
     this.failed = false;
     this.limit = 3;
     onChange(["step", "weights"], () => {
-      this.known.clear();
+      // New ones: answers on their way are of the old weights.
+      this.known = new Map();
+      this.pending = new Set();
       this.failed = false;
     });
   }
@@ -45,8 +47,8 @@ class Fields {
 
   /** @param {number} t @param {AbortSignal} signal */
   async ask(t, signal) {
-    this.pending.add(t);
-    const known = this.known;
+    const { known, pending } = this;
+    pending.add(t);
     try {
       const path = at(this.run.id, `/field${query({ ...whichWeights(), t, size: SIZE })}`);
       const { arrays: found, meta } = await arrays(path, { signal });
@@ -56,7 +58,7 @@ class Fields {
       // Particles are drawn all the same; the panel reports what is wrong with the trajectory.
       this.failed = !isAbort(error);
     }
-    this.pending.delete(t);
+    pending.delete(t);
     // Also after an abort: the other plane may still wait for this time.
     this.onReady();
   }

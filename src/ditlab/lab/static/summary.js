@@ -1,8 +1,8 @@
 // The same numbers over many images and all times: does attention follow the object?
 
-import { arrays, at, floats, query } from "./api.js";
+import { arrays, at, floats, isAbort, latest, query } from "./api.js";
 import { clear, h, s, table } from "./dom.js";
-import { onChange, selection, whichWeights } from "./state.js";
+import { WHERE, onChange, selection, whichWeights } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {{t: number[], layers: number, get: (name: string, time: number, layer: number) => number, has: (name: string) => boolean}} Summary */
@@ -25,7 +25,7 @@ function read({ arrays: found }) {
 }
 
 /** @param {number} v 0…1 */
-const percent = (v) => `${Math.round(100 * v)}\u00a0%`;
+const percent = (v) => `${(100 * v).toFixed(v < 0.2 ? 1 : 0)}\u00a0%`;
 
 /** @param {number} t */
 const x = (t) => LEFT + t * (WIDTH - LEFT - RIGHT);
@@ -98,37 +98,72 @@ function charts(data) {
       h("figure", null, h("figcaption", null, `layer ${layer}`), chart(data, measure, layer))))));
 }
 
-/** Below the chosen image: the answer over 64 of them. @param {Run} run @returns {HTMLElement} */
+/** How long nothing must change before the lab is asked again for what takes it long. */
+const QUIET = 2500;
+
+/**
+ * Below the chosen image: the answer over 64 of them.
+ * @param {Run} run
+ * @returns {{root: HTMLElement, start: () => void}} `start` once the section above has what it needs
+ */
 export function summary(run) {
   const sentence = h("p", { class: "reading", "aria-live": "polite" }, "Measuring 64 images…");
   const key = h("p", { class: "chart-key" }, h("span", { class: "key-measured" }, "measured"), h("span", { class: "key-chance" }, "chance"), h("span", { class: "key-now" }, "chosen t"));
   const body = h("div");
   const root = h("div", { class: "summary" }, h("h3", null, "Over 64 images, heads averaged"), sentence, key, body);
 
+  const next = latest();
+  /** @type {"waiting" | "asking" | "done"} */
+  let state = "waiting";
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  let near = false;
+  let started = false;
   const load = async () => {
+    if (!near || state === "asking" || !root.isConnected) return;
+    state = "asking";
     try {
-      const data = read(await arrays(at(run.id, `/attention/summary${query(whichWeights())}`)));
+      const data = read(await arrays(at(run.id, `/attention/summary${query(whichWeights())}`), { signal: next() }));
+      state = "done";
       sentence.textContent = reading(data);
       clear(body).append(...charts(data), asTable(data));
     } catch (error) {
+      if (isAbort(error)) return;
+      state = "done";
       sentence.textContent = error instanceof Error ? error.message : String(error);
     }
   };
-  onChange(["step", "weights"], () => seen && load());
+  // The lab does one thing at a time, and this takes it seconds: it waits until somebody comes near, and steps back
+  // whenever a choice above wants an answer at once.
+  const postpone = () => {
+    if (state === "done") return;
+    next();
+    state = "waiting";
+    clearTimeout(timer);
+    timer = setTimeout(load, QUIET);
+  };
+  const start = () => {
+    if (started || !root.isConnected) return;
+    started = true;
+    const watch = new IntersectionObserver((entries) => {
+      near = entries.some((entry) => entry.isIntersecting);
+      if (!near) return;
+      watch.disconnect();
+      load();
+    }, { rootMargin: "200px" });
+    watch.observe(key);
+  };
+  onChange(["step", "weights"], () => {
+    state = "waiting";
+    sentence.textContent = "Measuring 64 images…";
+    clear(body);
+  });
+  onChange([...WHERE, "layer", "head", "patch", "direction"], postpone);
   onChange(["t"], () => {
     for (const now of body.querySelectorAll(".now")) {
       now.setAttribute("x1", String(x(selection.t)));
       now.setAttribute("x2", String(x(selection.t)));
     }
   });
-  // 64 images take the lab a while, and it does one thing at a time: not before somebody comes near.
-  let seen = false;
-  const watch = new IntersectionObserver((entries) => {
-    if (seen || !entries.some((entry) => entry.isIntersecting)) return;
-    seen = true;
-    watch.disconnect();
-    load();
-  });
-  watch.observe(body);
-  return root;
+  return { root, start };
 }

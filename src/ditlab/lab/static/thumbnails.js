@@ -72,16 +72,19 @@ export class Thumbnails {
     this.heads = Math.max(...run.attention.map((layer) => layer.heads));
     this.next = latest();
     this.grid = new Grid({
-      rows: run.attention.length, cols: this.heads + 1, gap: 4, readout: false, label: "All layers (rows) and heads (columns, the last is their average)",
+      rows: run.attention.length, cols: this.heads + 1, gap: this.heads > 8 ? 2 : 4, readout: false, label: "All layers (rows) and heads (columns, the last is their average)",
       describe: (row, col) => `layer ${row}, ${col === this.heads ? "average of the heads" : `head ${col}`}`,
       onSelect: (row, col) => select({ layer: row, head: col === this.heads ? "mean" : col }),
     });
     const names = (/** @type {string} */ kind, /** @type {(string | number)[]} */ list) => h("div", { class: `thumb-${kind}`, "aria-hidden": "true" }, list.map((name) => h("span", null, name)));
-    const heads = [...Array(this.heads).keys()];
+    // Where there is no room for all numbers, every second, third, … is enough.
+    const every = Math.ceil(this.heads / 8);
+    const heads = Array.from({ length: this.heads }, (_, i) => (i % every === 0 ? i : ""));
     const layers = [...Array(run.attention.length).keys()];
     this.root = h("div", { class: "thumbnails" }, h("span", { class: "thumb-corner", "aria-hidden": "true" }, "layer ╲ head"),
       names("heads", [...heads, "mean"]), names("layers", layers), this.grid.root, this.grid.output);
     // Few large tiles say no more than small ones.
+    this.root.classList.toggle("thumbnails-many", this.heads > 8);
     this.root.style.maxWidth = `${Math.max(18, Math.min(40, 5 * (this.heads + 1)))}rem`;
     onChange(["layer", "head"], () => this.mark());
     this.mark();
