@@ -116,7 +116,7 @@ def test_an_input_is_mixed_as_the_process_says_and_read_as_the_network_says(lens
     np.testing.assert_allclose(answer["prediction"], velocity, atol=1e-6)
     np.testing.assert_allclose(answer["denoised"], answer["x"] - 0.5 * answer["prediction"], atol=1e-5)
     np.testing.assert_allclose(answer["tokens"], answer["embedded"] + answer["positions"], atol=1e-6)
-    assert answer.meta["t"] == "0.5"
+    assert answer.meta == {"t": "0.5", "a": "0.5", "s": "0.5", "label": "None"}
 
 
 def test_a_training_example_is_the_one_training_saw(lens):

@@ -26,6 +26,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "data": config.data.kind,
         "network": config.network.kind,
         "process": config.process.kind,
+        "noise_path": getattr(config.process, "path", "discrete"),
         "target": lens.process.target_name,
         "shape": list(run.shape),
         "step": run.step,

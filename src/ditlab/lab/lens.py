@@ -132,7 +132,9 @@ class Lens:
             embedded = self.network.patch_embed(scene.x)[0]
             positions = self.network.positions[0]
             arrays |= {"embedded": embedded, "positions": positions, "tokens": embedded + positions}
-        return Answer(arrays, t=repr(scene.t), label=str(None if scene.cond is None else int(scene.cond["label"])))
+        c = self.process.path(torch.tensor(scene.t, dtype=torch.float64))
+        label_word = str(None if scene.cond is None else int(scene.cond["label"]))
+        return Answer(arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word)
 
     # ---- attention
 

@@ -9,7 +9,8 @@
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
  *   step: number}} RunSummary
  * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits",
- *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm", target: "velocity" | "eps" | "x0" | "v",
+ *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm",
+ *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
  *   shape: number[], checkpoints: number[], step: number, num_classes: number | null,
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   has_gates: boolean, parameters: number, macs: number | null,

@@ -28,8 +28,8 @@ function choice(id, label, options, read, write, key) {
   return h("div", { class: "field" }, h("label", { for: id }, label), list);
 }
 
-/** @param {Run} run @param {RunSummary[]} runs */
-const runChoice = (run, runs) => choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
+/** @param {RunSummary[]} runs */
+const runChoice = (runs) => choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
 
 /** @param {Run} run */
 const stepChoice = (run) => choice("choose-step", "Checkpoint", run.checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]),
@@ -108,6 +108,6 @@ function headChoice(run) {
 export function bar(run, runs) {
   const images = run.data !== "points";
   return h("div", { class: "choices", role: "region", "aria-label": "What is shown" },
-    h("div", { class: "choices-part" }, runChoice(run, runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
+    h("div", { class: "choices-part" }, runChoice(runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
     h("div", { class: "choices-part choices-live" }, timeChoice(), layerChoice(run), headChoice(run)));
 }

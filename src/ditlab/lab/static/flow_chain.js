@@ -68,7 +68,7 @@ export function chainScene(nodes, width) {
     scene.boxes.push({ id: node.name, shape, x, y, w, h, text: node.title, kind: node.kind, node, does: "section", above: node.kind === "input" });
   }
   const tops = condition(scene, sides, narrow ? rail - 62 : rail, 46);
-  chain.forEach((one, i) => link(scene, chain, i, x, takesFrom(chain, i, sides) ? { rail, top: tops } : null));
+  chain.forEach((_, i) => link(scene, chain, i, x, takesFrom(chain, i, sides) ? { rail, top: tops } : null));
   for (const [from, to] of skips(chain)) arc(scene, from, to, x);
   return scene;
 }

@@ -31,8 +31,8 @@ const figure = (title, content, note) => h("figure", null, h("figcaption", null,
 /** With a true minus sign. @param {number} value @param {number} digits */
 const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
 
-/** The section's canvases and what they show. @param {Run} run @param {Cut} cut */
-function views(run, cut) {
+/** The section's canvases and what they show. @param {Cut} cut */
+function views(cut) {
   const [rows, cols] = cut.grid;
   /** @type {{answer: Arrays | null, hovered: number | null, mass: Float32Array | null}} */
   const state = { answer: null, hovered: null, mass: null };
@@ -107,18 +107,18 @@ function quantile(values, share) {
   return sorted[Math.floor(share * (sorted.length - 1))] ?? 0;
 }
 
-/** @param {Run} run */
-function mixture(run) {
+/** How x_t was mixed. @param {Run} run @param {Record<string, string>} meta of the answer */
+function mixture(run, meta) {
   if (selection.input.startsWith("sample:")) return "xₜ is a state on the way from this noise to the generated image x₀.";
-  if (run.process !== "flow") return "xₜ = √ᾱₜ · x₀ + √(1 − ᾱₜ) · noise";
-  const t = selection.t;
-  return `xₜ = (1 − t) · x₀ + t · noise = ${(1 - t).toFixed(2)} · x₀ + ${t.toFixed(2)} · noise`;
+  const [a, s] = [Number(meta.a), Number(meta.s)]; // the path's own coefficients, whatever its shape
+  const rule = run.noise_path === "linear" ? "xₜ = (1 − t) · x₀ + t · noise" : "xₜ = a(t) · x₀ + s(t) · noise";
+  return `${rule} = ${a.toFixed(2)} · x₀ + ${s.toFixed(2)} · noise`;
 }
 
 /** @param {HTMLElement} root @param {Run} run */
 export function mount(root, run) {
   const cut = /** @type {Cut} */ (run.patches);
-  const view = views(run, cut);
+  const view = views(cut);
   const next = latest();
   const frame = panel({
     id: "patches", title: "From image to tokens", intro: intro(run, cut),
@@ -133,7 +133,7 @@ export function mount(root, run) {
 
   const render = () => frame.attempt(async () => {
     const answer = await loadInput(run, next());
-    formula.textContent = mixture(run);
+    formula.textContent = mixture(run, answer.meta);
     const width = answer.arrays.tokens?.shape[1];
     const values = run.shape[0] * cut.size ** 2;
     if (shapes && width) shapes.textContent = `(${cut.tokens}, ${values}) → (${cut.tokens}, ${width})`;

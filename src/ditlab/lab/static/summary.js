@@ -5,7 +5,7 @@ import { clear, h, s, table } from "./dom.js";
 import { WHERE, onChange, selection, whichWeights } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
-/** @typedef {{t: number[], layers: number, get: (name: string, time: number, layer: number) => number, has: (name: string) => boolean}} Summary */
+/** @typedef {{t: number[], images: number, layers: number, get: (name: string, time: number, layer: number) => number, has: (name: string) => boolean}} Summary */
 /** @typedef {{name: string, chance: string | null, title: string, about: string}} Measure */
 
 /** @type {Measure[]} */
@@ -18,10 +18,10 @@ const MEASURES = [
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [220, 130, 30, 8, 8, 22];
 
 /** @param {import("./api.js").Arrays} answer @returns {Summary} */
-function read({ arrays: found }) {
+function read({ arrays: found, meta }) {
   const t = Array.from(floats(found.t));
   const layers = found.inside.shape[1];
-  return { t, layers, has: (name) => name in found, get: (name, time, layer) => floats(found[name])[time * layers + layer] };
+  return { t, images: Number(meta.images) || 64, layers, has: (name) => name in found, get: (name, time, layer) => floats(found[name])[time * layers + layer] };
 }
 
 /** @param {number} v 0…1 */
@@ -86,8 +86,8 @@ function asTable(data) {
   const names = MEASURES.flatMap(({ name, chance }) => (chance ? [name, chance] : [name]));
   const rows = data.t.flatMap((t, time) => Array.from({ length: data.layers }, (_, layer) =>
     [t.toFixed(2), layer, ...names.map((name) => data.get(name, time, layer).toFixed(3))]));
-  return h("details", null, h("summary", null, "The charts as a table"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Attention over 64 images as a table" },
-    table("Means over 64 images, heads averaged", ["t", "layer", ...names.map((name) => name.replaceAll("_", " "))], rows)));
+  return h("details", null, h("summary", null, "The charts as a table"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Attention over many images as a table" },
+    table(`Means over ${data.images} images, heads averaged`, ["t", "layer", ...names.map((name) => name.replaceAll("_", " "))], rows)));
 }
 
 /** @param {Summary} data */
@@ -99,18 +99,20 @@ function charts(data) {
 }
 
 /** How long nothing must change before the lab is asked again for what takes it long. */
-const QUIET = 2500;
+const QUIET = 800;
+const MEASURING = "Measuring many images…";
 
 /**
- * Below the chosen image: the answer over 64 of them.
+ * Below the chosen image: the answer over many.
  * @param {Run} run
  * @returns {{root: HTMLElement, start: () => void}} `start` once the section above has what it needs
  */
 export function summary(run) {
-  const sentence = h("p", { class: "reading", "aria-live": "polite" }, "Measuring 64 images…");
+  const sentence = h("p", { class: "reading", "aria-live": "polite" }, MEASURING);
+  const heading = h("h3", null, "Over many images, heads averaged");
   const key = h("p", { class: "chart-key" }, h("span", { class: "key-measured" }, "measured"), h("span", { class: "key-chance" }, "chance"), h("span", { class: "key-now" }, "chosen t"));
   const body = h("div");
-  const root = h("div", { class: "summary" }, h("h3", null, "Over 64 images, heads averaged"), sentence, key, body);
+  const root = h("div", { class: "summary" }, heading, sentence, key, body);
 
   const next = latest();
   /** @type {"waiting" | "asking" | "done"} */
@@ -125,6 +127,7 @@ export function summary(run) {
     try {
       const data = read(await arrays(at(run.id, `/attention/summary${query(whichWeights())}`), { signal: next() }));
       state = "done";
+      heading.textContent = `Over ${data.images} images, heads averaged`;
       sentence.textContent = reading(data);
       clear(body).append(...charts(data), asTable(data));
     } catch (error) {
@@ -155,7 +158,7 @@ export function summary(run) {
   };
   onChange(["step", "weights"], () => {
     state = "waiting";
-    sentence.textContent = "Measuring 64 images…";
+    sentence.textContent = MEASURING;
     clear(body);
   });
   onChange([...WHERE, "layer", "head", "patch", "direction"], postpone);
