@@ -21,7 +21,6 @@ INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 WALKS = ({"solver": "heun", "steps": 25}, {"solver": "euler", "steps": 10}, {"solver": "dpm-solver++", "steps": 10})
 SEEDS = (0, 1, 2)
-LARGEST = 64  # tokens up to which every patch of every map is precomputed
 PARTICLES = 400
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
@@ -88,10 +87,6 @@ def _looks(lens: Lens, run: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
             for head in [*range(layer["heads"]), "mean"]:
                 one = where | {"layer": layer["layer"], "head": head}
                 yield "attention", one, lens.attention(**one)
-        tokens = layers[0]["tokens"]
-        for query, direction in product(range(tokens if tokens <= LARGEST else 0), ("from", "to")):
-            every = where | {"query": query, "direction": direction}
-            yield "attention/thumbnails", every, lens.attention_thumbnails(**every)
 
 
 def _address(path: str, query: dict[str, Any]) -> str:
