@@ -12,7 +12,10 @@ from tests.lab.browser import ARGUMENTS, find_browser
 from tests.lab.shell import serving
 
 SECTIONS = ("flow", "patches", "attention", "matrix", "gates", "denoise")
-PLAIN = "#bar, .choices-live { position: static !important } main > section { padding: 24px !important; border: 0 !important }"
+PLAIN = """
+    #bar, .choices-live { position: static !important }
+    main > section { padding: 24px !important; border: 0 !important }
+"""
 
 
 def take(run, folder):
