@@ -176,8 +176,16 @@ def encode(value: Any) -> tuple[bytes, str]:
     """The bytes of an answer and their media type."""
     if isinstance(value, Answer):
         arrays = {name: np.ascontiguousarray(array) for name, array in value.items()}
-        return save(arrays, metadata=value.meta), "application/octet-stream"
+        return _in_order(save(arrays, metadata=value.meta)), "application/octet-stream"
     return json.dumps(value, allow_nan=False).encode(), "application/json"
+
+
+def _in_order(body: bytes) -> bytes:
+    """The same safetensors with its header in order: the library writes metadata in a new one each time."""
+    end = 8 + int.from_bytes(body[:8], "little")
+    header = json.dumps(json.loads(body[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + body[end:]
 
 
 async def _catalogue(request: Request) -> Response:
