@@ -9,8 +9,10 @@ import pytest
 from safetensors.numpy import load as load_arrays
 
 from ditlab.cli.main import main
+from ditlab.errors import InputError
 from ditlab.lab import Lens
 from ditlab.lab.api import PAGE
+from ditlab.lab.export import INPUTS, TIMES, _affordable
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,17 @@ def test_the_answers_in_it_are_those_of_the_lens(page, runs):
     assert {setting["solver"] for setting in content["choices"]["settings"]} == {"heun", "euler", "dpm-solver++"}
 
 
+def test_large_maps_are_refused_and_middling_ones_thinned():
+    def run(tokens):
+        return {"name": "big", "attention": [{"layer": i, "heads": 4, "tokens": tokens} for i in range(4)]}
+
+    assert _affordable(run(16)) == (list(INPUTS), list(TIMES))
+    inputs, times = _affordable(run(256))
+    assert 1 <= len(inputs) * len(times) < len(INPUTS) * len(TIMES)
+    with pytest.raises(InputError, match="ditlab lab"):
+        _affordable(run(1024))
+
+
 def test_no_path_of_this_machine_is_in_it(page, runs):
     assert str(runs) not in page
     assert str(runs.parent) not in page
@@ -68,6 +81,7 @@ def test_wrong_wishes_get_one_line(runs, tmp_path, capsys):
         ([str(runs), "--export", str(tmp_path / "x.html")], "one run"),
         ([str(runs / "circles"), "--export", str(tmp_path / "x.pdf")], ".html"),
         ([str(tmp_path)], "no run"),
+        ([str(runs / "circles"), "--export", str(tmp_path / "no" / "x.html")], "--export"),
         ([str(runs), "--host", "no.such.host.invalid"], "--host"),
     ):
         assert main(["lab", *arguments]) == 2

@@ -1,5 +1,7 @@
 """The numbers behind the page, against torch's own and against the definitions."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -126,11 +128,33 @@ def test_a_training_example_is_the_one_training_saw(lens):
 
 def test_a_generated_image_is_shown_on_its_trajectory(lens):
     answer = lens.input(input="sample:7", t=0.41)
-    states = dict(lens.process.trajectory(1, (1, 16, 16), steps=25, seed=7))
+    states = dict(lens.process.trajectory(1, (1, 16, 16), steps=25, solver="heun", seed=7))
     t = float(answer.meta["t"])
     assert abs(t - 0.41) <= 0.02 + 1e-9
     np.testing.assert_array_equal(answer["x"], states[t][0])
     np.testing.assert_array_equal(answer["x0"], states[0.0][0])
+
+
+def test_a_generated_image_is_the_one_the_run_draws(runs):
+    """Digits are drawn with guidance 2 unless told otherwise."""
+    lens = Lens(runs / "digits")
+    answer = lens.input(input="sample:13", t=0.0)
+    assert answer.meta["label"] == "3"
+    walk = lens.trajectory(seed=13, guidance=2.0)
+    np.testing.assert_array_equal(answer["x0"], walk["x"][-1, 0])
+
+
+def test_an_image_of_ones_own_has_no_label_unless_given_one(runs):
+    lens = Lens(runs / "digits")
+    own = lens.own(np.zeros((1, 8, 8), np.uint8))
+    assert lens.input(input=own).meta["label"] == "10"
+    assert lens.input(input=own, label=7).meta["label"] == "7"
+
+
+def test_a_trajectory_too_large_to_hold_is_refused(lens, monkeypatch):
+    monkeypatch.setattr("ditlab.lab.lens.MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="would hold"):
+        lens.trajectory(steps=5)
 
 
 def test_a_trajectory_ends_where_sampling_ends(runs):
@@ -270,6 +294,20 @@ def test_a_library_names_runs_opaquely_and_forgets_none(runs, tmp_path):
         library.lens(names["circles"], 30)
     with pytest.raises(InputError, match="no run"):
         Library(tmp_path / "nothing")
+
+
+def test_damaged_runs_and_files_are_left_out(runs, tmp_path):
+    shutil.copytree(runs / "circles", tmp_path / "a")
+    (tmp_path / "b" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "b" / "config.json").write_text("{}")
+    (tmp_path / "a" / "samples" / "step-foo.png").touch()
+    (tmp_path / "a" / "probes" / "step-00000020.safetensors").write_bytes(b"short")
+    library = Library(tmp_path)
+    (entry,) = library.catalogue()["runs"]
+    assert library.describe(entry["id"], None, "ema")["previews"] == [0, 20, 40]
+    assert library.lens(entry["id"]).gates()["step"].tolist() == [0, 10, 30, 40]
+    with pytest.raises(InputError, match=r"config\.json"):
+        Library(tmp_path / "b")
 
 
 def test_answers_are_float32():

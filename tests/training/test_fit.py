@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -309,3 +312,20 @@ def test_bf16_keeps_time_and_modulation_in_full_precision():
 def test_training_on_cuda(tmp_path, recipe):
     fit(RunFolder(tmp_path / "r"), tiny(recipe, device="cuda", precision="bf16"), Nobody())
     assert ditlab.load(tmp_path / "r", device="cuda").sample(3, steps=2).isfinite().all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux alone")
+def test_asking_for_huge_pages_changes_no_number():
+    """In a process of its own, for the memory it has is rearranged."""
+    script = """
+        import torch
+        from ditlab.training.memory import _private_memory, use_huge_pages
+        blocks = [torch.randn(2**18 + 7 * i) for i in range(40)]
+        copies = [block.clone() for block in blocks]
+        assert any(start <= block.data_ptr() < end for block in blocks for start, end in _private_memory())
+        use_huge_pages()
+        assert all(map(torch.equal, blocks, copies))
+        blocks += [torch.ones(2**20) for _ in range(10)]
+        assert all(torch.isfinite(block).all() for block in blocks)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)

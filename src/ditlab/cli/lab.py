@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +43,8 @@ def _export(library: Library, options: LabOptions) -> int:
         names = ", ".join(str(folder.path) for folder in folders.values())
         raise InputError(f"--export takes one run; name one of {names}")
     out = Path(options.export)
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise InputError(f"--export {out}: no file can be written there; name one in a folder that exists")
     size = export(library, next(iter(folders)), out)
     report({"out": str(out), "bytes": size}, options.as_json)
     return 0
@@ -57,8 +61,8 @@ def _serve(library: Library, options: LabOptions) -> int:
     worker = Worker()
     app = Guard(create_app(library, worker), allowed_hosts(options.host, sock.getsockname()[1]), token)
 
-    first = next(iter(library.folders()))
-    library.describe(first, None, "ema")  # loaded before the page is, which then paints at once
+    with suppress(InputError):  # loaded before the page is, which then paints at once; a damaged run says so there
+        library.describe(next(iter(library.folders())), None, "ema")
 
     def announce(address: str) -> None:
         url = address if token is None else f"{address}?token={token}"

@@ -50,7 +50,7 @@ def demo(arguments: Sequence[str]) -> int:
     _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)))
     figures = _measure(run, EvalOptions(run=str(folder.path)))
     report({"run": str(folder.path), "picture": str(picture), **figures}, options.as_json)
-    say(f"\nLook at {picture}. Next: ditlab train digits")
+    say(f"\nLook at {picture}. Next: ditlab lab {folder.path}, or ditlab train digits")
     return 0
 
 

@@ -41,6 +41,8 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
         forward: runs the network once; it is run ``passes`` times after one to warm up.
         passes: over which times are medians.
     """
+    device = next((p.device.type for module in modules.values() for p in module.parameters()), "cpu")
+    synchronise = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
     parts: dict[str, Part] = {}
     started: dict[str, float] = {}
     order: list[str] = []
@@ -49,6 +51,7 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
         def hook(*_: Any) -> None:
             if name not in order:
                 order.append(name)
+            synchronise()
             started[name] = time.perf_counter()
 
         return hook
@@ -57,6 +60,7 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if output is None:  # a module that has nothing to add, such as the labels of a network without any
                 return
+            synchronise()
             elapsed = 1e3 * (time.perf_counter() - started[name])
             if name not in parts:
                 takes = [list(x.shape) for x in inputs if isinstance(x, Tensor)]

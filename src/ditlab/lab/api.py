@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -103,7 +104,6 @@ QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
     "attention": (OneMap, lambda lens, q, _: lens.attention(**q.arguments)),
     "attention/row": (OneRow, lambda lens, q, _: lens.attention_row(**q.arguments)),
     "attention/thumbnails": (AllHeads, lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look)),
-    "attention/statistics": (Where, lambda lens, q, look: lens.attention_statistics(**q.arguments, look=look)),
     "attention/summary": (Query, lambda lens, _, look: lens.attention_summary(look=look)),
     "gates": (Query, lambda lens, _, __: lens.gates()),
     "trajectory": (Walk, lambda lens, q, look: _trajectory(lens, q, look)),
@@ -122,7 +122,7 @@ def create_app(library: Library, worker: Worker) -> Starlette:
     api = [
         Route("/runs", _catalogue),
         Route("/runs/{run}", _describe),
-        Route("/runs/{run}/samples/{step:int}", _picture),
+        Route("/runs/{run}/samples/{step}", _picture),
         Route("/runs/{run}/inputs", _bring, methods=["POST"]),
         *[Route(f"/runs/{{run}}/{name}", _asking(*question)) for name, question in QUESTIONS.items()],
     ]
@@ -206,11 +206,14 @@ async def _describe(request: Request) -> Response:
 async def _picture(request: Request) -> Response:
     """A preview that the run recorded; only steps it has are looked up."""
     folder = request.app.state.library.folder(request.path_params["run"])
-    file = folder.samples / f"{step_name(request.path_params['step'])}.png"
+    step = request.path_params["step"]
+    if re.fullmatch(r"[0-9]{1,8}", step) is None:
+        raise Missing("a picture goes by the step it was made at")
+    file = folder.samples / f"{step_name(int(step))}.png"
     try:
         body = await run_in_threadpool(file.read_bytes)
     except OSError:
-        raise Missing(f"no picture was made at step {request.path_params['step']}") from None
+        raise Missing(f"no picture was made at step {step}") from None
     return Response(body, media_type="image/png", headers={"Cache-Control": "no-cache"})
 
 

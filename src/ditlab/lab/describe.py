@@ -32,6 +32,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "step": run.step,
         "num_classes": run.num_classes,
         "patches": patches,
+        "positions": getattr(config.network, "positions", None),
         "attention": layers,
         "has_gates": bool(modulated_blocks(lens.network)),
         "parameters": parameter_count(lens.network),

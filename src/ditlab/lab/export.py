@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from ditlab.errors import InputError
 from ditlab.lab.api import PAGE, encode
 from ditlab.lab.lens import Lens
 from ditlab.lab.library import Library
+from ditlab.lab.maps import WHOLE
 from ditlab.training.checkpoint import step_name, write_atomically
 
 INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
@@ -22,14 +24,18 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 WALKS = ({"solver": "heun", "steps": 25}, {"solver": "euler", "steps": 10}, {"solver": "dpm-solver++", "steps": 10})
 SEEDS = (0, 1, 2)
 PARTICLES = 400
+MAX_BYTES = 30_000_000  # of attention maps in a file
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
 
 def export(library: Library, name: str, out: Path) -> int:
-    """Write the page of one run to ``out``; return its size in bytes."""
+    """Write the page of one run to ``out``; return its size in bytes.
+
+    Raises:
+        InputError: the attention maps alone would make a file that no browser likes to open.
+    """
     embedded = json.dumps(embed(library, name), allow_nan=False).replace("<", "\\u003c")
     page = one_page(embedded)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
     return len(page.encode())
 
@@ -60,8 +66,8 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
     if run["has_gates"]:
         yield "gates", {}, lens.gates()
     if len(lens.run.shape) == 3:
-        choices["input"] = list(INPUTS)
-        yield from _looks(lens, run)
+        choices["input"], choices["t"] = _affordable(run)
+        yield from _looks(lens, run, choices)
     else:
         for t in (i / 20 for i in range(21)):
             yield "field", {"t": t, "size": 24}, lens.field(t=t)
@@ -73,16 +79,27 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
         yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
 
 
-def _looks(lens: Lens, run: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+def _affordable(run: dict[str, Any]) -> tuple[list[str], list[float]]:
+    """Inputs and times whose attention maps fit into a file that opens: fewer of them for larger networks."""
+    cells = [(layer["heads"] + 1) * layer["tokens"] ** 2 for layer in run["attention"]]
+    if any(layer["tokens"] > WHOLE for layer in run["attention"]) or 6 * sum(cells) > MAX_BYTES:
+        raise InputError(
+            f"the attention maps of {run['name']} are too large for one file: look at them with ditlab lab"
+        )
+    scenes = max(1, MAX_BYTES // (6 * sum(cells) + 1))  # four bytes a cell, as base64, and what comes with them
+    times = TIMES if scenes >= len(TIMES) else TIMES[1:2]
+    return list(INPUTS[: max(1, scenes // len(times))]), list(times)
+
+
+def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     layers = run["attention"]
     if layers:
         yield "attention/summary", {}, lens.attention_summary()
-    for name, t in product(INPUTS, TIMES):
+    for name, t in product(choices["input"], choices["t"]):
         where: dict[str, Any] = {"input": name, "t": t}
         yield "input", where, lens.input(**where)
         if not layers:
             continue
-        yield "attention/statistics", where, lens.attention_statistics(**where)
         for layer in layers:
             for head in [*range(layer["heads"]), "mean"]:
                 one = where | {"layer": layer["layer"], "head": head}

@@ -209,7 +209,7 @@ def _report(scope: Scope, error: Exception) -> None:
     """One line for the terminal, in which nothing sent by a client can move the cursor."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    line = f"ditlab: {scope['method']} {scope['path']} failed: {type(error).__name__}: {error}{place}"
+    line = f"ditlab: {scope['method']} {scope['path'][:200]} failed: {type(error).__name__}: {error}{place}"
     print("".join(c if c.isprintable() else " " for c in line), file=sys.stderr, flush=True)
 
 

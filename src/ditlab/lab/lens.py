@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from ditlab.run import Run, load
 
 KINDS = {"dit": "A DiT", "unet": "A U-Net", "mlp": "An MLP"}
 MAX_STEPS = 200
+MAX_BYTES = 256e6  # of the arrays of one trajectory
 SUMMARY_IMAGES = 64
 SUMMARY_TIMES = tuple(i / 10 for i in range(1, 10))
 Look = Callable[[], None]
@@ -55,9 +58,10 @@ class Lens:
         own: where images that people bring are kept.
 
     Where a method takes ``input``, it is ``"data:I"`` for the I-th training example, ``"sample:SEED"`` for a generated
-    one, or the name that ``own`` returned; ``t`` is the time, 0 for data and 1 for noise. A generated image is shown in
-    its state on a trajectory of 25 steps, at the time nearest to t; others are mixed with a noise that is always the
-    same. ``label`` is a class, −1 for the null label, None for the image's own.
+    one, or the name that ``own`` returned; ``t`` is the time, 0 for data and 1 for noise. A generated image is drawn as
+    the run's configuration says and shown in its state at the time nearest to t; others are mixed with a noise that is
+    always the same. ``label`` is a class, −1 for the null label, None for the image's own: that of an example, the seed
+    modulo the classes for a generated image, the null label for an image brought along.
 
     Raises:
         InputError: anything asked for that is not there; the message says what is.
@@ -209,7 +213,9 @@ class Lens:
         if not self.layers:
             raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
         cost = self.scenes.macs + 64 * sum(math.prod(grid) ** 2 for grid in self.grids)
-        images = max(1, min(SUMMARY_IMAGES, int(MAX_WORK / len(SUMMARY_TIMES) / cost)))
+        images = max(
+            1, min(SUMMARY_IMAGES, int(MAX_WORK[self.scenes.like.device.type] / 4 / len(SUMMARY_TIMES) / cost))
+        )
         table: dict[str, list[Tensor]] = {}
         for t in SUMMARY_TIMES:
             scene = joined([self.scenes.scene(f"data:{i}", t, None) for i in range(images)])
@@ -224,26 +230,27 @@ class Lens:
     # ---- gates
 
     def gates(self) -> Answer:
-        """What the run recorded of its gates while it was trained, and its loss."""
+        """What the run recorded of its gates while it was trained, and its loss. Damaged recordings are left out."""
         folder = self.run.folder
-        files = sorted(folder.probes.glob("step-*.safetensors"))
-        if not files:
+        recordings = {
+            step: tensors for step, file in _numbered(folder.probes, "safetensors") if (tensors := _load(file))
+        }
+        if not recordings:
             raise InputError(f"{folder.path} recorded no gates")
-        recordings = [load_file(file) for file in files]
         losses = [(line["step"], line["loss"]) for line in folder.read_metrics() if "loss" in line]
         arrays = {
-            "step": torch.tensor([int(file.stem.removeprefix("step-")) for file in files]),
-            "t": recordings[0]["t"],
+            "step": torch.tensor(list(recordings)),
+            "t": next(iter(recordings.values()))["t"],
             "loss_step": torch.tensor([step for step, _ in losses]),
             "loss": torch.tensor([loss for _, loss in losses]),
         }
         for name in ("gate", "contribution", "effective_depth"):
-            arrays[name] = torch.stack([recording[name] for recording in recordings])
+            arrays[name] = torch.stack([recording[name] for recording in recordings.values()])
         return Answer(arrays, previews=repr(self.previews()))
 
     def previews(self) -> list[int]:
         """Steps at which the run left a picture drawn from the same noise."""
-        return sorted(int(file.stem.removeprefix("step-")) for file in self.run.folder.samples.glob("step-*.png"))
+        return [step for step, _ in _numbered(self.run.folder.samples, "png")]
 
     # ---- denoising
 
@@ -262,7 +269,11 @@ class Lens:
         evaluations = as_solver(solver).evaluations(steps) + steps + 1
         if not 1 <= steps <= MAX_STEPS:
             raise InputError(f"steps={steps} must be between 1 and {MAX_STEPS}")
-        check_work(evaluations * n * (1 if guidance in (None, 1) else 2) * self.scenes.macs)
+        passes = evaluations * n * (1 if guidance in (None, 1) else 2)
+        check_work(passes * self.scenes.macs, self.scenes.like.device, "ask for fewer steps or samples")
+        held = 4 * 4 * (steps + 1) * n * math.prod(self.run.shape)
+        if held > MAX_BYTES:
+            raise InputError(f"this trajectory would hold {held / 1e6:.0f} MB: ask for fewer steps or samples")
         cond = self.scenes.condition(seed, label, n)
         frames: dict[str, list[Tensor]] = {"x": [], "prediction": [], "x0": [], "eps": []}
         times = []
@@ -363,3 +374,17 @@ class Lens:
     def _check_query(self, query: int, kept: maps.QueriesAndKeys) -> None:
         if not 0 <= query < kept.q.shape[2]:
             raise InputError(f"patch {query} is not there: there are patches 0 to {kept.q.shape[2] - 1}")
+
+
+def _numbered(folder: Path, ending: str) -> list[tuple[int, Path]]:
+    """The files of a run that are named after steps, in their order."""
+    named = ((re.fullmatch(rf"step-(\d{{8}})\.{ending}", file.name), file) for file in sorted(folder.glob("step-*")))
+    return [(int(match[1]), file) for match, file in named if match]
+
+
+def _load(file: Path) -> dict[str, Tensor] | None:
+    """A recording, or None if it is damaged."""
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError):
+        return None

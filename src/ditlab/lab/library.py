@@ -41,14 +41,16 @@ class Library:
         self.own = OwnImages()
         self._lenses: OrderedDict[tuple[str, int, str], Lens] = OrderedDict()
         self._lock = threading.Lock()
+        if not self.several:
+            RunFolder(self.root).read_config()
         if not self.folders():
             raise InputError(f"no run in {self.root} has a checkpoint yet; train one: ditlab demo")
 
     def folders(self) -> dict[str, RunFolder]:
-        """Opaque name → run, of those that have a checkpoint."""
+        """Opaque name → run, of those that have a checkpoint and a configuration that can be read."""
         paths = sorted(file.parent for file in self.root.glob("*/config.json")) if self.several else [self.root]
         runs = [RunFolder(path) for path in paths]
-        return {_opaque(run.path): run for run in runs if run.step is not None}
+        return {_opaque(run.path): run for run in runs if run.step is not None and _config(run) is not None}
 
     def folder(self, name: str) -> RunFolder:
         """The run of that opaque name.
@@ -83,14 +85,11 @@ class Library:
             return self._lenses[key]
 
     def catalogue(self) -> dict[str, Any]:
-        """The runs, a few words about each; damaged configurations are left out."""
+        """The runs, a few words about each."""
         runs = []
         for name, folder in self.folders().items():
-            try:
-                config = folder.read_config()
-            except InputError:
-                continue
-            runs.append({"id": name, "name": folder.path.name, "step": folder.step, **_kinds(config)})
+            if (config := _config(folder)) is not None:
+                runs.append({"id": name, "name": folder.path.name, "step": folder.step, **_kinds(config)})
         return {"runs": runs}
 
     def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
@@ -108,6 +107,13 @@ class Library:
 
 def _opaque(path: Path) -> str:
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+
+
+def _config(folder: RunFolder) -> Config | None:
+    try:
+        return folder.read_config()
+    except (InputError, OSError):
+        return None
 
 
 def _kinds(config: Config) -> dict[str, str]:

@@ -13,26 +13,27 @@ from torch import Tensor
 from ditlab.build import build_dataset
 from ditlab.chance import SampleNoise
 from ditlab.data.datasets import Dataset
+from ditlab.diffusion.solvers import as_solver
 from ditlab.errors import InputError, Missing
 from ditlab.lab.images import OwnImages
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import Run
 
-TRAJECTORY_STEPS = 25  # of the trajectory on which a generated image is shown
 KEPT = 32  # trajectories
-MAX_WORK = 4e12  # multiply-accumulates that one answer may cost: about a minute on two CPU cores
+MAX_WORK = {"cpu": 1.2e13, "cuda": 1e15, "mps": 1e14}  # multiply-accumulates of one answer: minutes
 
 
-def check_work(multiply_accumulates: float) -> None:
-    """Refuse, before anything is computed, what would take too long.
+def check_work(multiply_accumulates: float, device: torch.device, instead: str) -> None:
+    """Refuse, before anything is computed, what would take minutes; say what to do instead.
 
     Raises:
-        InputError: more than 4·10¹² multiply-accumulates.
+        InputError: more than 1.2·10¹³ multiply-accumulates on a CPU (10¹⁴ on Apple's GPUs, 10¹⁵ on CUDA).
     """
-    if multiply_accumulates > MAX_WORK:
+    limit = MAX_WORK[device.type]
+    if multiply_accumulates > limit:
         raise InputError(
-            f"this would cost {multiply_accumulates / 1e12:.0f}·10¹² multiply-accumulates, and "
-            f"{MAX_WORK / 1e12:.0f}·10¹² are the limit: ask for fewer steps or samples"
+            f"this would cost {multiply_accumulates / 1e12:.0f}·10¹² multiply-accumulates, and {limit / 1e12:.0f}·10¹² "
+            f"are the limit: {instead}"
         )
 
 
@@ -102,7 +103,7 @@ class Scenes:
         noise = SampleNoise(0, [index], self.run.shape, x0)()
         time = min(t, self.run.process.start)
         x = self.run.process.q_sample(x0, torch.tensor([time], dtype=x0.dtype, device=x0.device), noise)
-        return Scene(x0, noise, x, time, self.condition(own_label or 0, label, 1))
+        return Scene(x0, noise, x, time, self.condition(own_label, label, 1))
 
     def _example(self, index: int) -> tuple[Tensor, int | None]:
         """The index-th example that training saw, and its label."""
@@ -123,29 +124,45 @@ class Scenes:
         cond = self.condition(seed, label, 1)
         key = (seed, None if cond is None else int(cond["label"]))
         if key not in self._generated:
-            check_work(2 * TRAJECTORY_STEPS * self.macs)
-            walk = self.run.process.trajectory(1, self.run.shape, cond=cond, steps=TRAJECTORY_STEPS, seed=seed)
-            self._generated[key] = list(walk)
+            self._generated[key] = self._walk(seed, cond)
             while len(self._generated) > KEPT:
                 self._generated.popitem(last=False)
         states = self._generated[key]
         time, x = min(states, key=lambda state: abs(state[0] - t))
         return Scene(states[-1][1], states[0][1], x, time, cond)
 
-    def label(self, default: int, label: int | None) -> int | None:
-        """The label asked for, −1 being the null label; by default that of the image."""
+    def _walk(self, seed: int, cond: dict[str, Tensor] | None) -> list[tuple[float, Tensor]]:
+        """A trajectory as the run's own configuration draws it."""
+        own = self.run.config.sampling
+        guided = cond is not None and own.guidance != 1
+        evaluations = as_solver(own.solver).evaluations(own.steps) * (2 if guided else 1)
+        check_work(evaluations * self.macs, self.like.device, "choose a training example or draw an image")
+        return list(
+            self.run.process.trajectory(
+                1,
+                self.run.shape,
+                cond=cond,
+                steps=own.steps,
+                solver=own.solver,
+                guidance=own.guidance if guided else None,
+                seed=seed,
+            )
+        )
+
+    def label(self, default: int | None, label: int | None) -> int | None:
+        """The label asked for, −1 being the null label; by default that of the image, which may have none."""
         classes = self.run.num_classes
         if classes is None:
             if label is not None:
                 raise InputError(f"{self.run.folder.path} was trained without labels; leave the label out")
             return None
         if label is None:
-            return default % classes
+            return classes if default is None else default % classes
         if not -1 <= label < classes:
             raise InputError(f"labels of {self.run.folder.path} run from 0 to {classes - 1} (-1 for none), not {label}")
         return classes if label == -1 else label
 
-    def condition(self, seed: int, label: int | None, n: int) -> dict[str, Tensor] | None:
+    def condition(self, default: int | None, label: int | None, n: int) -> dict[str, Tensor] | None:
         """``label`` for n samples, as ``Process`` takes it."""
-        wanted = self.label(seed, label)
+        wanted = self.label(default, label)
         return None if wanted is None else {"label": torch.full((n,), wanted, device=self.like.device)}

@@ -13,7 +13,10 @@ from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config
 from ditlab.data.datasets import Dataset
 from ditlab.training.ema import EMA
+from ditlab.training.memory import use_huge_pages
 from ditlab.training.optim import Optimizers
+
+SETTLED = 5  # steps after which the process has all the memory that a step needs
 
 
 class TrainState:
@@ -52,7 +55,7 @@ def train(state: TrainState, dataset: Dataset) -> Iterator[Step]:
     The randomness of a step is a function of (seed, step), and its data of (seed, samples seen): a run that goes on
     from a saved state draws what the uninterrupted one would have drawn.
     """
-    config, device = state.config, state.device
+    config, device, begun = state.config, state.device, state.step
     state.process.train()
     while state.step < config.steps:
         x0, cond = dataset.batch(config.seed, state.step * config.batch_size, config.batch_size)
@@ -66,4 +69,6 @@ def train(state: TrainState, dataset: Dataset) -> Iterator[Step]:
         lr = state.optimizers.step(state.step)
         state.step += 1
         state.ema.update(state.step)
+        if state.step == begun + SETTLED and device.type == "cpu":
+            use_huge_pages()
         yield Step(state.step, loss.detach(), grad_norm, lr)
