@@ -73,11 +73,13 @@ class LabOptions(Section):
     """Look inside trained runs, in a browser: serve a page on this machine, or write it to a file of its own."""
 
     run: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="RUN", help="a run, or a folder of runs")
+        str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="[RUN]", help="a run, or a folder of runs")
     ] = "runs"
     host: str = Field("127.0.0.1", description="to listen at; any but 127.0.0.1, ::1 and localhost asks for a token")
     port: int = Field(8137, ge=0, le=65535, description="to listen at; 0 is any that is free")
-    export: str | None = Field(None, description="write the page of one run to this .html file instead, and stop")
+    export: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = Field(
+        None, description="write the page of one run to this file instead, and stop"
+    )
     as_json: Json = False
 
 

@@ -13,7 +13,7 @@
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
  *   shape: number[], checkpoints: number[], step: number, num_classes: number | null,
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
- *   has_gates: boolean, parameters: number, macs: number | null,
+ *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,
  *   sampling: {steps: number, solver: string, guidance: number}, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run
  * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null}} Setting
@@ -75,7 +75,7 @@ const TYPES = {
 };
 
 /** @param {ArrayBuffer} buffer @returns {Arrays} */
-export function decode(buffer) {
+function decode(buffer) {
   const length = Number(new DataView(buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
   /** @type {Arrays} */

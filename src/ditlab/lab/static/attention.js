@@ -2,9 +2,10 @@
 
 import { arrays, at, floats, latest, query } from "./api.js";
 import { legend } from "./color.js";
-import { clear, h } from "./dom.js";
+import { clear, figure, h } from "./dom.js";
 import { Grid } from "./grid.js";
-import { brightness, chosenHead, chosenLayer, chosenPatch, loadInput, loadMap, patchName, percent, view } from "./maps.js";
+import { chosenHead, chosenLayer, chosenPatch, loadInput, loadMap, patchName, placeName, view } from "./maps.js";
+import { percent } from "./math.js";
 import { numbersTable } from "./numbers.js";
 import { panel, snippet } from "./panel.js";
 import { slider } from "./player.js";
@@ -21,14 +22,13 @@ import { Thumbnails } from "./thumbnails.js";
  * @property {AttentionLayer} layer
  * @property {Record<string, Tensor>} input
  * @property {AttentionMap} attention
- * @property {Float32Array} mass
  */
 
 /** @param {import("./api.js").Run} run @param {AbortSignal} signal @returns {Promise<Scene>} */
 async function load(run, signal) {
   const layer = chosenLayer(run);
   const [input, attention] = await Promise.all([loadInput(run, signal), loadMap(run, layer, signal)]);
-  return { layer, input: input.arrays, attention, mass: brightness(input.arrays.x0, layer.grid) };
+  return { layer, input: input.arrays, attention };
 }
 
 /** The chosen patch's view: from memory, or, of a map too large to hold, asked for. @param {Run} run @param {Scene} scene @param {number} patch @param {AbortSignal} signal */
@@ -67,7 +67,8 @@ class Pictures {
       onSelect: (/** @type {number} */ row, /** @type {number} */ col) => select({ patch: row * this.cols + col }),
     };
     this.image = new Grid({ ...options, label: "The image: choose a patch", readout: false, gap: cols <= 16 ? 2 : 0 });
-    this.heat = new Grid({ ...options, label: "Attention of the chosen patch over the image", readout: false, gap: cols <= 16 ? 2 : 0 });
+    // One read-out for both.
+    this.heat = new Grid({ ...options, label: "Attention of the chosen patch over the image", readout: false, gap: cols <= 16 ? 2 : 0, output: this.image.output });
     this.legend = h("div");
     /** @type {Scene | null} */
     this.scene = null;
@@ -116,8 +117,11 @@ class Pictures {
 
 const INTRO = "In every attention layer each patch asks all patches, itself included, and mixes what they answer. Click a patch, or move with the arrow keys: brighter means more of its attention. The shares of one patch add up to 100 %.";
 
-/** @param {string} title @param {string} note @param {...HTMLElement} content */
-const figure = (title, note, ...content) => h("figure", null, h("figcaption", null, h("b", null, title), " ", note), ...content);
+/** What "patch" means where nothing is cut into patches. @param {Run} run */
+function intro(run) {
+  const [rows, cols] = run.attention[0].grid;
+  return run.patches ? INTRO : `${INTRO} In this network a “patch” is one pixel of the ${rows} × ${cols} feature map on which its attention works.`;
+}
 
 /** @param {HTMLElement} root @param {Run} run */
 export function mount(root, run) {
@@ -127,11 +131,15 @@ export function mount(root, run) {
   const nextRow = latest();
   const describe = (/** @type {number} */ patch) => {
     if (!scene || !pictures.row) return "";
-    const chosen = chosenPatch(scene.mass);
+    const chosen = chosenPatch(scene.attention.mass);
     const share = percent(pictures.row[patch]);
     const [from, to] = [chosen, patch].map((one) => patchName(one, pictures.cols));
     if (patch === chosen) return `${from} gives ${share} of its attention to itself`;
     return selection.direction === "from" ? `${from} gives ${share} of its attention to ${to}` : `${to} gives ${share} of its attention to ${from}`;
+  };
+  const caption = (/** @type {Scene} */ { layer, attention }) => {
+    const name = patchName(chosenPatch(attention.mass), layer.grid[1]);
+    return `${selection.direction === "from" ? `What ${name} looks at` : `Who looks at ${name}`}: ${placeName(layer, run.attention.indexOf(layer))}`;
   };
   const pictures = new Pictures(run, describe);
   const thumbs = new Thumbnails(run);
@@ -139,12 +147,12 @@ export function mount(root, run) {
   const overMany = summary(run);
   const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
   const frame = panel({
-    id: "attention", title: "What does each patch look at?", intro: INTRO,
-    python: () => snippet(run, "attention_row", { ...args(), query: scene ? chosenPatch(scene.mass) : 0, direction: selection.direction }, '["row"]'),
+    id: "attention", title: "What does each patch look at?", intro: intro(run),
+    python: () => snippet(run, "attention_row", { ...args(), query: scene ? chosenPatch(scene.attention.mass) : 0, direction: selection.direction }, '["row"]'),
     download: () => scene && { name: `${run.name}-attention-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [scene.attention.size, scene.attention.size], data: scene.attention.map }, row: { shape: [...scene.layer.grid], data: pictures.row ?? new Float32Array() } } },
     picture: () => pictures.heat.canvas,
-    table: () => pictures.heat.table("Attention of the chosen patch", { colName: (col) => `column ${col}` }),
+    table: () => scene && pictures.heat.table(caption(scene), { colName: (col) => `column ${col}` }),
   });
 
   /** From memory, unless the map is too large: this is what a click waits for. */
@@ -152,13 +160,12 @@ export function mount(root, run) {
     // Another run may have been chosen meanwhile: then this section is about to go.
     if (!scene || selection.run !== run.id) return;
     const now = scene;
-    const patch = chosenPatch(now.mass);
+    const patch = chosenPatch(now.attention.mass);
     const row = await viewOf(run, now, patch, nextRow());
     if (now !== scene) return;
     pictures.show(now, row, patch);
-    const rest = [thumbs.show(now, patch), numbers.show(now, patch)];
-    rest.forEach((one) => one.catch(frame.fail));
-    Promise.allSettled(rest).then(overMany.start);
+    numbers.show(now, patch);
+    thumbs.show(patch).catch(frame.fail).then(overMany.start);
   };
   const render = () => frame.attempt(async () => {
     scene = await load(run, nextScene());

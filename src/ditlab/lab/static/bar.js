@@ -17,15 +17,16 @@ import { onChange, select, selection } from "./state.js";
  * @param {() => string} read
  * @param {(value: string) => Partial<Selection>} write
  * @param {import("./state.js").Key} key
+ * @param {string} [title] what the words mean
  */
-function choice(id, label, options, read, write, key) {
+function choice(id, label, options, read, write, key, title) {
   const list = h("select", {
     id, value: read(), onchange: () => select(write(list.value)),
   }, options.map(([value, text]) => h("option", { value }, text)));
   onChange([key], () => {
     list.value = read();
   });
-  return h("div", { class: "field" }, h("label", { for: id }, label), list);
+  return h("div", { class: "field", title }, h("label", { for: id }, label), list);
 }
 
 /** @param {RunSummary[]} runs */
@@ -35,19 +36,22 @@ const runChoice = (runs) => choice("choose-run", "Run", runs.map(({ id, name }) 
 const stepChoice = (run) => choice("choose-step", "Checkpoint", run.checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]),
   () => String(selection.step), (value) => ({ step: Number(value) }), "step");
 
-const weightsChoice = () => !choices() && choice("choose-weights", "Weights", [["ema", "averaged (EMA)"], ["raw", "raw"]], () => selection.weights, (value) => ({ weights: value }), "weights");
+const weightsChoice = () => !choices() && choice("choose-weights", "Weights", [["ema", "averaged (EMA)"], ["raw", "raw"]], () => selection.weights,
+  (value) => ({ weights: value }), "weights",
+  "Averaged: a running mean (EMA) of the weights, kept while training. It usually draws better than the raw ones.");
 
 /** @param {Run} run */
 function labelChoice(run) {
-  if (run.num_classes === null) return null;
+  if (run.num_classes === null || choices()) return null;
   /** @type {[string, string][]} */
   const classes = Array.from({ length: run.num_classes }, (_, i) => [String(i), String(i)]);
   return choice("choose-label", "Label", [["", "its own"], ["-1", "none"], ...classes], () => (selection.label === null ? "" : String(selection.label)),
-    (value) => ({ label: value === "" ? null : Number(value) }), "label");
+    (value) => ({ label: value === "" ? null : Number(value) }), "label",
+    "The label the network is told. None: its null label, which stands for no label.");
 }
 
 /** @param {string} input @returns {string} in words */
-export function inputName(input) {
+function inputName(input) {
   const [kind, rest] = [input.slice(0, input.indexOf(":")), input.slice(input.indexOf(":") + 1)];
   if (kind === "data") return `example ${rest}`;
   if (kind === "sample") return `generated, seed ${rest}`;
@@ -109,5 +113,6 @@ export function bar(run, runs) {
   const images = run.data !== "points";
   return h("div", { class: "choices", role: "region", "aria-label": "What is shown" },
     h("div", { class: "choices-part" }, runChoice(runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
-    h("div", { class: "choices-part choices-live" }, timeChoice(), layerChoice(run), headChoice(run)));
+    // Points have no image to look at: Denoise has its own time.
+    images && h("div", { class: "choices-part choices-live" }, timeChoice(), layerChoice(run), headChoice(run)));
 }

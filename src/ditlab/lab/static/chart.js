@@ -1,13 +1,13 @@
 /** Small SVG line charts: axes, legend, optional bands and a marker; arrow keys read the values out. */
 import { s } from "./dom.js";
 import { announce } from "./announce.js";
+import { nearest } from "./math.js";
 
 /**
- * @typedef {{name: string, y: ArrayLike<number>, x?: ArrayLike<number>, dashed?: boolean, color?: string,
- *   low?: ArrayLike<number>, high?: ArrayLike<number>}} Series  low and high draw a band around the line
+ * @typedef {{name: string, y: ArrayLike<number>, x?: ArrayLike<number>, low?: ArrayLike<number>, high?: ArrayLike<number>}} Series  low and high draw a band around the line
  * @typedef {{title: string, x: ArrayLike<number>, series: Series[], xLabel: string, yLabel: string,
- *   marker?: number, height?: number, yMin?: number, yMax?: number, onPick?: (x: number) => void,
- *   format?: (value: number) => string}} ChartOptions
+ *   marker?: number, height?: number, yMax?: number,
+ *   onPick?: (x: number) => void}} ChartOptions
  * @typedef {{left: number, right: number, top: number, bottom: number, width: number, height: number,
  *   x: (value: number) => number, y: (value: number) => number, domain: number[], range: number[]}} Frame
  * @typedef {{options: ChartOptions, frame: Frame | null, cursor: number | null, draw: () => void}} Chart
@@ -53,7 +53,7 @@ function rangeOf(options) {
   }
   if (low > high) [low, high] = [0, 1];
   // Magnitudes start at 0, so that heights can be compared by eye.
-  low = options.yMin ?? Math.min(0, low);
+  low = Math.min(0, low);
   high = options.yMax ?? (high > low ? high + 0.05 * (high - low) : low + 1);
   return [low, high];
 }
@@ -98,14 +98,8 @@ function legendRows(series, width) {
   return rows;
 }
 
-/** @param {Series} one @param {number} index @returns {Record<string, string>} */
-function stroke(one, index) {
-  return {
-    class: `chart-line chart-colour-${index % 8}`,
-    ...(one.color ? { stroke: one.color } : {}),
-    ...(one.dashed ? { "stroke-dasharray": "5 4" } : {}),
-  };
-}
+/** @param {number} index of the series */
+const stroke = (index) => ({ class: `chart-line chart-colour-${index % 8}` });
 
 /** @param {Frame} frame @param {ArrayLike<number>} xs @param {ArrayLike<number>} ys @returns {string} */
 function polyline(frame, xs, ys) {
@@ -158,7 +152,7 @@ function drawLegend(svg, frame, options) {
     const y = 12 + 20 * line;
     for (const { one, index, x } of row) {
       const from = frame.left + x;
-      svg.append(s("line", { ...stroke(one, index), x1: from, x2: from + 18, y1: y - 4, y2: y - 4 }));
+      svg.append(s("line", { ...stroke(index), x1: from, x2: from + 18, y1: y - 4, y2: y - 4 }));
       svg.append(s("text", { class: "chart-legend", x: from + 24, y }, one.name));
     }
   });
@@ -175,19 +169,8 @@ function drawMarker(svg, chart) {
   options.series.forEach((one, index) => {
     const y = one.y[nearest(one.x ?? options.x, at)];
     if (!Number.isFinite(y)) return;
-    const colour = one.color ? { stroke: one.color } : {};
-    svg.append(s("circle", { class: `chart-dot chart-colour-${index % 8}`, ...colour, cx: x, cy: frame.y(y), r: 4 }));
+    svg.append(s("circle", { class: `chart-dot chart-colour-${index % 8}`, cx: x, cy: frame.y(y), r: 4 }));
   });
-}
-
-/** Index of the value nearest to `wanted`.
- * @param {ArrayLike<number>} values @param {number} wanted @returns {number} */
-export function nearest(values, wanted) {
-  let best = 0;
-  for (let i = 1; i < values.length; i++) {
-    if (Math.abs(values[i] - wanted) < Math.abs(values[best] - wanted)) best = i;
-  }
-  return best;
 }
 
 /** @param {SVGElement} svg @param {Chart} chart @param {string} ids */
@@ -206,9 +189,8 @@ function draw(svg, chart, ids) {
   drawAxes(svg, frame, options);
   options.series.forEach((one, index) => {
     const xs = one.x ?? options.x;
-    const colour = one.color ? { fill: one.color } : {};
-    if (one.low) svg.append(s("path", { class: `chart-band chart-colour-${index % 8}`, ...colour, d: band(frame, xs, one) }));
-    svg.append(s("path", { ...stroke(one, index), d: polyline(frame, xs, one.y) }));
+    if (one.low) svg.append(s("path", { class: `chart-band chart-colour-${index % 8}`, d: band(frame, xs, one) }));
+    svg.append(s("path", { ...stroke(index), d: polyline(frame, xs, one.y) }));
   });
   drawLegend(svg, frame, options);
   drawMarker(svg, chart);
@@ -228,7 +210,7 @@ function reading(chart) {
   const { options } = chart;
   const at = options.x[chart.cursor ?? 0];
   const values = options.series.map((one) => `${one.name} ${number(one.y[nearest(one.x ?? options.x, at)])}`);
-  return `${options.xLabel} ${(options.format ?? number)(at)}: ${values.join(", ")}`;
+  return `${options.xLabel} ${number(at)}: ${values.join(", ")}`;
 }
 
 /** @param {SVGElement} svg @param {Chart} chart @param {KeyboardEvent} event */

@@ -55,7 +55,7 @@ function fileField(run, panel) {
   const input = h("input", { id: "choose-file", type: "file", accept: "image/png,image/jpeg,image/webp" });
   input.addEventListener("change", () => {
     const file = input.files?.[0];
-    if (file) panel.attempt(() => useFile(run, file));
+    if (file) panel.attempt(() => useFile(run, file), false);
   });
   return h("div", { class: "field" }, h("label", { for: "choose-file" }, "PNG, JPEG or WebP; cropped and scaled to the network's size"), input);
 }
@@ -83,7 +83,7 @@ export function chooser(run, panel, current) {
     if (shown === "data") return numbered("data", "Example", "example");
     if (shown === "sample") return numbered("sample", "Seed", "seed");
     if (shown === "own") return fileField(run, panel);
-    sketch = new Sketch(run.shape, (pixels) => panel.attempt(() => usePixels(run, pixels)));
+    sketch = new Sketch(run.shape, (pixels) => panel.attempt(() => usePixels(run, pixels), false));
     const now = current();
     if (now) sketch.load(now);
     return sketch.root;

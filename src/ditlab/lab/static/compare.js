@@ -4,7 +4,8 @@ import { arrays, at, floats, latest, query } from "./api.js";
 import { onChange, select, selection, whichWeights } from "./state.js";
 import { panel, snippet } from "./panel.js";
 import { slider } from "./player.js";
-import { nearest, number } from "./chart.js";
+import { number } from "./chart.js";
+import { nearest } from "./math.js";
 import { asked, controls, defaults, read, seedControl, title, write } from "./settings.js";
 
 /**
@@ -40,9 +41,8 @@ export class Comparison {
   constructor(run, view) {
     this.run = run;
     this.view = view;
-    this.t = 0.5;
     this.controls = h("div", { class: "compare-controls" });
-    this.slider = slider({ label: "Time t, from noise to data", values: [1, 0], value: 1, format: (t) => t.toFixed(2), play: true }, (t) => this.scrub(t));
+    this.slider = slider({ label: "Time t, from noise to data", values: [1, 0], value: 1, format: (t) => t.toFixed(2), play: true }, (t) => this.pick(t));
     this.sides = { a: this.side("a"), b: this.side("b") };
     this.verdict = h("p", { class: "compare-verdict", "aria-live": "polite" });
     this.panel = this.frame();
@@ -53,7 +53,7 @@ export class Comparison {
   side(name) {
     return {
       name, setting: defaults(this.run)[name === "a" ? 0 : 1], answer: null, times: new Float32Array(),
-      view: this.view.side((t) => this.pick(t)), head: h("h3", { class: "compare-head" }), note: h("p", { class: "compare-note" }), signal: latest(),
+      view: this.view.side((t) => this.jump(t)), head: h("h3", { class: "compare-head" }), note: h("p", { class: "compare-note" }), signal: latest(),
     };
   }
 
@@ -110,17 +110,20 @@ export class Comparison {
     });
   }
 
-  /** @param {number} t */
-  scrub(t) {
-    this.t = t;
-    this.show();
+  /** In the middle, where most is going on, until a time is chosen. */
+  get t() {
+    return selection.at ?? 0.5;
+  }
+
+  /** To a time that was pointed at. @param {number} t */
+  jump(t) {
+    this.slider.stop();
+    this.pick(t);
   }
 
   /** @param {number} t */
   pick(t) {
-    this.slider.stop();
-    this.slider.set(t);
-    this.scrub(t);
+    select({ at: Number(t.toFixed(4)) });
   }
 
   show() {
@@ -131,7 +134,7 @@ export class Comparison {
       const runs = Number(side.answer.meta.evaluations ?? NaN);
       side.head.replaceChildren(h("span", { class: `side side-${side.name}` }, side.name.toUpperCase()), ` ${title(side.setting)}`);
       side.note.textContent = `t = ${side.times[index].toFixed(2)}, after step ${index} of ${side.times.length - 1}`
-        + (Number.isFinite(runs) ? ` · ${runs} network evaluations in all` : "");
+        + (Number.isFinite(runs) ? ` · ${runs} network evaluations in all${side.setting.guidance === 1 ? "" : " (guidance takes them in pairs, with and without the label)"}` : "");
       side.view.show(side.answer, index);
     }
     if (!a.answer || !b.answer) return;
@@ -189,6 +192,10 @@ export class Comparison {
   mount(root) {
     root.append(this.panel.root);
     onChange(["a", "b"], () => this.settle());
+    onChange(["at"], () => {
+      this.slider.set(this.t);
+      this.show();
+    });
     onChange(["step", "weights"], () => void this.load());
     this.settle();
   }

@@ -45,7 +45,7 @@ function fill(node, props, children) {
  * @param {Node} node
  * @param {Child[]} children
  */
-export function append(node, children) {
+function append(node, children) {
   for (const child of children) {
     if (Array.isArray(child)) append(node, child);
     else if (child instanceof Node) node.appendChild(child);
@@ -109,3 +109,6 @@ export function table(caption, columns, rows) {
     h("tbody", null, rows.map(([first, ...rest]) =>
       h("tr", null, h("th", { scope: "row" }, first), rest.map((cell) => h("td", null, cell))))));
 }
+
+/** A picture under its name. @param {string} title @param {string} note may be empty @param {...HTMLElement} content */
+export const figure = (title, note, ...content) => h("figure", null, h("figcaption", null, h("b", null, title), note && ` ${note}`), ...content);

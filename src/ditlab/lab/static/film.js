@@ -1,36 +1,20 @@
 /** How images denoise: xₜ, the predicted clean image and the predicted noise or velocity, and a film of all steps. */
 import { h } from "./dom.js";
 import { floats } from "./api.js";
-import { diverging, grey, legend } from "./color.js";
+import { legend } from "./color.js";
+import { nearest } from "./math.js";
+import { imageCanvas } from "./paint.js";
 
 /**
  * @typedef {import("./api.js").Run} Run
  * @typedef {import("./api.js").Arrays} Arrays
  * @typedef {import("./compare.js").View} View
  * @typedef {import("./compare.js").SideView} SideView
- * @typedef {"grey" | "signed"} Look
  */
 
 /** Signed values are drawn from −3 to 3: noise hardly leaves that. */
-const LARGEST = 3;
+const SIGNED = { signed: true, largest: 3 };
 const FRAMES = 11;
-
-/** One image as a tiny canvas, a pixel a pixel. @param {ArrayLike<number>} data @param {number[]} shape C, H, W @param {Look} look
- * @param {number} [largest] @returns {HTMLCanvasElement} */
-function paint(data, [channels, height, width], look, largest = LARGEST) {
-  const pixels = new ImageData(width, height);
-  const size = height * width;
-  for (let i = 0; i < size; i++) {
-    const value = (/** @type {number} */ c) => data[i + (channels >= 3 ? c * size : 0)];
-    // Three channels are red, green and blue, also where they are signed: zero is middle grey.
-    const shade = (/** @type {number} */ c) => grey(look === "signed" ? value(c) / largest : value(c))[0];
-    const rgb = channels < 3 && look === "signed" ? diverging(value(0) / largest) : [shade(0), shade(1), shade(2)];
-    pixels.data.set([...rgb, 255], 4 * i);
-  }
-  const canvas = h("canvas", { width, height });
-  canvas.getContext("2d")?.putImageData(pixels, 0, 0);
-  return canvas;
-}
 
 /** @param {HTMLCanvasElement} to @param {HTMLCanvasElement} from */
 function copy(to, from) {
@@ -53,8 +37,8 @@ function frame(caption, label) {
   return { root: h("figure", { class: "picture-frame" }, canvas, words), canvas, words };
 }
 
-/** @param {Run} run */
-const predictions = (run) => (run.process === "flow" || run.target === "velocity" ? "velocity" : "noise");
+/** Does the network say the velocity? The noise follows from it; from any other target only the noise is shown. @param {Run} run */
+const saysVelocity = (run) => run.target === "velocity";
 
 /** All steps, or as many as fit: xₜ above, the predicted clean image below. */
 class Film {
@@ -82,7 +66,7 @@ class Film {
   show(answer, index) {
     if (answer !== this.answer) this.draw(answer);
     // The frame nearest to the chosen step: with many steps not each has one.
-    const here = this.indices.reduce((best, one, i) => (Math.abs(one - index) < Math.abs(this.indices[best] - index) ? i : best), 0);
+    const here = nearest(this.indices, index);
     this.cursor.style.insetInlineStart = `${(100 * here) / this.indices.length}%`;
     this.cursor.style.inlineSize = `${100 / this.indices.length}%`;
   }
@@ -101,24 +85,25 @@ class Film {
     if (!context) return;
     context.imageSmoothingEnabled = false;
     this.indices.forEach((index, i) => {
-      ["x", "x0"].forEach((name, row) => context.drawImage(paint(sample(answer, name, index), this.shape, "grey"), i * (w + gap) + gap / 2, row * (tall + gap), w, tall));
+      ["x", "x0"].forEach((name, row) => context.drawImage(imageCanvas({ shape: this.shape, data: sample(answer, name, index) }), i * (w + gap) + gap / 2, row * (tall + gap), w, tall));
     });
   }
 }
 
 /** @param {Run} run @param {() => "velocity" | "noise"} third @param {(t: number) => void} onPick @returns {SideView & {film: Film}} */
 function side(run, third, onPick) {
-  const [x, x0, said] = [frame("xₜ", "The image at time t"), frame("predicted x₀", "The clean image the network predicts"), frame("predicted velocity", "What the network predicts")];
+  const [x, x0, said] = [frame("xₜ", "The image at time t"), frame("predicted x₀", "The clean image the network predicts"), frame("predicted velocity", "The predicted velocity")];
   const film = new Film(run.shape, onPick);
   return {
     film,
     root: h("div", { class: "denoise-side" }, h("div", { class: "picture-row" }, x.root, x0.root, said.root), film.root),
     show: (answer, index) => {
-      copy(x.canvas, paint(sample(answer, "x", index), run.shape, "grey"));
-      copy(x0.canvas, paint(sample(answer, "x0", index), run.shape, "grey"));
-      const name = third() === predictions(run) && run.target !== "x0" && run.target !== "v" ? "prediction" : "eps";
-      copy(said.canvas, paint(sample(answer, name, index), run.shape, "signed"));
+      const paint = (/** @type {string} */ name, look = {}) => imageCanvas({ shape: run.shape, data: sample(answer, name, index) }, look);
+      copy(x.canvas, paint("x"));
+      copy(x0.canvas, paint("x0"));
+      copy(said.canvas, paint(third() === "velocity" ? "prediction" : "eps", SIGNED));
       said.words.textContent = third() === "velocity" ? "predicted velocity" : "predicted noise ε";
+      said.canvas.setAttribute("aria-label", third() === "velocity" ? "The velocity the network predicts" : "The noise in xₜ, as the network sees it");
       film.show(answer, index);
     },
   };
@@ -132,20 +117,21 @@ function between(run) {
     root: h("div", { class: "denoise-between" }, h("div", { class: "picture-row" }, a.root, b.root, apart.root), low),
     show: (/** @type {Arrays} */ one, /** @type {Arrays} */ other) => {
       const [left, right] = [one, other].map((answer) => sample(answer, "x", answer.arrays.x.shape[0] - 1));
-      copy(a.canvas, paint(left, run.shape, "grey"));
-      copy(b.canvas, paint(right, run.shape, "grey"));
-      copy(apart.canvas, paint(left.map((value, i) => value - right[i]), run.shape, "signed", 1));
+      const { shape } = run;
+      copy(a.canvas, imageCanvas({ shape, data: left }));
+      copy(b.canvas, imageCanvas({ shape, data: right }));
+      copy(apart.canvas, imageCanvas({ shape, data: left.map((value, i) => value - right[i]) }, { signed: true }));
       if (!low.hasChildNodes()) low.append(legend({ scale: "diverging", low: "−1", high: "1", label: "A − B" }), legend({ scale: "diverging", low: "−3", high: "3", label: third(run) }));
     },
   };
 }
 
 /** @param {Run} run */
-const third = (run) => (predictions(run) === "velocity" ? "velocity, noise" : "noise");
+const third = (run) => (saysVelocity(run) ? "velocity, noise" : "noise");
 
 /** What the third picture shows: where the network says the velocity, the noise follows from it. @param {Run} run @param {() => void} redraw */
 function thirdChoice(run, redraw) {
-  if (predictions(run) !== "velocity") return null;
+  if (!saysVelocity(run)) return null;
   const select = h("select", { id: "denoise-third", onchange: redraw }, h("option", { value: "velocity" }, "velocity"), h("option", { value: "noise" }, "noise ε"));
   return h("div", { class: "setting" }, h("label", { for: "denoise-third" }, "Third picture"), select);
 }

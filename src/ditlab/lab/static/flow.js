@@ -3,6 +3,7 @@ import { h, table } from "./dom.js";
 import { arrays, at, floats, json, latest, query } from "./api.js";
 import { WHERE, onChange, select, selection, whichWeights, where } from "./state.js";
 import { diverging, grey } from "./color.js";
+import { percent } from "./math.js";
 import { panel, snippet } from "./panel.js";
 import { meaning, milliseconds, outText, shapeText, short, transformer } from "./flow_model.js";
 import { narrowScene, wideScene } from "./flow_scene.js";
@@ -40,6 +41,8 @@ class ShapeFlow {
     this.all = false;
     this.told = "";
     this.width = 0;
+    /** How tall the card gets, and what that was measured at. */
+    this.tall = { key: "", height: 0 };
     this.signal = latest();
     this.stage = h("div", { class: "flow-stage" });
     this.card = h("div", { class: "flow-card", role: "status", "aria-live": "polite" });
@@ -91,7 +94,9 @@ class ShapeFlow {
     const open = Math.min(Math.max(0, selection.layer), (model?.blocks.length ?? 1) - 1);
     const options = { open, all: this.all, width: this.width };
     const wide = this.width >= WIDE;
-    this.scene = !model ? chainScene(flow.nodes, this.width) : wide ? wideScene(model, options) : narrowScene(model, options);
+    this.panel.body.classList.toggle("flow-wide", Boolean(model) && wide);
+    this.panel.body.classList.toggle("flow-chain", !model);
+    this.scene = !model ? chainScene(flow.nodes, this.width) : wide ? wideScene(model, { ...options, room: this.tallest(flow) }) : narrowScene(model, options);
     const focused = document.activeElement?.closest("g[data-node]")?.getAttribute("data-node");
     this.svg = drawScene(this.scene, `${this.run.name}: from xₜ to the prediction`, `${flow.nodes.length} parts. Arrow keys walk from part to part.`, {
       describe: (node) => this.sentence(node),
@@ -101,11 +106,25 @@ class ShapeFlow {
     });
     this.stage.replaceChildren(this.svg);
     this.svg.classList.toggle("flow-small", this.width < 520);
-    this.panel.body.classList.toggle("flow-wide", Boolean(model) && wide);
-    this.panel.body.classList.toggle("flow-chain", !model);
     this.summarise(flow);
     this.introduce(flow, model?.blocks[open].attention);
     this.restore(focused);
+  }
+
+  /** How tall the card gets with the longest text: in the U, the diagram leaves that room. @param {Flow} flow */
+  tallest(flow) {
+    const key = `${this.width} ${getComputedStyle(document.documentElement).fontSize} ${selection.step}`;
+    if (this.tall.key === key) return this.tall.height;
+    const probe = h("div", { class: "flow-card flow-probe", "aria-hidden": "true" });
+    this.card.after(probe);
+    const kinds = new Map(flow.nodes.map((node) => [node.kind, node]));
+    const heights = [...kinds.values()].map((node) => {
+      probe.replaceChildren(...this.contents(node, flow));
+      return probe.offsetHeight;
+    });
+    probe.remove();
+    this.tall = { key, height: Math.max(...heights) };
+    return this.tall.height;
   }
 
   /** Keep the keyboard where it was when the diagram is drawn anew. @param {string | null | undefined} name */
@@ -153,10 +172,16 @@ class ShapeFlow {
     const { flow } = this;
     if (!flow) return;
     this.told = node.name;
+    this.card.replaceChildren(...this.contents(node, flow));
+    if (this.svg && !this.playing) lightUp(this.svg, node.name);
+  }
+
+  /** What the card says of a part. @param {Node} node @param {Flow} flow @returns {(HTMLElement | string)[]} */
+  contents(node, flow) {
     const [text, formula] = meaning(node, this.run.target);
     const share = (/** @type {number} */ part, /** @type {number} */ all) => (all > 0 ? part / all : 0);
     const where = node.block === null || node.kind === "block" ? "" : `, block ${node.block}`;
-    this.card.replaceChildren(
+    return [
       h("h3", null, `${node.title}${where}`),
       h("p", { class: "flow-text" }, text),
       formula ? h("p", { class: "flow-formula" }, formula) : "",
@@ -165,8 +190,7 @@ class ShapeFlow {
         row("parameters", node.parameters.toLocaleString("en"), share(node.parameters, flow.parameters)),
         row("multiply-accumulates", short(node.macs), share(node.macs, flow.macs)),
         row("time", milliseconds(node.ms), share(node.ms, flow.ms))),
-    );
-    if (this.svg && !this.playing) lightUp(this.svg, node.name);
+    ];
   }
 
   /** @param {Box} box */
@@ -240,9 +264,6 @@ function row(name, value, share) {
   return h("div", { class: "flow-row" }, h("dt", null, name),
     h("dd", null, value, share === undefined ? null : h("span", { class: "flow-percent" }, `${percent(share)} of all`), share === undefined ? null : bar));
 }
-
-/** @param {number} share */
-const percent = (share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`);
 
 /** x_t as it is written by hand. @param {Flow} flow @returns {Flow} */
 const withSubscripts = (flow) => ({ ...flow, nodes: flow.nodes.map((node) => ({ ...node, title: node.title.replace("x_t", "xₜ") })) });

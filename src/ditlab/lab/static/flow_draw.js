@@ -54,7 +54,7 @@ function drawBox(box, actions) {
   const group = s("g", {
     class: `flow-node flow-kind-${box.kind} flow-${box.shape}${acts ? " flow-acts" : ""}`, "data-node": node ? box.id : null,
   });
-  group.append(...figure(box, actions), ...words(box));
+  group.append(...outline(box, actions), ...words(box));
   // Frames and symbols say nothing that the nodes inside do not.
   if (!node || box.shape === "frame") {
     group.setAttribute("aria-hidden", "true");
@@ -83,7 +83,7 @@ function hint(box, node) {
 }
 
 /** @param {Box} box @param {Actions} actions @returns {SVGElement[]} */
-function figure(box, actions) {
+function outline(box, actions) {
   const { x, y, w, h } = box;
   const rect = (/** @type {number} */ dx, /** @type {string} */ name, r = 9) =>
     s("rect", { class: name, x: x - w / 2 + dx, y: y - h / 2 + dx, width: w, height: h, rx: r });

@@ -11,7 +11,7 @@
 
 /** One node that stands for several: sums, and the shapes at both ends.
  * @param {Node[]} nodes @param {string} name @param {string} title @returns {Node} */
-export function sum(nodes, name, title) {
+function sum(nodes, name, title) {
   const total = (/** @type {"parameters" | "macs" | "ms"} */ key) => nodes.reduce((all, node) => all + node[key], 0);
   const last = nodes[nodes.length - 1];
   const stream = nodes.find((node) => node.kind === "attention") ?? nodes[0];
@@ -91,7 +91,7 @@ export const milliseconds = (ms) => (ms >= 1 ? `${ms.toFixed(2)} ms` : `${Math.r
 
 /** What a kind of node does, in one line, with its formula.
  * @type {Record<string, [string, string]>} */
-export const MEANING = {
+const MEANING = {
   input: ["The noisy image xₜ: data at t = 0, noise at t = 1.", "xₜ = a(t)·x₀ + s(t)·ε"],
   time: ["The time as sines and cosines, then a small MLP: the vector c that steers every block.", "c = MLP(sin, cos of 1000·t)"],
   label: ["The label as a learned vector, added to c. A further row stands for no label.", "c ← c + row of the label"],

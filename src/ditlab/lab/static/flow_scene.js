@@ -25,10 +25,11 @@ function edge(id, points, kind = "stream", more = {}) {
 const beside = (node, x, y) => ({ text: shapeText(node.out), at: [x + 9, y + 4], anchor: "start" });
 
 /** Image down through the patches on the left, blocks along the foot, and up to the prediction on the right: a U.
- * @param {Transformer} model @param {{open: number, all: boolean, width: number}} options @returns {Scene} */
-export function wideScene(model, { open, all, width }) {
+ * @param {Transformer} model @param {{open: number, all: boolean, width: number, room: number}} options `room` above the blocks, for the card
+ * @returns {Scene} */
+export function wideScene(model, { open, all, width, room }) {
   const full = Math.max(1000, width);
-  const row = 262;
+  const row = Math.max(262, room + 60);
   const [left, right] = [78, full - 78];
   const b = builder(true, row);
   const rail = row + b.size.rail;

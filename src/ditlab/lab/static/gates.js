@@ -4,7 +4,8 @@ import { arrays, at, floats, picture, query } from "./api.js";
 import { onChange, select, selection, whichWeights } from "./state.js";
 import { panel, snippet } from "./panel.js";
 import { slider } from "./player.js";
-import { lineChart, nearest, number, setMarker } from "./chart.js";
+import { lineChart, number, setMarker } from "./chart.js";
+import { nearest } from "./math.js";
 import { pairedBars } from "./bars.js";
 
 /**
@@ -84,7 +85,7 @@ class Gates {
     this.panel = panel({
       id: "gates",
       title: "Watch the gates open",
-      intro: "Each block adds its attention and its MLP through a gate, x ← x + gate ⊙ f(x). All gates start at 0: the untrained network passes its input through unchanged. This is what training did to them.",
+      intro: "Each block adds its attention and its MLP through a gate, x ← x + gate ⊙ f(x). The time t sets the gates, and they start at 0 (adaLN-Zero): every block at first passes its tokens on unchanged, and the untrained network’s output is 0. This is what training did to them.",
       python: () => snippet(run, "gates", {}, '["gate"]  # (steps, t, blocks, attention and MLP)', false),
       download: () => this.recording && { name: `${run.name}-gates`, arrays: this.recording.found },
       picture: () => this.panel.body.querySelector(".bars"),
@@ -102,7 +103,7 @@ class Gates {
   /** @param {Recording} recording */
   build(recording) {
     const { steps } = recording;
-    // Good before the first click: early enough that the gates are on the move, or what the address says.
+    // Good before the first click: the end of training, or what the address says.
     this.index = nearest(steps, selection.train ?? steps[steps.length - 1]);
     const choose = (/** @type {number} */ step) => select({ train: steps[nearest(steps, step)] });
     const control = slider({ label: "Training step", values: steps, value: steps[this.index], format: (step) => step.toLocaleString("en"), play: true }, choose);
@@ -137,6 +138,7 @@ class Gates {
     if (!this.recording) return;
     const { steps } = this.recording;
     this.update(nearest(steps, selection.train ?? steps[steps.length - 1]));
+    this.panel.refresh();
   }
 
   table() {

@@ -3,6 +3,7 @@
 
 import { clear, h, table } from "./dom.js";
 import { KEY, QUERY, diverging, grey, sequential } from "./color.js";
+import { imageCanvas, painted } from "./paint.js";
 
 /**
  * @typedef {"sequential" | "diverging" | "grey"} Scale
@@ -22,30 +23,11 @@ import { KEY, QUERY, diverging, grey, sequential } from "./color.js";
  * @property {number} [gap] CSS pixels between cells
  * @property {number} [maxWidth] CSS pixels
  * @property {number} [cellAspect] width of a cell over its height
+ * @property {HTMLElement} [output] another grid's read-out, to speak there
  * @property {boolean} [readout] show the read-out under the canvas (default: when there is `describe`)
  */
 
 const MARKS = { query: QUERY, key: KEY, hover: "#ffffff" };
-
-/** An image (C,H,W) or (H,W) with values −1…1 as a small canvas. @param {{shape: number[], data: Values}} image */
-export function imageCanvas({ shape, data }) {
-  const [height, width] = shape.slice(-2);
-  const channels = shape.length > 2 ? shape[shape.length - 3] : 1;
-  const pixels = new ImageData(width, height);
-  const size = width * height;
-  for (let i = 0; i < size; i += 1) {
-    for (let c = 0; c < 3; c += 1) pixels.data[4 * i + c] = grey(data[i + (channels >= 3 ? c * size : 0)])[0];
-    pixels.data[4 * i + 3] = 255;
-  }
-  return painted(pixels);
-}
-
-/** @param {ImageData} pixels */
-function painted(pixels) {
-  const canvas = h("canvas", { width: pixels.width, height: pixels.height });
-  canvas.getContext("2d")?.putImageData(pixels, 0, 0);
-  return canvas;
-}
 
 export class Grid {
   /** @param {GridOptions} options */
@@ -74,7 +56,8 @@ export class Grid {
       class: active ? "grid-canvas grid-active" : "grid-canvas", role: active ? "application" : "img",
       "aria-label": label, "aria-roledescription": active ? "grid, arrow keys move" : null, tabindex: active ? 0 : null,
     });
-    this.output = h("p", { class: "readout", "aria-live": "polite" });
+    // It speaks only while its grid has the keyboard: a choice moves many grids, and one voice is enough.
+    this.output = options.output ?? h("p", { class: "readout", "aria-live": "off" });
     this.root = h("div", { class: "grid-box" }, this.canvas, describe && readout !== false ? this.output : null);
     if (maxWidth) this.root.style.maxWidth = `${maxWidth}px`;
     new ResizeObserver(() => this.draw()).observe(this.canvas);
@@ -96,11 +79,6 @@ export class Grid {
     this.marks = [];
     this.hovered = null;
     this.shape();
-  }
-
-  /** @param {string} label */
-  setLabel(label) {
-    this.canvas.setAttribute("aria-label", label);
   }
 
   /** The image under the values; it is cut into rows × cols patches. @param {{shape: number[], data: Values} | null} image */
@@ -263,14 +241,20 @@ export class Grid {
   listen(canvas) {
     canvas.addEventListener("pointermove", (event) => this.hover(this.cellAt(event)));
     canvas.addEventListener("pointerleave", () => this.hover(null));
-    canvas.addEventListener("blur", () => this.hover(null));
+    canvas.addEventListener("blur", () => {
+      this.output.setAttribute("aria-live", "off");
+      this.hover(null);
+    });
     canvas.addEventListener("click", (event) => {
       this.active = this.cellAt(event);
       this.options.onSelect?.(this.active.row, this.active.col);
       this.say();
     });
     canvas.addEventListener("keydown", (event) => this.key(event));
-    canvas.addEventListener("focus", () => canvas.matches(":focus-visible") && this.hover(this.active));
+    canvas.addEventListener("focus", () => {
+      this.output.setAttribute("aria-live", "polite");
+      if (canvas.matches(":focus-visible")) this.hover(this.active);
+    });
   }
 
   /** @param {MouseEvent} event */

@@ -1,8 +1,9 @@
 // The page: which run, its bar of choices, its sections.
 
-import { at, choices, exported, json } from "./api.js";
+import { at, choices, decodeDrawing, exported, json } from "./api.js";
 import { bar } from "./bar.js";
 import { clear, h } from "./dom.js";
+import { nearest } from "./math.js";
 import { absent } from "./panel.js";
 import { forgetListeners, fromAddress, onChange, select, selection } from "./state.js";
 import { themeChooser } from "./theme.js";
@@ -27,8 +28,9 @@ const SECTIONS = [
   { id: "denoise", title: "Denoise", short: "Denoise", mount: mountDenoise },
 ];
 
-const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "a small denoiser" };
-const TARGETS = { velocity: "the velocity", eps: "the noise ε", x0: "the clean image", v: "v" };
+const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP" };
+const PROCESSES = { flow: "flow matching, which learns the way from noise to data", ddpm: "DDPM, which learns to take noise away step by step" };
+const TARGETS = { velocity: "the velocity, how xₜ changes with the time t", eps: "the noise ε in xₜ", x0: "the clean data x₀", v: "v, a mixture of noise and data" };
 
 /** @param {string} id @returns {HTMLElement} */
 function place(id) {
@@ -40,12 +42,24 @@ function place(id) {
 /** The network in one sentence. @param {Run} run */
 function describe(run) {
   const what = run.data === "points" ? "points in the plane" : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
-  const process = run.process === "flow" ? "flow matching" : "DDPM";
   const cut = run.patches
     ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
     : "";
-  const kind = run.network === "mlp" ? "a multilayer perceptron" : NETWORKS[run.network];
-  return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${process}: it predicts ${TARGETS[run.target]}.${cut}`;
+  const kind = run.network === "mlp" ? "an MLP, a multilayer perceptron," : NETWORKS[run.network];
+  return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${TARGETS[run.target]}.${cut}`;
+}
+
+/** @param {Run} run @param {number | null} label −1 is the null label */
+const hasLabel = (run, label) => label !== null && run.num_classes !== null && label >= -1 && label < run.num_classes;
+
+/** Is it an image by its form, and a drawing of this run's size? @param {Run} run @param {string} input */
+function isInput(run, input) {
+  if (!input.startsWith("draw:")) return /^(data:\d{1,9}|sample:\d{1,9}|own:[\w-]+)$/.test(input);
+  try {
+    return decodeDrawing(input).length === run.shape.reduce((a, b) => a * b, 1);
+  } catch {
+    return false;
+  }
 }
 
 /** Choose what is there where the address says nothing, or something this run does not have. @param {Run} run */
@@ -60,12 +74,15 @@ function settle(run) {
     layer,
     step: selection.step !== null && steps.includes(selection.step) ? selection.step : run.step,
     head: selection.head === "mean" || selection.head < heads ? selection.head : "mean",
-    label: run.num_classes === null ? null : selection.label,
+    // A file holds answers for each image's own label and for averaged weights.
+    label: held || !hasLabel(run, selection.label) ? null : selection.label,
+    weights: held || selection.weights !== "raw" ? "ema" : "raw",
+    input: isInput(run, selection.input) ? selection.input : "data:0",
   });
   if (!held) return;
   const { input, t } = held;
   if (input.length && !input.includes(selection.input)) select({ input: input[0] });
-  if (t.length && !t.includes(selection.t)) select({ t: t.reduce((a, b) => (Math.abs(b - selection.t) < Math.abs(a - selection.t) ? b : a)) });
+  if (t.length && !t.includes(selection.t)) select({ t: t[nearest(t, selection.t)] });
 }
 
 /** @param {HTMLElement} main @param {Run} run */
@@ -95,6 +112,7 @@ async function show(runs, id) {
   document.title = `${run.name} · ditlab lab`;
   place("title").textContent = `Inside ${NETWORKS[run.network]}`;
   place("lead").textContent = describe(run);
+  place("lead").removeAttribute("role");
   const main = clear(place("main"));
   clear(place("bar")).append(bar(run, runs));
   clear(place("contents")).append(h("ul", null, SECTIONS.map(({ id: section, short }) =>
@@ -115,10 +133,13 @@ function jump(event) {
 /** Another run was chosen: the image and the time stay, what belongs to the old network goes. @param {RunSummary[]} runs */
 async function change(runs) {
   forgetListeners();
-  select({ step: null, label: null, head: "mean", layer: -1, patch: null, key: null, train: null, a: "", b: "" });
+  select({ step: null, label: null, head: "mean", layer: -1, patch: null, key: null, train: null, at: null, a: "", b: "" });
   if (/^(own|draw):/.test(selection.input)) select({ input: "data:0" });
   await show(runs, selection.run).catch((error) => {
     fail(error);
+    // The sections of the run before no longer follow what is chosen.
+    clear(place("main"));
+    clear(place("contents"));
     onChange(["run"], () => change(runs));
   });
   document.getElementById("choose-run")?.focus();

@@ -3,8 +3,10 @@
 import { floats, latest } from "./api.js";
 import { legend } from "./color.js";
 import { clear, h } from "./dom.js";
-import { Grid, imageCanvas } from "./grid.js";
-import { argmax, brightness, chosenHead, chosenLayer, chosenPatch, loadInput, loadMap, patchName, percent, tokensOf } from "./maps.js";
+import { Grid } from "./grid.js";
+import { argmax, chosenHead, chosenLayer, chosenPatch, loadInput, loadMap, patchName, placeName, tokensOf } from "./maps.js";
+import { percent } from "./math.js";
+import { imageCanvas } from "./paint.js";
 import { panel, snippet } from "./panel.js";
 import { WHERE, onChange, select, selection } from "./state.js";
 
@@ -12,7 +14,7 @@ import { WHERE, onChange, select, selection } from "./state.js";
 /** @typedef {import("./api.js").AttentionLayer} AttentionLayer */
 /** @typedef {import("./api.js").Tensor} Tensor */
 /** @typedef {import("./maps.js").AttentionMap} AttentionMap */
-/** @typedef {{layer: AttentionLayer, attention: AttentionMap, mass: Float32Array, x: Tensor}} Scene */
+/** @typedef {{layer: AttentionLayer, attention: AttentionMap, x: Tensor}} Scene */
 /** @typedef {{row: number, col: number} | null} Cell */
 
 const INTRO = "All patches’ views at once. Each row is a query patch, each column a key patch; a bright cell means that the row’s patch looks at the column’s patch. Rows add up to 100 %.";
@@ -21,8 +23,7 @@ const INTRO = "All patches’ views at once. Each row is a query patch, each col
 async function load(run, signal) {
   const layer = chosenLayer(run);
   const [input, attention] = await Promise.all([loadInput(run, signal), loadMap(run, layer, signal)]);
-  const { x0, x } = input.arrays;
-  return { layer, attention, mass: brightness(x0, layer.grid), x };
+  return { layer, attention, x: input.arrays.x };
 }
 
 /** All patches of an image in one line, across or down: the matrix's margins. @param {Tensor} x @param {[number, number]} grid @param {boolean} across */
@@ -64,24 +65,25 @@ class Matrix {
     this.scene = null;
     /** @type {Cell} */
     this.pointed = null;
-    const say = (/** @type {number} */ row, /** @type {number} */ col) => this.describe(row, col);
+    // All four point at a pair of patches, and say it in one place.
+    const describe = () => this.describe();
+    const output = h("p", { class: "readout", "aria-live": "off" });
     this.image = new Grid({
-      rows: grid[0], cols: grid[1], label: "The image: choose a query patch", gap: grid[1] <= 16 ? 2 : 0, selectOnMove: true, readout: false,
-      describe: (row, col) => patchName(row * grid[1] + col, grid[1]),
+      rows: grid[0], cols: grid[1], label: "The image: choose a query patch", gap: grid[1] <= 16 ? 2 : 0, selectOnMove: true, readout: false, describe, output,
       onHover: (cell) => this.point(cell && this.scene && { row: this.cellOf(cell.row * this.cols + cell.col), col: -1 }),
       onSelect: (row, col) => select({ patch: row * this.cols + col }),
     });
     this.map = new Grid({
-      rows: size, cols: size, label: "Attention matrix: rows are queries, columns are keys", describe: say, gap: size <= 16 ? 1 : 0, readout: false,
+      rows: size, cols: size, label: "Attention matrix: rows are queries, columns are keys", describe, output, gap: size <= 16 ? 1 : 0, readout: false,
       onHover: (cell) => this.point(cell), onSelect: (row, col) => this.choose(row, col),
     });
     this.keys = new Grid({
       rows: 1, cols: size, label: "Key patches, one for each column", gap: size <= 16 ? 1 : 0, readout: false, cellAspect: 1, selectOnMove: true,
-      describe: (_, col) => say(0, col), onHover: (cell) => this.point(cell && { row: -1, col: cell.col }), onSelect: (_, col) => this.choose(-1, col),
+      describe, output, onHover: (cell) => this.point(cell && { row: -1, col: cell.col }), onSelect: (_, col) => this.choose(-1, col),
     });
     this.queries = new Grid({
       rows: size, cols: 1, label: "Query patches, one for each row", gap: size <= 16 ? 1 : 0, readout: false, selectOnMove: true,
-      describe: (row) => say(row, 0), onHover: (cell) => this.point(cell && { row: cell.row, col: -1 }), onSelect: (row) => this.choose(row, -1),
+      describe, output, onHover: (cell) => this.point(cell && { row: cell.row, col: -1 }), onSelect: (row) => this.choose(row, -1),
     });
     this.map.root.classList.add("matrix-map");
     this.legend = h("div");
@@ -110,12 +112,12 @@ class Matrix {
     return end - first === 1 ? patchName(first, this.cols) : `patches ${first} to ${end - 1}`;
   }
 
-  /** @param {number} row @param {number} col @returns {string} */
-  describe(row, col) {
+  /** The pair in words. @returns {string} */
+  describe() {
     if (!this.scene) return "";
-    const { map, size } = this.scene.attention;
-    const share = percent(map[row * size + col]);
-    return `${this.name(row)} ${size === this.scene.attention.tokens ? "looks" : "look"} at ${this.name(col)}: ${share}`;
+    const { map, size, tokens } = this.scene.attention;
+    const { query, key } = this.pair();
+    return `${this.name(query)} ${size === tokens ? "looks" : "look"} at ${this.name(key)}: ${percent(map[query * size + key])}`;
   }
 
   /** Choose the query of a row and the key of a column; −1 leaves either. @param {number} row @param {number} col */
@@ -129,18 +131,19 @@ class Matrix {
   point(cell) {
     this.pointed = cell;
     this.mark();
+    this.map.say();
   }
 
-  /** The query's row and the key's column: what the pointer is on, else what is chosen; key −1: none. */
+  /** The query's row and the key's column: what the pointer is on, else what is chosen. */
   pair() {
     const { scene, pointed } = this;
-    if (!scene) return { query: 0, key: -1 };
-    const { map, size } = scene.attention;
-    const query = pointed && pointed.row >= 0 ? pointed.row : this.cellOf(chosenPatch(scene.mass));
+    if (!scene) return { query: 0, key: 0 };
+    const { map, size, mass } = scene.attention;
+    const query = pointed && pointed.row >= 0 ? pointed.row : this.cellOf(chosenPatch(mass));
     if (pointed && pointed.col >= 0) return { query, key: pointed.col };
     // No key chosen: the one this query looks at most.
     if (selection.key === null) return { query, key: argmax(map.subarray(query * size, (query + 1) * size)) };
-    return { query, key: this.cellOf(Math.min(scene.mass.length - 1, Math.max(0, selection.key))) };
+    return { query, key: this.cellOf(Math.min(mass.length - 1, Math.max(0, selection.key))) };
   }
 
   mark() {
@@ -150,7 +153,6 @@ class Matrix {
     const { query, key } = this.pair();
     const cell = (/** @type {number} */ patch, /** @type {"query" | "key"} */ color) => ({ row: Math.floor(patch / this.cols), col: patch % this.cols, color });
     const patches = (/** @type {number} */ index, /** @type {"query" | "key"} */ color) => {
-      if (index < 0) return [];
       const [first, end] = tokensOf(index, scene.attention);
       return Array.from({ length: end - first }, (_, i) => cell(first + i, color));
     };
@@ -159,18 +161,18 @@ class Matrix {
     this.image.mark([...patches(query, "query"), ...same]);
     const column = { row: 0, col: key, rows: size, color: /** @type {const} */ ("key") };
     const row = { row: query, col: 0, cols: size, color: /** @type {const} */ ("query") };
-    this.map.mark([...(key < 0 ? [] : [column]), row]);
-    this.keys.mark(key < 0 ? [] : [{ row: 0, col: key, color: "key" }]);
+    this.map.mark([column, row]);
+    this.keys.mark([{ row: 0, col: key, color: "key" }]);
     this.queries.mark([{ row: query, col: 0, color: "query" }]);
     if (!this.pointed) this.rest(query, key);
   }
 
   /** Where the keyboard starts: at what is chosen. @param {number} query @param {number} key */
   rest(query, key) {
-    this.map.moveTo(query, Math.max(0, key));
+    this.map.moveTo(query, key);
     this.queries.moveTo(query, 0);
-    this.keys.moveTo(0, Math.max(0, key));
-    const patch = this.scene ? chosenPatch(this.scene.mass) : 0;
+    this.keys.moveTo(0, key);
+    const patch = this.scene ? chosenPatch(this.scene.attention.mass) : 0;
     this.image.moveTo(Math.floor(patch / this.cols), patch % this.cols);
     this.map.say();
   }
@@ -206,7 +208,7 @@ export function mount(root, run) {
     download: () => matrix.scene && { name: `${run.name}-matrix-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [matrix.scene.attention.size, matrix.scene.attention.size], data: matrix.scene.attention.map } } },
     picture: () => matrix.map.canvas,
-    table: () => matrix.map.table("Attention: rows are queries, columns are keys", { rowName: (row) => `query ${row}`, colName: (col) => `key ${col}` }),
+    table: () => matrix.map.table(`Attention, rows are queries, columns are keys: ${placeName(chosenLayer(run), run.attention.indexOf(chosenLayer(run)))}`, { rowName: (row) => `query ${row}`, colName: (col) => `key ${col}` }),
   });
   const key = h("p", { class: "pair-key" }, h("span", { class: "key-query" }, "query: the patch that looks"), h("span", { class: "key-key" }, "key: the patch looked at"));
   frame.body.append(h("div", { class: "matrix-row" }, h("div", { class: "matrix-side" },

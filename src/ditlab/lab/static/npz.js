@@ -33,7 +33,7 @@ function join(parts) {
 }
 
 /** @param {Tensor} tensor */
-export function npy({ shape, data }) {
+function npy({ shape, data }) {
   const tuple = shape.length === 1 ? `${shape[0]},` : shape.join(", ");
   const header = `{'descr': '${descr(data)}', 'fortran_order': False, 'shape': (${tuple}), }`;
   // Magic, version and length take 10 bytes; data must start at a multiple of 64.

@@ -1,15 +1,13 @@
 // The numbers behind a picture of attention, for one patch and for its whole layer and head, with their formulas.
 
-import { arrays, at, floats, latest, query } from "./api.js";
 import { clear, h } from "./dom.js";
-import { chosenHead, numbersOf, percent, view } from "./maps.js";
-import { where } from "./state.js";
+import { chosenHead, neighbours } from "./maps.js";
+import { percent } from "./math.js";
 
 /** @typedef {import("./api.js").Run} Run */
-/** @typedef {import("./maps.js").NumberName} NumberName */
-/** @typedef {import("./maps.js").Numbers} Numbers */
-/** @typedef {{layer: import("./api.js").AttentionLayer, attention: import("./maps.js").AttentionMap, mass: Float32Array}} Shown */
-/** @typedef {Record<string, number>} Found */
+/** @typedef {import("./maps.js").AttentionMap} AttentionMap */
+/** @typedef {{layer: import("./api.js").AttentionLayer, attention: AttentionMap}} Shown */
+/** @typedef {{entropy: number, distance: number, diagonal_rank: number, inside: number, inside_chance: number, near: number, near_chance: number}} Found */
 
 /** @typedef {{title: string, formula: string, value: (n: Found) => string}} Line */
 
@@ -24,30 +22,33 @@ const LINES = [
 
 const WHOLE = "Whole layer and head: the mean over all queries; “on the object” weighs them by m, “on itself and its neighbours” by 1 − m.";
 
-/** The whole layer and head, from the lab. @param {Run} run @param {Shown} shown @param {AbortSignal} signal @returns {Promise<Found>} */
-async function ofLayer(run, shown, signal) {
-  const { arrays: found } = await arrays(at(run.id, `/attention/statistics${query(where())}`), { signal });
-  const head = chosenHead(shown.layer);
-  const row = run.attention.indexOf(shown.layer);
-  return Object.fromEntries(Object.entries(found).map(([name, tensor]) => {
-    const columns = tensor.shape[1];
-    return [name, floats(tensor)[row * columns + (head === "mean" ? columns - 1 : head)]];
-  }));
+/** Mean of `values`; with weights that are all 0, it is 0. @param {ArrayLike<number>} values @param {(i: number) => number} [weight] */
+function mean(values, weight = () => 1) {
+  let [sum, total] = [0, 0];
+  for (let i = 0; i < values.length; i += 1) {
+    sum += weight(i) * values[i];
+    total += weight(i);
+  }
+  return total > 0 ? sum / total : 0;
 }
 
-/** One query: from its row of the map in memory, or, if that map is pooled, from the exact row. @param {Run} run @param {Shown} shown @param {number} patch @param {AbortSignal} signal @returns {Promise<Found>} */
-async function ofPatch(run, shown, patch, signal) {
-  const { layer, attention, mass } = shown;
-  if (attention.pool === 1) return numbersOf(view(attention, patch, "from"), patch, layer.grid, mass);
-  const path = at(run.id, `/attention/row${query({ ...where(), layer: layer.layer, head: chosenHead(layer), query: patch, direction: "from" })}`);
-  const { arrays: found } = await arrays(path, { signal });
-  return numbersOf(floats(found.row), patch, layer.grid, mass);
+/** One query. @param {Shown} shown @param {number} patch @returns {Found} */
+function ofPatch({ layer, attention: { queries, mass } }, patch) {
+  const { entropy, distance, diagonal_rank, inside, near } = queries;
+  return { entropy: entropy[patch], distance: distance[patch], diagonal_rank: diagonal_rank[patch], inside: inside[patch],
+    inside_chance: mean(mass), near: near[patch], near_chance: neighbours(patch, layer.grid) / mass.length };
+}
+
+/** All queries of the chosen layer and head. @param {Shown} shown @returns {Found} */
+function ofLayer({ layer, attention: { queries, mass } }) {
+  const background = (/** @type {number} */ i) => 1 - mass[i];
+  const close = Float64Array.from(mass, (_, i) => neighbours(i, layer.grid) / mass.length);
+  return { entropy: mean(queries.entropy), distance: mean(queries.distance), diagonal_rank: mean(queries.diagonal_rank),
+    inside: mean(queries.inside, (i) => mass[i]), inside_chance: mean(mass), near: mean(queries.near, background), near_chance: mean(close, background) };
 }
 
 /** @param {Run} run */
 export function numbersTable(run) {
-  const nextPatch = latest();
-  const nextLayer = latest();
   const cells = LINES.map(() => [h("td", null, "…"), h("td", null, "…")]);
   const heading = h("th", { scope: "col" }, "This patch");
   const whole = h("th", { scope: "col" }, "Whole layer and head");
@@ -56,17 +57,13 @@ export function numbersTable(run) {
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Number"), heading, whole, h("th", { scope: "col" }, "How it is computed"))),
       h("tbody", null, LINES.map((line, i) => h("tr", null, h("th", { scope: "row" }, line.title), cells[i], h("td", { class: "formula" }, line.formula)))))));
 
-  const fill = (/** @type {number} */ column, /** @type {Found | null} */ found) => LINES.forEach((line, i) => clear(cells[i][column]).append(found ? line.value(found) : "–"));
-
   /** @param {Shown} shown @param {number} patch */
-  const show = async (shown, patch) => {
+  const show = (shown, patch) => {
     const head = chosenHead(shown.layer);
     heading.textContent = `Patch ${patch}`;
     whole.textContent = `Layer ${run.attention.indexOf(shown.layer)}, ${head === "mean" ? "average of heads" : `head ${head}`}`;
-    const layer = ofLayer(run, shown, nextLayer());
-    layer.catch(() => fill(1, null));
-    fill(0, await ofPatch(run, shown, patch, nextPatch()));
-    fill(1, await layer);
+    const columns = [ofPatch(shown, patch), ofLayer(shown)];
+    LINES.forEach((line, i) => columns.forEach((found, column) => clear(cells[i][column]).append(line.value(found))));
   };
   return { root, show };
 }

@@ -23,8 +23,10 @@ import { svgToCanvas } from "./svgpng.js";
  * @property {HTMLElement} root
  * @property {HTMLElement} body
  * @property {(text: string) => void} status
- * @property {(error: unknown) => void} fail shows an error (a request taken over by a newer one is none)
- * @property {(work: () => Promise<void>) => Promise<void>} attempt runs it: marks the panel busy, shows its error
+ * @property {(error: unknown, stale?: boolean) => void} fail shows an error (a request taken over by a newer one is none)
+ * @property {(work: () => Promise<void>, stale?: boolean) => Promise<void>} attempt runs it: marks the panel busy, shows its
+ *   error; `stale` (default): without it what the panel shows is not what is chosen
+ * @property {() => void} refresh what is shown changed: an open table follows
  */
 
 /** @param {Blob} blob @param {string} name */
@@ -34,32 +36,33 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** @param {PanelOptions} options @param {Panel} panel @param {HTMLElement} drawer */
-function tools(options, panel, drawer) {
+/** @param {PanelOptions} options @param {Panel} panel @param {HTMLElement} code place for a snippet @param {HTMLElement} drawer place for the table */
+function tools(options, panel, code, drawer) {
   const { id, python, download, picture, table } = options;
   const button = (/** @type {string} */ label, /** @type {(event: Event) => void} */ onclick, props = {}) =>
     h("button", { type: "button", class: "tool", onclick, ...props }, label);
   return h("div", { class: "tools", role: "group", "aria-label": `Take ${options.title} with you` },
-    python && button("Copy Python", () => copy(python(), panel, drawer)),
+    python && button("Copy Python", () => copy(python(), panel, code)),
     download && button("Download .npz", () => {
       const found = download();
       if (!found) return panel.status("Nothing to download yet.");
       save(new Blob([npz(found.arrays)], { type: "application/zip" }), `${found.name}.npz`);
       panel.status(`Saved ${found.name}.npz: ${Object.keys(found.arrays).join(", ")}.`);
     }),
-    picture && button("Download .png", () => panel.attempt(() => savePicture(picture(), id, panel))),
-    table && button("Show as table", (event) => toggleTable(/** @type {HTMLButtonElement} */ (event.currentTarget), table, options, drawer),
+    picture && button("Download .png", () => panel.attempt(() => savePicture(picture(), id, panel), false)),
+    table && button("Show as table", (event) => toggleTable(/** @type {HTMLButtonElement} */ (event.currentTarget), panel, options, drawer),
       { "aria-expanded": false, "aria-controls": `${id}-drawer` }));
 }
 
-/** @param {string} text @param {Panel} panel @param {HTMLElement} drawer */
-async function copy(text, panel, drawer) {
+/** @param {string} text @param {Panel} panel @param {HTMLElement} code */
+async function copy(text, panel, code) {
+  clear(code);
   try {
     await navigator.clipboard.writeText(text);
     panel.status("Copied. It gives the same numbers in Python.");
   } catch {
     // No clipboard here (a file, or permission refused): show the text to be copied by hand.
-    clear(drawer).append(h("pre", { tabindex: 0 }, text));
+    code.append(h("pre", { tabindex: 0 }, text));
     panel.status("The snippet is below.");
   }
 }
@@ -73,15 +76,15 @@ async function savePicture(source, name, panel) {
   panel.status(`Saved ${name}.png.`);
 }
 
-/** @param {HTMLButtonElement} button @param {() => HTMLTableElement | null} table @param {PanelOptions} options @param {HTMLElement} drawer */
-function toggleTable(button, table, options, drawer) {
+/** @param {HTMLButtonElement} button @param {Panel} panel @param {PanelOptions} options @param {HTMLElement} drawer */
+function toggleTable(button, panel, options, drawer) {
   const open = button.getAttribute("aria-expanded") !== "true";
   button.setAttribute("aria-expanded", String(open));
   button.textContent = open ? "Hide table" : "Show as table";
   clear(drawer);
   if (!open) return;
-  drawer.append(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${options.title} as a table` },
-    table() ?? h("p", null, "Nothing to show yet.")));
+  drawer.append(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${options.title} as a table` }));
+  panel.refresh();
 }
 
 /**
@@ -93,35 +96,44 @@ export function panel(options) {
   const { id, title, intro } = options;
   const body = h("div", { class: "panel-body" });
   const line = h("p", { class: "status", role: "status" });
+  const trouble = h("p", { class: "trouble", role: "status" });
+  const code = h("div");
   const drawer = h("div", { class: "drawer", id: `${id}-drawer` });
   const root = h("section", { class: "panel", id, "aria-labelledby": `${id}-title` });
   let running = 0;
 
   const status = (/** @type {string} */ text) => {
-    line.classList.remove("error");
     line.textContent = text;
   };
-  const fail = (/** @type {unknown} */ error) => {
+  const fail = (/** @type {unknown} */ error, stale = true) => {
     if (isAbort(error)) return;
-    line.classList.add("error");
-    line.textContent = error instanceof Error ? error.message : String(error);
+    trouble.textContent = error instanceof Error ? error.message : String(error);
+    root.classList.toggle("panel-stale", stale);
   };
-  const attempt = async (/** @type {() => Promise<void>} */ work) => {
+  const refresh = () => {
+    const place = drawer.firstElementChild;
+    if (place) place.replaceChildren(options.table?.() ?? h("p", null, "Nothing to show yet."));
+  };
+  const attempt = async (/** @type {() => Promise<void>} */ work, stale = true) => {
     running += 1;
     body.setAttribute("aria-busy", "true");
     try {
       await work();
-      if (line.classList.contains("error")) status("");
+      if (stale) {
+        trouble.textContent = "";
+        root.classList.remove("panel-stale");
+        refresh();
+      }
     } catch (error) {
-      fail(error);
+      fail(error, stale);
     }
     running -= 1;
     if (!running) body.setAttribute("aria-busy", "false");
   };
   /** @type {Panel} */
-  const made = { root, body, status, fail, attempt };
+  const made = { root, body, status, fail, attempt, refresh };
   root.append(h("h2", { id: `${id}-title` }, title), h("div", { class: "intro" }, typeof intro === "string" ? h("p", null, intro) : intro),
-    body, tools(options, made, drawer), line, drawer);
+    trouble, body, tools(options, made, code, drawer), line, code, drawer);
   return made;
 }
 

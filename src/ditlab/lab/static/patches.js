@@ -3,7 +3,7 @@
 import { floats, latest } from "./api.js";
 import { chooser } from "./chooser.js";
 import { legend } from "./color.js";
-import { clear, h } from "./dom.js";
+import { clear, figure, h } from "./dom.js";
 import { Grid } from "./grid.js";
 import { brightness, chosenPatch, loadInput, patchName } from "./maps.js";
 import { panel, snippet } from "./panel.js";
@@ -14,19 +14,18 @@ import { WHERE, onChange, select, selection } from "./state.js";
 /** @typedef {import("./panel.js").Panel} Panel */
 /** @typedef {NonNullable<Run["patches"]>} Cut */
 
+const POSITIONS = /** @type {Record<string, string>} */ ({ learned: "a learned position", sincos: "a position in sines and cosines" });
+
 /** @param {Run} run @param {Cut} cut */
 function intro(run, cut) {
   const [C, H, W] = run.shape;
   const values = C * cut.size ** 2;
   return h("div", null,
-    h("p", null, `The image is cut into ${cut.grid[0]} × ${cut.grid[1]} patches of ${cut.size} × ${cut.size} pixels. Each patch becomes one token, a row of numbers; a learned position is added to tell where it was.`),
+    h("p", null, `The image is cut into ${cut.grid[0]} × ${cut.grid[1]} patches of ${cut.size} × ${cut.size} pixels. Each patch becomes one token, a row of numbers; ${POSITIONS[run.positions ?? ""] ?? "a position"} is added to tell where it was.`),
     h("p", { class: "fact" }, `A convolution with kernel and stride ${cut.size} does it in one go. It is the same as a reshape and a linear layer: `,
       h("code", null, `(${C}, ${H}, ${W}) → (${cut.tokens}, ${values})`), ` by reshape, then `, h("code", { class: "shape" }, `(${cut.tokens}, ${values}) → (${cut.tokens}, D)`),
       ` by one matrix shared by all patches.`));
 }
-
-/** @param {string} title @param {HTMLElement} content @param {string | HTMLElement} [note] */
-const figure = (title, content, note) => h("figure", null, h("figcaption", null, h("b", null, title), note ? " " : null, note), content);
 
 /** With a true minus sign. @param {number} value @param {number} digits */
 const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
@@ -109,10 +108,12 @@ function quantile(values, share) {
 
 /** How x_t was mixed. @param {Run} run @param {Record<string, string>} meta of the answer */
 function mixture(run, meta) {
-  if (selection.input.startsWith("sample:")) return "xₜ is a state on the way from this noise to the generated image x₀.";
+  const label = run.num_classes === null ? "" : Number(meta.label) === run.num_classes ? "; label: none" : `; label: ${meta.label}`;
+  // Generated images are shown in the state nearest to the chosen time: its own time is the true one.
+  if (selection.input.startsWith("sample:")) return `xₜ is the state at t = ${Number(meta.t).toFixed(2)} of its trajectory, from this noise to the generated image x₀${label}`;
   const [a, s] = [Number(meta.a), Number(meta.s)]; // the path's own coefficients, whatever its shape
   const rule = run.noise_path === "linear" ? "xₜ = (1 − t) · x₀ + t · noise" : "xₜ = a(t) · x₀ + s(t) · noise";
-  return `${rule} = ${a.toFixed(2)} · x₀ + ${s.toFixed(2)} · noise`;
+  return `${rule} = ${a.toFixed(2)} · x₀ + ${s.toFixed(2)} · noise${label}`;
 }
 
 /** @param {HTMLElement} root @param {Run} run */
@@ -125,7 +126,7 @@ export function mount(root, run) {
     python: () => snippet(run, "input", {}, '["tokens"]'),
     download: () => view.state.answer && { name: `${run.name}-input`, arrays: view.state.answer.arrays },
     picture: () => view.tables.tokens.canvas,
-    table: () => view.tables.tokens.table("Tokens with positions", { rowName: (row) => `token ${row}` }),
+    table: () => view.tables.tokens.table(`Tokens with positions, t = ${selection.t.toFixed(2)}`, { rowName: (row) => `token ${row}` }),
   });
   const formula = h("p", { class: "mixture" });
   const scale = h("div");
@@ -144,10 +145,10 @@ export function mount(root, run) {
     return x0 ? floats(x0) : null;
   };
   frame.body.append(
-    h("div", { class: "trio-and-chooser" }, chooser(run, frame, clean), h("div", { class: "trio" }, figure("x₀", view.pictures.x0.root, "clean"),
-      figure("noise", view.pictures.noise.root), figure("xₜ", view.pictures.x.root, "what the network sees"), formula)),
-    h("div", { class: "patches-row" }, figure("Patches of xₜ", view.image.root), h("div", { class: "token-maps" },
-      figure("Embedded", view.tables.embedded.root, "one row for each patch"), figure("With positions", view.tables.tokens.root, "what enters the first block"), scale)));
+    h("div", { class: "trio-and-chooser" }, chooser(run, frame, clean), h("div", { class: "trio" }, figure("x₀", "clean", view.pictures.x0.root),
+      figure("noise", "", view.pictures.noise.root), figure("xₜ", "what the network sees", view.pictures.x.root), formula)),
+    h("div", { class: "patches-row" }, figure("Patches of xₜ", "", view.image.root), h("div", { class: "token-maps" },
+      figure("Embedded", "one row for each patch", view.tables.embedded.root), figure("With positions", "what enters the first block", view.tables.tokens.root), scale)));
   root.append(frame.root);
   onChange(WHERE, render);
   onChange(["patch"], view.mark);

@@ -1,6 +1,7 @@
 // A labelled slider with its value written out, and a button that lets it run.
 
 import { h } from "./dom.js";
+import { nearest } from "./math.js";
 
 let count = 0;
 
@@ -22,15 +23,6 @@ function listOf({ values, min = 0, max = 1, step = 0.01 }) {
   if (values) return values;
   const size = Math.round((max - min) / step);
   return Array.from({ length: size + 1 }, (_, i) => Number((min + i * step).toFixed(6)));
-}
-
-/** @param {number[]} values @param {number} value */
-function nearest(values, value) {
-  let best = 0;
-  values.forEach((other, i) => {
-    if (Math.abs(other - value) < Math.abs(values[best] - value)) best = i;
-  });
-  return best;
 }
 
 /** People who asked for less motion get slow steps instead of a film. */

@@ -62,10 +62,16 @@ export function title({ solver, steps, guidance, label }) {
 
 let count = 0;
 
+/** What the words mean. @type {Record<string, string>} */
+const MEANING = {
+  Solver: "How the network’s answers are turned into steps from noise to data. Heun asks the network twice in a step, Euler once.",
+  Guidance: "How strongly samples are pushed towards their label; 1 is not at all. It asks the network with and without the label.",
+};
+
 /** @param {string} text @param {(id: string) => HTMLElement} make */
 function field(text, make) {
   const id = `setting-${++count}`;
-  return h("div", { class: "setting" }, h("label", { for: id }, text), make(id));
+  return h("div", { class: "setting", title: MEANING[text] }, h("label", { for: id }, text), make(id));
 }
 
 /** @param {string} text @param {[string, string][]} options @param {string} value @param {(value: string) => void} onPick */
@@ -76,7 +82,7 @@ function choice(text, options, value, onPick) {
 
 /** A number that is taken over once it is one. @param {string} text @param {{min: number, max: number, step: number | string, value: number}} props
  * @param {(value: number) => void} onPick */
-function figure(text, props, onPick) {
+function amount(text, props, onPick) {
   return field(text, (id) => h("input", { id, type: "number", ...props, onchange: (/** @type {Event} */ event) => {
     const input = /** @type {HTMLInputElement} */ (event.target);
     const value = input.valueAsNumber;
@@ -101,8 +107,8 @@ export function controls(name, run, setting, onPick) {
   const labels = run.num_classes === null ? [] : /** @type {[string, string][]} */ ([["", "by the seed"], ...Array.from({ length: run.num_classes }, (_, i) => [`${i}`, `${i}`]), ["-1", "none"]]);
   return h("fieldset", { class: "settings" }, legend,
     choice("Solver", run.solvers.map((solver) => [solver, solver]), setting.solver, (solver) => onPick({ ...setting, solver })),
-    figure("Steps", { min: 1, max: run.max_steps, step: 1, value: setting.steps }, (steps) => onPick({ ...setting, steps })),
-    labels.length ? figure("Guidance", { min: -100, max: 100, step: "any", value: setting.guidance }, (guidance) => onPick({ ...setting, guidance })) : null,
+    amount("Steps", { min: 1, max: run.max_steps, step: 1, value: setting.steps }, (steps) => onPick({ ...setting, steps })),
+    labels.length ? amount("Guidance", { min: -100, max: 100, step: "any", value: setting.guidance }, (guidance) => onPick({ ...setting, guidance })) : null,
     labels.length ? choice("Label", labels, String(setting.label ?? ""), (text) => onPick({ ...setting, label: text === "" ? null : Number(text) })) : null);
 }
 
@@ -113,6 +119,6 @@ export function seedControl(setting, onPick) {
     const seeds = [...new Set(list.map((one) => one.seed))].sort((a, b) => a - b);
     return choice("Seed", seeds.map((seed) => [`${seed}`, `${seed}`]), String(setting.seed), (text) => onPick(Number(text)));
   }
-  return h("div", { class: "seed" }, figure("Seed", { min: 0, max: 2 ** 31, step: 1, value: setting.seed }, onPick),
+  return h("div", { class: "seed" }, amount("Seed", { min: 0, max: 2 ** 31, step: 1, value: setting.seed }, onPick),
     h("button", { type: "button", class: "tool", onclick: () => onPick(setting.seed + 1) }, "Next noise"));
 }

@@ -16,6 +16,7 @@ import { exported } from "./api.js";
  * @property {"from" | "to"} direction
  * @property {number | null} key the other patch
  * @property {number | null} train the training step of the gates
+ * @property {number | null} at where the denoisers stand, a time of their own
  * @property {string} a settings of the left denoiser
  * @property {string} b settings of the right denoiser
  */
@@ -24,10 +25,10 @@ import { exported } from "./api.js";
 /** @type {Selection} */
 const current = {
   run: "", step: null, weights: "ema", input: "data:0", t: 0.3, label: null, layer: 0, head: "mean", patch: null,
-  direction: "from", key: null, train: null, a: "", b: "",
+  direction: "from", key: null, train: null, at: null, a: "", b: "",
 };
 
-const NUMBERS = new Set(["step", "t", "label", "layer", "patch", "key", "train"]);
+const NUMBERS = new Set(["step", "t", "label", "layer", "patch", "key", "train", "at"]);
 const KEYS = /** @type {Key[]} */ (Object.keys(current));
 
 /** The selection. Read it freely; change it through `select`. @type {Readonly<Selection>} */
@@ -46,7 +47,7 @@ function parse(key, text) {
   if (key === "head" || NUMBERS.has(key)) {
     const number = Number(text);
     if (text === "" || !Number.isFinite(number)) return undefined;
-    return key === "t" ? Math.min(1, Math.max(0, number)) : Math.trunc(number);
+    return key === "t" || key === "at" ? Math.min(1, Math.max(0, number)) : Math.trunc(number);
   }
   if (key === "direction") return text === "to" ? "to" : "from";
   return text;

@@ -2,6 +2,7 @@
 
 import { arrays, at, floats, isAbort, latest, query } from "./api.js";
 import { clear, h, s, table } from "./dom.js";
+import { percent } from "./math.js";
 import { WHERE, onChange, selection, whichWeights } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -23,9 +24,6 @@ function read({ arrays: found, meta }) {
   const layers = found.inside.shape[1];
   return { t, images: Number(meta.images) || 64, layers, has: (name) => name in found, get: (name, time, layer) => floats(found[name])[time * layers + layer] };
 }
-
-/** @param {number} v 0…1 */
-const percent = (v) => `${(100 * v).toFixed(v < 0.2 ? 1 : 0)}\u00a0%`;
 
 /** @param {number} t */
 const x = (t) => LEFT + t * (WIDTH - LEFT - RIGHT);
@@ -71,7 +69,7 @@ function howOften(share) {
 }
 
 /** What the charts say, in one sentence, from the numbers alone. @param {Summary} data */
-export function reading(data) {
+function reading(data) {
   const [inside, near, first] = MEASURES;
   const top = best(data, inside);
   const close = best(data, near);
@@ -100,6 +98,7 @@ function charts(data) {
 
 /** How long nothing must change before the lab is asked again for what takes it long. */
 const QUIET = 800;
+const COMING = "Measured when you come here.";
 const MEASURING = "Measuring many images…";
 
 /**
@@ -108,9 +107,9 @@ const MEASURING = "Measuring many images…";
  * @returns {{root: HTMLElement, start: () => void}} `start` once the section above has what it needs
  */
 export function summary(run) {
-  const sentence = h("p", { class: "reading", "aria-live": "polite" }, MEASURING);
+  const sentence = h("p", { class: "reading", "aria-live": "polite" }, COMING);
   const heading = h("h3", null, "Over many images, heads averaged");
-  const key = h("p", { class: "chart-key" }, h("span", { class: "key-measured" }, "measured"), h("span", { class: "key-chance" }, "chance"), h("span", { class: "key-now" }, "chosen t"));
+  const key = h("p", { class: "chart-key", hidden: true }, h("span", { class: "key-measured" }, "measured"), h("span", { class: "key-chance" }, "chance"), h("span", { class: "key-now" }, "chosen t"));
   const body = h("div");
   const root = h("div", { class: "summary" }, heading, sentence, key, body);
 
@@ -124,11 +123,13 @@ export function summary(run) {
   const load = async () => {
     if (!near || state === "asking" || !root.isConnected) return;
     state = "asking";
+    sentence.textContent = MEASURING;
     try {
       const data = read(await arrays(at(run.id, `/attention/summary${query(whichWeights())}`), { signal: next() }));
       state = "done";
       heading.textContent = `Over ${data.images} images, heads averaged`;
       sentence.textContent = reading(data);
+      key.hidden = false;
       clear(body).append(...charts(data), asTable(data));
     } catch (error) {
       if (isAbort(error)) return;
@@ -154,11 +155,12 @@ export function summary(run) {
       watch.disconnect();
       load();
     }, { rootMargin: "200px" });
-    watch.observe(key);
+    watch.observe(sentence);
   };
   onChange(["step", "weights"], () => {
     state = "waiting";
-    sentence.textContent = MEASURING;
+    sentence.textContent = near ? MEASURING : COMING;
+    key.hidden = true;
     clear(body);
   });
   onChange([...WHERE, "layer", "head", "patch", "direction"], postpone);

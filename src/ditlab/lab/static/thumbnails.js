@@ -5,6 +5,7 @@ import { sequential } from "./color.js";
 import { h } from "./dom.js";
 import { Grid } from "./grid.js";
 import { chosenHead, view } from "./maps.js";
+import { painted } from "./paint.js";
 import { onChange, select, selection, where } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -28,8 +29,7 @@ async function cutOut(run, patch) {
     for (let head = 0; head < heads; head += 1) {
       const { map } = (await arrays(at(run.id, `/attention${query({ ...where(), layer, head })}`))).arrays;
       if (map.shape[0] !== tokens) throw new Error("not in this file");
-      const attention = { map: floats(map), size: tokens, tokens, pool: 1 };
-      data.set(view(attention, patch, selection.direction), (i * heads + head) * tokens);
+      data.set(view({ map: floats(map), size: tokens }, patch, selection.direction), (i * heads + head) * tokens);
     }
   }
   return { grid, layers: run.attention.length, heads, data };
@@ -60,9 +60,7 @@ function composite(tiles) {
       });
     }
   }
-  const canvas = h("canvas", { width: pixels.width, height: pixels.height });
-  canvas.getContext("2d")?.putImageData(pixels, 0, 0);
-  return canvas;
+  return painted(pixels);
 }
 
 export class Thumbnails {
@@ -99,8 +97,8 @@ export class Thumbnails {
     this.grid.say();
   }
 
-  /** @param {unknown} _ the scene @param {number} patch */
-  async show(_, patch) {
+  /** @param {number} patch */
+  async show(patch) {
     const tiles = await (exported ? cutOut(this.run, patch) : ask(this.run, patch, this.next()));
     this.grid.setPicture(composite(tiles));
   }
