@@ -126,6 +126,7 @@ def number_near(page, row, column, expected):
 
 
 def click_patch(page, patch, columns=4):
+    attention(page).get_by_text(re.compile("of its attention to itself")).wait_for()  # all is in its place
     grid = attention(page).get_by_role("application", name="The image: choose a patch")
     grid.scroll_into_view_if_needed()
     grid.locator("canvas").or_(grid).first.wait_for()
@@ -184,7 +185,10 @@ def test_image_and_matrix_light_each_other_up(chromium, address):
     with opened(chromium, address + "?patch=3") as page:
         panel = section(page, "The full N × N matrix")
         matrix = panel.get_by_role("application", name=re.compile("matrix|N × N", re.IGNORECASE)).first
+        attention(page).get_by_text(re.compile("of its attention to itself")).wait_for()
+        panel.get_by_text(re.compile("A patch gives itself")).wait_for()
         matrix.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
         box = matrix.bounding_box()
         matrix.click(position={"x": (9 + 0.5) * box["width"] / 16, "y": (12 + 0.5) * box["height"] / 16})
         page.wait_for_url(re.compile("patch=12"))
@@ -308,7 +312,7 @@ def test_axe_finds_nothing(chromium, address, runs, theme, run):
     with opened(chromium, f"{address}?run={names[run]}", color_scheme=theme, bypass_csp=True) as page:
         last = section(page, "Denoise")
         last.scroll_into_view_if_needed()
-        last.get_by_role("button", name="Copy Python").wait_for()
+        last.get_by_text(re.compile("asked the network")).wait_for()
         page.wait_for_timeout(1500)
         result = Axe().run(page)
         assert result.violations_count == 0, result.generate_report()
@@ -367,7 +371,7 @@ def test_axe_finds_nothing_in_the_exported_file(chromium, exported, theme):
     with opened(chromium, exported.as_uri(), FROM_DISK, color_scheme=theme, bypass_csp=True) as page:
         last = section(page, "Denoise")
         last.scroll_into_view_if_needed()
-        last.get_by_role("button", name="Copy Python").wait_for()
+        last.get_by_text(re.compile("asked the network")).wait_for()
         page.wait_for_timeout(1000)
         result = Axe().run(page)
         assert result.violations_count == 0, result.generate_report()

@@ -53,7 +53,7 @@ export class Comparison {
   side(name) {
     return {
       name, setting: defaults(this.run)[name === "a" ? 0 : 1], answer: null, times: new Float32Array(),
-      view: this.view.side((t) => this.jump(t)), head: h("h3", { class: "compare-head" }), note: h("p", { class: "compare-note" }), signal: latest(),
+      view: this.view.side((t) => this.jump(t)), head: h("h3", { class: "compare-head" }, name.toUpperCase()), note: h("p", { class: "compare-note" }), signal: latest(),
     };
   }
 
