@@ -305,17 +305,22 @@ def run_snippet(code):
     return [value for value in found if isinstance(value, np.ndarray)]
 
 
+def axe_finds_nothing(page):
+    """Once the last section is there."""
+    last = section(page, "Denoise")
+    last.scroll_into_view_if_needed()
+    last.get_by_text(re.compile("asked the network")).wait_for()
+    page.wait_for_timeout(1500)
+    result = Axe().run(page)
+    assert result.violations_count == 0, result.generate_report()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("run", ["circles", "digits", "points"])
 def test_axe_finds_nothing(chromium, address, runs, theme, run):
     names = {entry["name"]: entry["id"] for entry in Library(runs).catalogue()["runs"]}
     with opened(chromium, f"{address}?run={names[run]}", color_scheme=theme, bypass_csp=True) as page:
-        last = section(page, "Denoise")
-        last.scroll_into_view_if_needed()
-        last.get_by_text(re.compile("asked the network")).wait_for()
-        page.wait_for_timeout(1500)
-        result = Axe().run(page)
-        assert result.violations_count == 0, result.generate_report()
+        axe_finds_nothing(page)
 
 
 @pytest.mark.parametrize("width", [375, 768, 2560])
@@ -369,9 +374,4 @@ def test_the_exported_file_says_the_same_offline(chromium, exported, lens):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_in_the_exported_file(chromium, exported, theme):
     with opened(chromium, exported.as_uri(), FROM_DISK, color_scheme=theme, bypass_csp=True) as page:
-        last = section(page, "Denoise")
-        last.scroll_into_view_if_needed()
-        last.get_by_text(re.compile("asked the network")).wait_for()
-        page.wait_for_timeout(1000)
-        result = Axe().run(page)
-        assert result.violations_count == 0, result.generate_report()
+        axe_finds_nothing(page)

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ditlab.networks.counts import ADDCMUL, as_shapes, parameter_count
+from ditlab.networks.counts import parameter_count
 
 
 @dataclass
@@ -24,7 +23,6 @@ class Part:
     takes: list[list[int]]
     gives: list[int]
     parameters: int
-    multiply_accumulates: int = 0
     times: list[float] = field(default_factory=list)
 
     @property
@@ -92,20 +90,3 @@ def _shape(output: Any) -> list[int]:
 
 def _leaves(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [leaf for part in value for leaf in _leaves(part)]
-
-
-def multiply_accumulates_by_module(network: nn.Module, shape: tuple[int, ...], batch_size: int = 1) -> dict[str, int]:
-    """Multiply-accumulates of each module in a forward pass, by its name; "" for the whole network.
-
-    Counted as in ``multiply_accumulates``, on the meta device.
-    """
-    network = as_shapes(network).requires_grad_(False)
-    counter = FlopCounterMode(display=False, custom_mapping=ADDCMUL)
-    with counter:
-        network(torch.empty(batch_size, *shape, device="meta"), torch.empty(batch_size, device="meta"), None)
-    root = type(network).__name__
-    return {
-        name.removeprefix(root).removeprefix("."): sum(counts.values()) // 2
-        for name, counts in counter.get_flop_counts().items()
-        if name.startswith(root)
-    }

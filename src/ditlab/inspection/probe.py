@@ -23,9 +23,16 @@ class Record:
     With ``keep="all"`` each tensor is a list of tensors instead, one a forward pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Literal["last", "all"] = "last") -> None:
         self.attention: dict[int, Any] = {}
         self.gates: dict[int, dict[str, Any]] = {}
+        self._keep = keep
+
+    def _store(self, where: dict[Any, Any], key: Any, value: Tensor) -> None:
+        if self._keep == "all":
+            where.setdefault(key, []).append(value)
+        else:
+            where[key] = value
 
 
 @contextmanager
@@ -55,21 +62,15 @@ def probe(
     if keep not in ("last", "all"):
         raise ValueError(f"keep={keep!r} must be 'last' or 'all'")
     _refuse_compiled(network)
-    attentions = [m for m in network.modules() if isinstance(m, ScaledDotProductAttention)]
+    attentions = attention_layers(network)
     modulations = [m for m in network.modules() if isinstance(m, AdaLNZero)]
     if attention and not attentions:
         raise ValueError(f"{type(network).__name__} has no attention to record; pass attention=False")
-    record = Record()
-
-    def store(where: dict[Any, Any], key: Any, value: Tensor) -> None:
-        if keep == "all":
-            where.setdefault(key, []).append(value)
-        else:
-            where[key] = value
+    record = Record(keep)
 
     def on_attention(layer: int) -> Any:
         def hook(_: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], __: Tensor) -> None:
-            store(record.attention, layer, attention_map(qkv[0], qkv[1], heads, queries))
+            record._store(record.attention, layer, attention_map(qkv[0], qkv[1], heads, queries))
 
         return hook
 
@@ -77,7 +78,7 @@ def probe(
         def hook(_: nn.Module, __: tuple[Tensor, ...], modulation: BlockModulation) -> None:
             branches = record.gates.setdefault(layer, {})
             for branch, part in modulation._asdict().items():
-                store(branches, branch, part.gate.detach().float())
+                record._store(branches, branch, part.gate.detach().float())
 
         return hook
 
@@ -93,6 +94,11 @@ def probe(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def attention_layers(network: nn.Module) -> list[ScaledDotProductAttention]:
+    """The attention modules of a network, in order."""
+    return [module for module in network.modules() if isinstance(module, ScaledDotProductAttention)]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,10 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from ditlab.config import SolverName
 from ditlab.errors import InputError, Missing
 from ditlab.lab.guard import exception_handlers, problem
 from ditlab.lab.images import from_file, from_pixels
-from ditlab.lab.lens import Answer, Lens, Look
+from ditlab.lab.lens import MAX_STEPS, Answer, Lens, Look
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Worker
 from ditlab.training.checkpoint import step_name
@@ -80,8 +81,8 @@ class AllHeads(Where):
 class Walk(Query):
     """A trajectory from noise to data."""
 
-    solver: Literal["euler", "ddim", "heun", "ancestral", "dpm-solver++"] = "heun"
-    steps: int = Field(25, ge=1, le=200)
+    solver: SolverName = "heun"
+    steps: int = Field(25, ge=1, le=MAX_STEPS)
     guidance: float | None = Field(None, ge=-100, le=100, allow_inf_nan=False)
     seed: int = Field(0, ge=0, lt=2**53)
     label: int | None = Field(None, ge=-1, lt=2**31)
@@ -95,7 +96,6 @@ class Field2D(Query):
     size: int = Field(24, ge=2, le=64)
 
 
-Question = TypeVar("Question", bound=Query)
 Ask = Callable[[Lens, Any, Look], Any]
 
 QUESTIONS: dict[str, tuple[type[Query], Ask]] = {

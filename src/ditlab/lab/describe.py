@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ditlab.diffusion.solvers import SOLVERS
 from ditlab.inspection.branches import modulated_blocks
 from ditlab.lab.lens import KINDS, MAX_STEPS, Lens
 from ditlab.networks.counts import parameter_count
@@ -38,7 +39,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "parameters": parameter_count(lens.network),
         "macs": lens.scenes.macs,
         "sampling": config.sampling.model_dump(),
-        "solvers": ["euler", "heun", "ancestral", "dpm-solver++"],
+        "solvers": [name for name in SOLVERS if name != "ddim"],
         "max_steps": MAX_STEPS,
         "sections": _sections(lens),
     }

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ditlab.inspection.flow import Part, measure_parts, multiply_accumulates_by_module
-from ditlab.networks.counts import parameter_count
+from ditlab.inspection.flow import Part, measure_parts
+from ditlab.networks.counts import multiply_accumulates_by_module, parameter_count
 from ditlab.networks.dit import DiT
 
 # For a DiT: the end of a module's name → kind, title, and the section of the page that goes deeper.
@@ -25,17 +25,17 @@ _DIT_PARTS: dict[str, tuple[str, str, str | None]] = {
 
 
 def diagram(network: nn.Module, x: Tensor, forward: Callable[[], Any]) -> dict[str, Any]:
-    """Nodes and totals of a network, from hooks on real forward passes of ``x``."""
-    counts = multiply_accumulates_by_module(network, tuple(x.shape[1:]), len(x))
+    """Nodes and totals of a network, from hooks on real forward passes of ``x`` (1, *shape)."""
+    counts = multiply_accumulates_by_module(network, tuple(x.shape[1:]))
     parts = measure_parts(_watched(network), forward)
     whole = parts.pop(0)
     nodes = [_node(network, part, counts.get(part.name, 0)) for part in parts]
-    ends = [_fixed("x", "input", "Input x_t", list(x.shape), list(x.shape), "denoise")]
     if isinstance(network, DiT):
         nodes = _with_reshapes(network, nodes, x)
-    ends.append(_fixed("y", "output", "Prediction", whole.gives, whole.gives, "denoise"))
+    first = _fixed("x", "input", "Input x_t", list(x.shape), list(x.shape), "denoise")
+    last = _fixed("y", "output", "Prediction", whole.gives, whole.gives, "denoise")
     return {
-        "nodes": [ends[0], *nodes, ends[1]],
+        "nodes": [first, *nodes, last],
         "parameters": whole.parameters,
         "macs": counts.get("", 0),
         "ms": round(whole.milliseconds, 4),
@@ -101,9 +101,9 @@ def _with_reshapes(network: DiT, nodes: list[dict[str, Any]], x: Tensor) -> list
     """Add the position table after the patch embedding, and the way back from tokens to an image at the end."""
     patch = next(node for node in nodes if node["kind"] == "patch_embed")
     others = [node for node in nodes if node is not patch]
-    positions = _fixed("positions", "positions", "+ positions", patch["out"], patch["out"], "patches")
-    positions["parameters"] = network.positions.numel()
+    table = network.positions.numel()
+    positions = _fixed("positions", "positions", "+ positions", patch["out"], patch["out"], "patches", table)
     image = [len(x), network.out_channels, *network.image_size]
     back = _fixed("unpatchify", "unpatchify", "Unpatchify", nodes[-1]["out"], image, None)
-    assert parameter_count(network) == sum(node["parameters"] for node in nodes) + positions["parameters"]
+    assert parameter_count(network) == sum(node["parameters"] for node in nodes) + table
     return [patch, positions, *others, back]

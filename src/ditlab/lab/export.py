@@ -127,10 +127,7 @@ def one_page(embedded: str) -> str:
     """index.html with its styles, its modules (as data: addresses in an import map) and the answers inside."""
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     modules = {file.name: IMPORT.sub(r'\1"\2"', file.read_text(encoding="utf-8")) for file in sorted(PAGE.glob("*.js"))}
-    addresses = {
-        name: "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
-        for name, text in modules.items()
-    }
+    addresses = {name: f"data:text/javascript;base64,{_base64(text.encode())}" for name, text in modules.items()}
     import_map = json.dumps({"imports": addresses}).replace("<", "\\u003c")
     start = 'import "main.js";'
     styles = []

@@ -19,6 +19,7 @@ from ditlab.chance import SampleNoise
 from ditlab.diffusion.solvers import as_solver
 from ditlab.diffusion.targets import compose, resolve
 from ditlab.errors import InputError
+from ditlab.inspection.probe import attention_layers
 from ditlab.inspection.statistics import brightness, map_statistics, query_statistics
 from ditlab.lab import maps
 from ditlab.lab.diagram import diagram
@@ -87,29 +88,33 @@ class Lens:
         return Scene(x, x, x, 0.5, self.scenes.condition(0, None, 1))
 
     @cached_property
-    def grids(self) -> list[tuple[int, int]]:
-        """Rows and columns of the tokens of each attention layer; empty without attention."""
-        if not maps.attention_layers(self.network):
-            return []
-        if isinstance(self.network, DiT):
-            return [self.network.patch_embed.grid] * len(self.network.blocks)
-        kept = maps.queries_and_keys(self.network, self._forward(self._any), self.layers)
-        height, width = self.run.shape[1:]
-        scales = [math.isqrt(height * width // layer.q.shape[2]) for _, layer in sorted(kept.items())]
-        return [(height // scale, width // scale) for scale in scales]
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Heads and tokens of each attention layer, from one forward pass."""
+        layers = range(len(attention_layers(self.network)))
+        kept = maps.queries_and_keys(self.network, self._forward(self._any), layers) if layers else {}
+        return [(kept[layer].q.shape[1], kept[layer].q.shape[2]) for layer in layers]
 
     @property
     def layers(self) -> list[int]:
         """Numbers of the attention layers, from 0."""
-        return list(range(len(maps.attention_layers(self.network))))
+        return list(range(len(self._sizes)))
 
-    @cached_property
+    @property
     def heads(self) -> list[int]:
         """Heads of each attention layer."""
+        return [heads for heads, _ in self._sizes]
+
+    @cached_property
+    def grids(self) -> list[tuple[int, int]]:
+        """Rows and columns of the tokens of each attention layer; empty without attention."""
+        if isinstance(self.network, DiT):
+            return [self.network.patch_embed.grid] * len(self._sizes)
+        scales = [math.isqrt(math.prod(self.run.shape[1:]) // tokens) for _, tokens in self._sizes]
+        return [(self.run.shape[1] // scale, self.run.shape[2] // scale) for scale in scales]
+
+    def _need_attention(self) -> None:
         if not self.layers:
-            return []
-        kept = maps.queries_and_keys(self.network, self._forward(self._any), self.layers)
-        return [kept[layer].q.shape[1] for layer in self.layers]
+            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
 
     # ---- shape flow and patches
 
@@ -210,8 +215,7 @@ class Lens:
 
         Larger networks are measured on fewer images; ``meta["images"]`` says on how many.
         """
-        if not self.layers:
-            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        self._need_attention()
         cost = self.scenes.macs + 64 * sum(math.prod(grid) ** 2 for grid in self.grids)
         images = max(
             1, min(SUMMARY_IMAGES, int(MAX_WORK[self.scenes.like.device.type] / 4 / len(SUMMARY_TIMES) / cost))
@@ -266,11 +270,12 @@ class Lens:
         look: Look = look_away,
     ) -> Answer:
         """From noise to data: times, and at each x_t and what the network says there, (steps + 1, n, *shape)."""
-        evaluations = as_solver(solver).evaluations(steps) + steps + 1
+        passes = 1 if guidance in (None, 1) else 2
+        evaluations = as_solver(solver).evaluations(steps) * passes
         if not 1 <= steps <= MAX_STEPS:
             raise InputError(f"steps={steps} must be between 1 and {MAX_STEPS}")
-        passes = evaluations * n * (1 if guidance in (None, 1) else 2)
-        check_work(passes * self.scenes.macs, self.scenes.like.device, "ask for fewer steps or samples")
+        work = (evaluations + (steps + 1) * passes) * n * self.scenes.macs
+        check_work(work, self.scenes.like.device, "ask for fewer steps or samples")
         held = 4 * 4 * (steps + 1) * n * math.prod(self.run.shape)
         if held > MAX_BYTES:
             raise InputError(f"this trajectory would hold {held / 1e6:.0f} MB: ask for fewer steps or samples")
@@ -287,8 +292,7 @@ class Lens:
                 frames[name].append(value)
             times.append(t)
         arrays = {name: torch.stack(values) for name, values in frames.items()}
-        evaluated = as_solver(solver).evaluations(steps) * (1 if guidance in (None, 1) else 2)
-        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(evaluated))
+        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(evaluations))
 
     @torch.no_grad()
     def field(self, *, t: float = 0.5, size: int = 24) -> Answer:
@@ -331,8 +335,7 @@ class Lens:
 
     def _attention_of(self, scene: Scene, layer: int, head: Head) -> maps.QueriesAndKeys:
         """q and k of one layer, with layer and head looked at."""
-        if not self.layers:
-            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        self._need_attention()
         if layer not in self.layers:
             raise InputError(f"layer {layer} is not there: this network has layers 0 to {self.layers[-1]}")
         if head != "mean" and not 0 <= head < self.heads[layer]:
@@ -341,8 +344,7 @@ class Lens:
 
     def _each_layer(self, scene: Scene, look: Look) -> Any:
         """(layer, q and k), all from one forward pass."""
-        if not self.layers:
-            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        self._need_attention()
         kept = maps.queries_and_keys(self.network, self._forward(scene), self.layers)
         for layer in self.layers:
             look()
@@ -365,8 +367,7 @@ class Lens:
         return found | {"object_share": share}
 
     def _one_grid(self) -> tuple[int, int]:
-        if not self.grids:
-            raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
+        self._need_attention()
         if len(set(self.grids)) > 1:
             raise InputError("the layers of this network have different grids")
         return self.grids[0]

@@ -35,9 +35,8 @@ class Library:
 
     def __init__(self, path: str | Path) -> None:
         folder = Path(path)
-        inside = [file.parent for file in folder.glob("*/config.json")]
-        self.root = folder if inside and not (folder / "config.json").is_file() else RunFolder.find(path).path
-        self.several = self.root == folder and bool(inside) and not (folder / "config.json").is_file()
+        self.several = not (folder / "config.json").is_file() and any(folder.glob("*/config.json"))
+        self.root = folder if self.several else RunFolder.find(path).path
         self.own = OwnImages()
         self._lenses: OrderedDict[tuple[str, int, str], Lens] = OrderedDict()
         self._lock = threading.Lock()
@@ -46,11 +45,14 @@ class Library:
         if not self.folders():
             raise InputError(f"no run in {self.root} has a checkpoint yet; train one: ditlab demo")
 
+    def _configured(self) -> dict[str, RunFolder]:
+        """Opaque name → run, of all that have a configuration, which is not read."""
+        paths = sorted(file.parent for file in self.root.glob("*/config.json")) if self.several else [self.root]
+        return {_opaque(path): RunFolder(path) for path in paths}
+
     def folders(self) -> dict[str, RunFolder]:
         """Opaque name → run, of those that have a checkpoint and a configuration that can be read."""
-        paths = sorted(file.parent for file in self.root.glob("*/config.json")) if self.several else [self.root]
-        runs = [RunFolder(path) for path in paths]
-        return {_opaque(run.path): run for run in runs if run.step is not None and _config(run) is not None}
+        return {name: run for name, run in self._configured().items() if _config(run) is not None}
 
     def folder(self, name: str) -> RunFolder:
         """The run of that opaque name.
@@ -58,8 +60,8 @@ class Library:
         Raises:
             Missing: there is none.
         """
-        folder = self.folders().get(name)
-        if folder is None:
+        folder = self._configured().get(name)
+        if folder is None or _config(folder) is None:
             raise Missing("no such run; reload the page")
         return folder
 
@@ -86,11 +88,13 @@ class Library:
 
     def catalogue(self) -> dict[str, Any]:
         """The runs, a few words about each."""
-        runs = []
-        for name, folder in self.folders().items():
-            if (config := _config(folder)) is not None:
-                runs.append({"id": name, "name": folder.path.name, "step": folder.step, **_kinds(config)})
-        return {"runs": runs}
+        return {
+            "runs": [
+                {"id": name, "name": folder.path.name, "step": folder.step, **_kinds(config)}
+                for name, folder in self._configured().items()
+                if (config := _config(folder)) is not None
+            ]
+        }
 
     def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
         """All about one run; see ``describe``."""
@@ -110,8 +114,9 @@ def _opaque(path: Path) -> str:
 
 
 def _config(folder: RunFolder) -> Config | None:
+    """The configuration of a run that can be looked at, or None: without a checkpoint, or damaged."""
     try:
-        return folder.read_config()
+        return folder.read_config() if folder.step is not None else None
     except (InputError, OSError):
         return None
 

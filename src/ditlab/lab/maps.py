@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.inspection.probe import attention_map
-from ditlab.networks.layers import ScaledDotProductAttention
+from ditlab.inspection.probe import attention_layers, attention_map
 
 Head = int | Literal["mean"]
 CHUNK = 128  # queries at a time: what is in memory at once grows with N, not with N²
@@ -27,11 +26,6 @@ class QueriesAndKeys(NamedTuple):
 
     q: Float[Tensor, "B h N d"]
     k: Float[Tensor, "B h N d"]
-
-
-def attention_layers(network: nn.Module) -> list[ScaledDotProductAttention]:
-    """The attention modules of a network, in order."""
-    return [module for module in network.modules() if isinstance(module, ScaledDotProductAttention)]
 
 
 @torch.no_grad()

@@ -36,19 +36,30 @@ def multiply_accumulates(network: nn.Module, shape: tuple[int, ...]) -> int:
     each value they touch). The unit of the "Gflops" in Peebles & Xie 2023, table 1; floating-point operations are twice
     as many.
     """
+    return _counted(network, shape).get_total_flops() // 2
+
+
+def multiply_accumulates_by_module(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """``multiply_accumulates`` of each module by its name; "" for the whole network."""
+    root = type(network).__name__
+    return {
+        name.removeprefix(root).removeprefix("."): sum(counts.values()) // 2
+        for name, counts in _counted(network, shape).get_flop_counts().items()
+        if name.startswith(root)
+    }
+
+
+def _counted(network: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
+    """The counter after one forward pass of one sample."""
     network = as_shapes(network).requires_grad_(False)
-    counter = FlopCounterMode(display=False, custom_mapping=ADDCMUL)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addcmul: _addcmul_operations})
     with counter:
         network(torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta"), None)
-    return counter.get_total_flops() // 2
+    return counter
 
 
 def _addcmul_operations(*_: object, out_shape: torch.Size, **__: object) -> int:
     return 2 * out_shape.numel()
-
-
-ADDCMUL = {torch.ops.aten.addcmul: _addcmul_operations}
-"""For torch's counter, which leaves the modulation and gating out."""
 
 
 def activation_bytes(network: nn.Module, shape: tuple[int, ...], batch_size: int) -> int:
