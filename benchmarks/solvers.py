@@ -1,6 +1,6 @@
 """Which solver draws the best circles in how many evaluations? Writes the table of docs/solvers.md.
 
-    python benchmarks/solvers.py runs/circles --out docs/solvers.md        about seven minutes on one CPU core
+    python benchmarks/solvers.py runs/circles --out docs/solvers.md        about three minutes on one CPU core
 
 1,000 samples of a trained circles run, seed 0, for each solver and number of evaluations of the network: the share that
 are valid circles, and the energy distance to 2,000 data. A solver takes as many steps as fit into the evaluations.
