@@ -57,7 +57,7 @@ def table_of_solvers(run: Run, n: int) -> list[str]:
     """Rows of Markdown, a solver each."""
     lines = ["| solver | " + " | ".join(map(str, EVALUATIONS)) + " |", "|---" * (len(EVALUATIONS) + 1) + "|"]
     solvers = {name: as_solver(name) for name in SOLVERS if name not in ("ddim", "dopri5")}
-    solvers["euler-maruyama, last step tweedie"] = EulerMaruyama(last_step="tweedie")
+    solvers["euler-maruyama, last step mean"] = EulerMaruyama(last_step="mean")
     for name, solver in solvers.items():
         cells = []
         for evaluations in EVALUATIONS:
@@ -120,8 +120,8 @@ def page(run: Run, n: int, command: str) -> str:
             "",
             *table_of_solvers(run, n),
             "",
-            "`euler` is `ddim` too. `euler-maruyama` draws noise with w = t; the name's last step is the mean of the",
-            "noisy step, the other row's is x0 as the network sees it.",
+            "`euler` is `ddim` too. `euler-maruyama` draws noise with w = t and ends on x0 as the network sees it; in the",
+            "other row it ends on the mean of the noisy step, as SiT does.",
             "",
             "## By grid, in 10 evaluations",
             "",

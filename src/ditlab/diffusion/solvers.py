@@ -207,7 +207,7 @@ DiffusionForm = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "in
 
 DIFFUSION: dict[str, Callable[[Coefficients, Tensor], Tensor]] = {
     "constant": lambda c, t: torch.ones_like(t),
-    "sbdm": lambda c, t: torch.where(c.a > 1e-3, 2 * (c.s * c.ds - c.da / c.a * c.s**2), math.inf),
+    "sbdm": lambda c, t: torch.where(c.a > 1e-3, c.s * c.ds - c.da / c.a * c.s**2, math.inf),
     "sigma": lambda c, t: c.s,
     "linear": lambda c, t: t,
     "decreasing": lambda c, t: ((1 - torch.cos(math.pi * t)) / 2) ** 2,
@@ -219,28 +219,29 @@ DIFFUSION: dict[str, Callable[[Coefficients, Tensor], Tensor]] = {
 class EulerMaruyama:
     """The reverse SDE with a diffusion w(t) of choice; the marginals are the flow's (Ma et al. 2024, "SiT").
 
-    x_r = x + (r − t)·(velocity − ½·w·score) + √(w·(t − r))·z, with score = −eps/s. Where w is infinite (``"sbdm"`` at
-    pure noise, of which there is nothing to renew) a step is the flow's alone. ``order`` is the weak one, of averages.
+    x_r = x + (r − t)·(velocity − w·score) + √(2·w·(t − r))·z, with score = −eps/s, and w counted as SiT's released
+    sampler does (the paper's is twice that). Where w is infinite (``"sbdm"`` at pure noise, of which there is nothing to
+    renew) a step is the flow's alone. ``order`` is the weak one, of averages.
 
     Args:
-        form: w over ``norm``, in our direction of time: 1; 2·(s·s′ − s²·a′/a), which is a variance-preserving path's β;
-            s; t; sin⁴(πt/2); sin²(πt). SiT's released sampler draws √(2·form·dt) instead: its norm n is 2n here, for
-            ``"sbdm"`` n.
+        form: w over ``norm``, in our direction of time: 1; s·s′ − s²·a′/a, half of a variance-preserving path's β; s;
+            t; sin⁴(πt/2); sin²(πt).
         norm: scale of w; 0 is the flow without noise.
-        last_step: the one to r = 0 draws no noise; it is the ``"mean"`` of the step, the flow's own ``"euler"`` step,
-            or x0 as the network sees it (``"tweedie"``).
+        last_step: the one to r = 0 draws no noise; it is x0 as the network sees it (``"tweedie"``), the ``"mean"`` of
+            the step, as SiT publishes its samples, or the flow's own ``"euler"`` step. The mean takes too much noise
+            away unless the step is small.
     """
 
     form: DiffusionForm = "sigma"
     norm: float = 1.0
-    last_step: Literal["mean", "euler", "tweedie"] = "mean"
+    last_step: Literal["tweedie", "mean", "euler"] = "tweedie"
     order = 1
 
     def __post_init__(self) -> None:
         if self.form not in DIFFUSION:
             raise ValueError(f"unknown diffusion form {self.form!r}; choose one of {', '.join(DIFFUSION)}")
-        if self.last_step not in ("mean", "euler", "tweedie"):
-            raise ValueError(f"unknown last step {self.last_step!r}; choose 'mean', 'euler' or 'tweedie'")
+        if self.last_step not in ("tweedie", "mean", "euler"):
+            raise ValueError(f"unknown last step {self.last_step!r}; choose 'tweedie', 'mean' or 'euler'")
         if not (math.isfinite(self.norm) and self.norm >= 0):
             raise ValueError(f"norm={self.norm} must be at least 0")
 
@@ -253,8 +254,8 @@ class EulerMaruyama:
         w = self.norm * DIFFUSION[self.form](c, t)
         if not w.isfinite() or (r == 0 and self.last_step == "euler"):
             w = torch.zeros_like(w)
-        mean = x + (r - t) * (c.da * estimate.x0 + (c.ds + w / (2 * c.s)) * estimate.eps)
-        return (mean if r == 0 or w == 0 else mean + torch.sqrt(w * (t - r)) * noise()), None
+        mean = x + (r - t) * (c.da * estimate.x0 + (c.ds + w / c.s) * estimate.eps)
+        return (mean if r == 0 or w == 0 else mean + torch.sqrt(2 * w * (t - r)) * noise()), None
 
     def evaluations(self, steps: int) -> int:
         return steps
