@@ -64,6 +64,27 @@ class DigitsData(Section):
     kind: Annotated[Literal["digits"], tyro.conf.Suppress] = "digits"
 
 
+class ExternalData(Section):
+    """What an imported network was trained on: known by its shape and labels alone, and not here to train on."""
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["external"], tyro.conf.Suppress] = "external"
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        (4, 32, 32), description="of a sample: channels, height, width"
+    )
+    num_classes: int | None = Field(None, ge=1, description="number of labels")
+    latent_scale: float | None = Field(
+        None, gt=0, description="samples are (latents − latent_shift)·latent_scale of an autoencoder; None is images"
+    )
+    latent_shift: float = Field(0.0, description="see latent_scale")
+    vae: str | None = Field(None, description="folder of the autoencoder that decodes the latents")
+
+    @property
+    def latent(self) -> bool:
+        """Whether samples are an autoencoder's latents, and not images."""
+        return self.latent_scale is not None
+
+
 class DiTConfig(Section):
     """A diffusion transformer; image size, channels and labels follow from the data."""
 
@@ -157,7 +178,7 @@ class SamplingConfig(Section):
     guidance: float = Field(1.0, description="classifier-free guidance scale; 1 is off")
 
 
-DataConfig = Annotated[CirclesData | PointsData | DigitsData, Field(discriminator="kind")]
+DataConfig = Annotated[CirclesData | PointsData | DigitsData | ExternalData, Field(discriminator="kind")]
 NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="kind")]
 ProcessConfig = Annotated[FlowConfig | DDPMConfig, Field(discriminator="kind")]
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditlab.config import CirclesData, DigitsData, PointsData
+from ditlab.config import CirclesData, DigitsData, ExternalData, PointsData
 from ditlab.diffusion.solvers import as_solver
 from ditlab.errors import InputError
 from ditlab.evaluation.measures import measure_circles, measure_digits, measure_points
@@ -21,6 +21,11 @@ def evaluate(
     Raises:
         InputError: too few samples for the figures.
     """
+    if isinstance(run.config.data, ExternalData):
+        raise InputError(
+            f"{run.folder.path} was trained elsewhere: there are no data here to compare its samples with; draw some "
+            f"with ditlab sample {run.folder.path}"
+        )
     if isinstance(run.config.data, DigitsData) and n < 100:
         raise InputError(f"--n {n} is too few for the Fréchet distance of 64 features: use at least 100")
     samples = run.sample(n, steps=steps, solver=solver, guidance=guidance, seed=seed).cpu()

@@ -15,7 +15,7 @@ import torch
 
 from ditlab.build import build_dataset, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
-from ditlab.config import Config
+from ditlab.config import Config, ExternalData
 from ditlab.data.datasets import Dataset
 from ditlab.diffusion.process import Process
 from ditlab.errors import InputError, Interrupted, TrainingError
@@ -50,6 +50,8 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
         TrainingError: the loss is no longer finite.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
+    if isinstance(config.data, ExternalData):
+        raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
     config = config.model_copy(update={"precision": resolve_precision(config.precision, resolve_device(config.device))})
     dataset = build_dataset(config)
     state = TrainState(config, dataset)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ditlab.build import build_dataset, build_network, build_process, resolve_device
-from ditlab.config import Config
+from ditlab.config import Config, ExternalData
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import Solver
@@ -124,7 +124,7 @@ class Run:
         seed: int = 0,
         batch_size: int = 500,
     ) -> Float[Tensor, "n ..."]:
-        """Draw n samples; images are clamped to [−1, 1], points are not.
+        """Draw n samples; images are clamped to [−1, 1], points and latents are not.
 
         Args:
             n: how many.
@@ -148,7 +148,12 @@ class Run:
                 )
             )
         samples = torch.cat(pieces)
-        return samples.clamp(-1, 1) if len(self.shape) == 3 else samples
+        return samples if len(self.shape) != 3 or self.latent else samples.clamp(-1, 1)
+
+    @property
+    def latent(self) -> bool:
+        """Whether samples are an autoencoder's latents, and not images or points."""
+        return isinstance(self.config.data, ExternalData) and self.config.data.latent
 
     def labels(self, n: int, labels: int | Sequence[int] | Tensor | None = None) -> Int[Tensor, " n"] | None:
         """The n labels that ``sample`` uses, or None on a run without labels."""
