@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ditlab.run import Run, RunFolder
 
 RUNS = Path("runs")
@@ -153,14 +155,24 @@ def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
     drawing = _drawing(run, options)
     labels = run.labels(options.n, options.label)
-    samples = run.sample(options.n, labels, **drawing).cpu()
+    decode = _decoder(run, options.vae, out)
+    samples = decode(run.sample(options.n, labels, **drawing).cpu())
     if out.suffix == ".png":
         columns = run.num_classes if options.label is None else None
         write_atomically(out, lambda path: save_picture(path, samples, columns))
     else:
         arrays: dict[str, Any] = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
         write_atomically(out, lambda path: np.savez_compressed(path, **arrays))
-    return {"out": str(out), "n": options.n, "shape": list(run.shape), "run_step": run.step, **drawing}
+    return {"out": str(out), "n": options.n, "shape": list(samples.shape[1:]), "run_step": run.step, **drawing}
+
+
+def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]:
+    """What makes images of latents, where a picture or an autoencoder was asked for; found before anything is drawn."""
+    if vae is None and not (run.latent and out.suffix == ".png"):
+        return lambda samples: samples
+    from ditlab.interop.latents import decoder
+
+    return decoder(run, vae)
 
 
 def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:

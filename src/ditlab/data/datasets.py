@@ -75,5 +75,5 @@ class External:
     def __init__(self, shape: tuple[int, ...], num_classes: int | None) -> None:
         self.shape, self.num_classes = shape, num_classes
 
-    def batch(self, seed: int, position: int, size: int) -> Batch:
+    def batch(self, seed: int, position: int, size: int) -> Batch:  # noqa: ARG002 - there is nothing to choose from
         raise InputError("this network was trained elsewhere: there are no data here to train on or to compare with")

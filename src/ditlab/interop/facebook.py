@@ -162,6 +162,6 @@ def _turned(tensors: dict[str, Tensor], channels: int, patch: int) -> dict[str, 
     for name in ("final.linear.weight", "final.linear.bias"):
         rows = tensors[name]
         if len(rows) == 2 * patch**2 * channels:
-            rows = rows.unflatten(0, (patch**2, 2 * channels))[:, :channels].flatten(0, 1)
+            rows = rows.view(patch**2, 2 * channels, *rows.shape[1:])[:, :channels].flatten(0, 1)
         turned[name] = -rows
     return turned

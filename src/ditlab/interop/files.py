@@ -109,10 +109,10 @@ def read_model_folder(folder: Path) -> dict[str, Tensor]:
         )
         raise InputError(f"{folder}: {reason}")
     parts = read_json(index).get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(part, str) and Path(part).name == part for part in parts.values()):
+    if not isinstance(parts, dict) or any(str(part) != Path(str(part)).name for part in parts.values()):
         raise InputError(f"{index} names no files beside it")
     tensors: dict[str, Tensor] = {}
-    for part in sorted(set(parts.values())):
+    for part in sorted({str(part) for part in parts.values()}):
         tensors |= read_safetensors(folder / part)
     return tensors
 
@@ -129,7 +129,9 @@ def as_weights(value: object, source: Path, file_size: int) -> dict[str, Tensor]
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise InputError(f"{source} holds no state dict: {str(name)[:60]!r} is no tensor")
         if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_floating_point():
-            raise InputError(f"{source}: {name[:80]} is {tensor.dtype}, {tensor.layout}, not dense floating-point numbers")
+            raise InputError(
+                f"{source}: {name[:80]} is {tensor.dtype}, {tensor.layout}, not dense floating-point numbers"
+            )
         if tensor.numel() * tensor.element_size() > file_size:
             raise InputError(f"{source}: {name[:80]} claims more numbers than the file holds")
     weights = {name: tensor.detach().float() for name, tensor in value.items()}

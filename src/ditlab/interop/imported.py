@@ -19,7 +19,7 @@ STABLE_DIFFUSION_SCALE = 0.18215  # of the autoencoder whose latents published D
 
 
 class Imported(NamedTuple):
-    """A network from elsewhere that speaks our conventions, in our names; without averaged weights both are the same."""
+    """A network from elsewhere in our names and conventions; without averaged weights both sets are the same."""
 
     config: Config
     model: dict[str, Tensor]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ditlab.config import ExternalData
@@ -14,15 +15,16 @@ from ditlab.errors import InputError
 from ditlab.interop.files import read_json
 from ditlab.run import Run
 
+Decoder = Callable[[Tensor], Tensor]
+
 AT_ONCE = 4  # images decoded together
 
 
-def decode(run: Run, latents: Float[Tensor, "n C H W"], vae: str | Path | None = None) -> Float[Tensor, "n 3 h w"]:
-    """The images that an autoencoder makes of a run's samples, clamped to [−1, 1].
+def decoder(run: Run, vae: str | Path | None = None) -> Decoder:
+    """A function that turns a run's samples (n, C, H, W) into images (n, 3, h, w), clamped to [−1, 1].
 
     Args:
-        run: whose samples they are; its data say how latents were scaled.
-        latents: its samples.
+        run: whose samples they will be; its data say how latents were scaled.
         vae: a folder that ``AutoencoderKL.save_pretrained`` wrote, or a pipeline's with ``vae`` in it; None is the one
             recorded when the run was imported. Nothing is downloaded.
 
@@ -32,6 +34,7 @@ def decode(run: Run, latents: Float[Tensor, "n C H W"], vae: str | Path | None =
     data = run.config.data
     if not isinstance(data, ExternalData) or data.latent_scale is None:
         raise InputError(f"samples of {run.folder.path} are no latents: there is nothing to decode, leave --vae out")
+    scale, shift = data.latent_scale, data.latent_shift
     given = vae if vae is not None else data.vae
     if given is None:
         raise InputError(
@@ -39,16 +42,20 @@ def decode(run: Run, latents: Float[Tensor, "n C H W"], vae: str | Path | None =
             f"or --out FILE.npz for the latents"
         )
     device = next(run.process.parameters()).device
-    decoder = _autoencoder(vae_folder(given)).to(device)
-    channels = decoder.config.latent_channels
+    autoencoder = _load(vae_folder(given)).to(device)
+    channels = autoencoder.config.latent_channels
     if channels != run.shape[0]:
-        raise InputError(f"the autoencoder in {given} has {channels} latent channels, and {run.folder.path} {run.shape[0]}")
-    pieces = []
-    with torch.no_grad():
-        for piece in latents.split(AT_ONCE):
-            raw = piece.to(device) / data.latent_scale + data.latent_shift
-            pieces.append(decoder.decode(raw).sample.float().cpu())
-    return torch.cat(pieces).clamp(-1, 1)
+        raise InputError(
+            f"the autoencoder in {given} has {channels} latent channels; {run.folder.path} has {run.shape[0]}"
+        )
+
+    @torch.no_grad()
+    def decode(latents: Tensor) -> Tensor:
+        pieces = torch.split(latents.to(device), AT_ONCE)
+        images = [autoencoder.decode(piece / scale + shift).sample.float().cpu() for piece in pieces]
+        return torch.cat(images).clamp(-1, 1)
+
+    return decode
 
 
 def vae_folder(path: str | Path) -> Path:
@@ -67,7 +74,7 @@ def vae_folder(path: str | Path) -> Path:
     return folder
 
 
-def _autoencoder(folder: Path) -> "AutoencoderKL":
+def _load(folder: Path) -> Any:
     if find_spec("diffusers") is None:
         raise InputError("decoding latents needs diffusers: pip install 'ditlab[latents]'")
     from diffusers import AutoencoderKL
@@ -76,7 +83,8 @@ def _autoencoder(folder: Path) -> "AutoencoderKL":
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        decoder = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
+        load: Any = AutoencoderKL.from_pretrained
+        autoencoder = load(folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
     except Exception as error:  # whatever diffusers, safetensors or torch says of a damaged folder
         raise InputError(f"the autoencoder in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from None
-    return decoder.eval().requires_grad_(False)
+    return autoencoder.eval().requires_grad_(False)

@@ -52,7 +52,7 @@ _DIFFUSERS_EMBEDDER = {
 
 def facebook_names(depth: int) -> dict[str, tuple[str, ...]]:
     """The layout of facebookresearch/DiT and SiT, for a network of that many blocks."""
-    layers = {ours: (theirs,) for ours, theirs in _FACEBOOK.items()}
+    layers: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _FACEBOOK.items()}
     for i in range(depth):
         layers |= {f"blocks.{i}.{ours}": (f"blocks.{i}.{theirs}",) for ours, theirs in _FACEBOOK_IN_BLOCK.items()}
     tables = {
@@ -67,7 +67,8 @@ def diffusers_names(depth: int) -> dict[str, tuple[str, ...]]:
 
     Positions are not in it: diffusers computes them.
     """
-    layers, tables = dict(_DIFFUSERS), {}
+    layers: dict[str, tuple[str, ...]] = dict(_DIFFUSERS)
+    tables: dict[str, tuple[str, ...]] = {}
     for i in range(depth):
         block, embedder = f"transformer_blocks.{i}", embedder_name(i)
         for here, parts in ((f"blocks.{i}", _DIFFUSERS_IN_BLOCK), (embedder, _DIFFUSERS_EMBEDDER)):
