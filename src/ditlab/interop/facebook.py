@@ -50,12 +50,13 @@ def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | Non
     network = network if name is None else _fitting(network, name, path)
     data = _data(first, network, path, classes)
     process, sampling = _process(layout, network)
-    for part, tensors in weights.items():
-        if layout == "sit":
-            weights[part] = _turned(tensors, data.shape[0], network.patch_size)
-        check_shapes(weights[part], network, data, facebook_names(network.depth), path)
+    if layout == "sit":
+        weights = {part: _turned(tensors, data.shape[0], network.patch_size) for part, tensors in weights.items()}
+    for tensors in weights.values():
+        check_shapes(tensors, network, data, facebook_names(network.depth), path)
     config = Config(data=data, network=network, process=process, sampling=sampling, steps=1)
-    return Imported(config, weights.get("model", first), weights.get("ema", first))
+    either = next(iter(weights.values()))
+    return Imported(config, weights.get("model", either), weights.get("ema", either))
 
 
 def _ours(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
