@@ -128,8 +128,8 @@ def _notes(run: Run, network: DiTConfig, model: Path, vae: Path | None) -> tuple
     notes = []
     if vae is None:
         notes.append(
-            "there is no autoencoder in it: DiTPipeline.from_pretrained loads it, and draws only once it has a vae; "
-            "give --vae FOLDER"
+            "there is no autoencoder in it, which DiTPipeline needs: give --vae FOLDER, or load it with "
+            "DiTPipeline.from_pretrained(PATH, vae=AutoencoderKL.from_pretrained(...))"
         )
     if run.num_classes != NULL_CLASS:
         notes.append(

@@ -82,6 +82,7 @@ def _network(
         ("y_embedder.embedding_table.weight", table, 2),
         ("blocks.0.mlp.fc1.weight", hidden, 2),
         ("t_embedder.mlp.0.weight", features, 2),
+        ("final_layer.linear.weight", tensors["final.linear.weight"], 2),
     ):
         if tensor.dim() != axes or 0 in tensor.shape:
             raise InputError(f"{path}: {theirs} has the shape {tuple(tensor.shape)}, which no DiT has")
@@ -163,6 +164,6 @@ def _turned(tensors: dict[str, Tensor], channels: int, patch: int) -> dict[str, 
     for name in ("final.linear.weight", "final.linear.bias"):
         rows = tensors[name]
         if len(rows) == 2 * patch**2 * channels:
-            rows = rows.view(patch**2, 2 * channels, *rows.shape[1:])[:, :channels].flatten(0, 1)
+            rows = rows.reshape(patch**2, 2 * channels, *rows.shape[1:])[:, :channels].flatten(0, 1)
         turned[name] = -rows
     return turned
