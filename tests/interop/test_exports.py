@@ -189,7 +189,7 @@ def test_nothing_is_overwritten_and_options_that_say_nothing_are_refused(tmp_pat
     assert (tmp_path / "there").read_text() == "mine"
     with pytest.raises(InputError, match="--vae goes with --format diffusers"):
         export_run(run, "facebook-dit", tmp_path / "out", vae=tmp_path)
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         export_run(run, "diffusers", tmp_path / "out", vae=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | Non
     Raises:
         InputError: whatever is wrong with the file, in its own words.
     """
+    wanted = None if name is None else _preset(name)
+    heads = heads if wanted is None else wanted["heads"]
     content, size = read_torch(path), path.stat().st_size
     trained = isinstance(content, dict) and {"model", "ema"} & content.keys()
     model, ema = (content.get("model"), content.get("ema")) if trained else (content, None)
@@ -47,7 +49,8 @@ def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | Non
     weights = {part: _ours(as_weights(value, path, size), path) for part, value in parts.items()}
     first = next(iter(weights.values()))
     network = _network(first, layout, path, heads, classes)
-    network = network if name is None else _fitting(network, name, path)
+    if wanted is not None:
+        _must_fit(network, wanted, f"{path} is no {name}")
     data = _data(first, network, path, classes)
     process, sampling = _process(layout, network)
     if layout == "sit":
@@ -112,25 +115,23 @@ def _network(
     )
 
 
-def _fitting(network: DiTConfig, name: str, path: Path) -> DiTConfig:
-    """The network with the preset's number of heads, if it is of the preset's size.
-
-    Raises:
-        InputError: it is of another.
-    """
+def _preset(name: str) -> dict[str, Any]:
     try:
-        wanted = preset(name.replace("SiT-", "DiT-"))
+        return preset(name.replace("SiT-", "DiT-"))
     except ValueError as error:
         raise InputError(f"--preset: {error}") from None
+
+
+def _must_fit(network: DiTConfig, wanted: dict[str, Any], refusal: str) -> None:
+    """Say what the weights look like when they are not of the size wanted."""
     sizes = ("depth", "dim", "patch_size")
-    if any(getattr(network, size) != wanted[size] for size in sizes):
-        own = [getattr(network, size) for size in sizes]
+    own = [getattr(network, size) for size in sizes]
+    if own != [wanted[size] for size in sizes]:
         same = [other for other in PRESETS if [preset(other)[size] for size in sizes] == own]
         looks = f"--preset {same[0]}" if same else "no published size: leave --preset out and give --heads"
         raise InputError(
-            f"{path} is no {name}: it has {own[0]} blocks of width {own[1]} and patches of {own[2]}, which is {looks}"
+            f"{refusal}: it has {own[0]} blocks of width {own[1]} and patches of {own[2]}, which is {looks}"
         )
-    return network.model_copy(update={"heads": wanted["heads"]})
 
 
 def _data(tensors: dict[str, Tensor], network: DiTConfig, path: Path, classes: int | None) -> ExternalData:

@@ -36,12 +36,11 @@ def read_torch(path: Path) -> Any:
         InputError: a folder, a damaged file, something else, or a pickle that would run code.
     """
     _must_be_file(path)
+    zipped = _is_zip(path)
     try:
         with torch.serialization.safe_globals([(_Forgotten, "argparse.Namespace")]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except OSError:
-        raise
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a hostile file can fail in any way
         raise InputError(_why_not(path, error)) from None
 
@@ -129,9 +128,7 @@ def as_weights(value: object, source: Path, file_size: int) -> dict[str, Tensor]
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise InputError(f"{source} holds no state dict: {str(name)[:60]!r} is no tensor")
         if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_floating_point():
-            raise InputError(
-                f"{source}: {name[:80]} is {tensor.dtype}, {tensor.layout}, not dense floating-point numbers"
-            )
+            raise InputError(f"{source}: {name[:80]} is {tensor.dtype}, {tensor.layout}, not dense floats")
         if tensor.numel() * tensor.element_size() > file_size:
             raise InputError(f"{source}: {name[:80]} claims more numbers than the file holds")
     weights = {name: tensor.detach().float() for name, tensor in value.items()}
