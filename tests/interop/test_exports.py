@@ -22,10 +22,12 @@ from ditlab.config import (
     PointsData,
     UNetConfig,
 )
+from ditlab.diffusion.solvers import as_solver, integrate
 from ditlab.errors import InputError
 from ditlab.interop.conventions import rotated
 from ditlab.interop.exports import export_run
 from ditlab.interop.imports import import_checkpoint
+from ditlab.interop.latents import decoder
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import write_checkpoint
 from tests.diffusion.test_process import shaken
@@ -235,3 +237,25 @@ def test_scheduler_says_what_the_process_is(tmp_path):
     scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["beta_schedule"] == "squaredcos_cap_v2"
     assert (scheduler["num_train_timesteps"], scheduler["prediction_type"]) == (500, "v_prediction")
+
+
+def test_a_whole_guided_ddim_loop_is_the_pipeline_s(tmp_path):
+    """Import, export, let diffusers draw; and draw the same from the same noise ourselves."""
+    random_vae(tmp_path / "vae")
+    import_checkpoint(saved(tmp_path, small(rows=1001)), "facebook-dit", tmp_path / "run", heads=4)
+    export_run(tmp_path / "run", "diffusers", tmp_path / "pipe", vae=tmp_path / "vae")
+    pipe = DiTPipeline.from_pretrained(tmp_path / "pipe")
+    with_frequencies(pipe.transformer, 0)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(7)
+    settings = {"guidance_scale": 1.5, "num_inference_steps": 10, "generator": generator, "output_type": "pt"}
+    theirs = pipe([3, 999], **settings).images
+
+    run = ditlab.load(tmp_path / "run")
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    denoise = run.process.denoiser({"label": torch.tensor([3, 999])}, 1.5)
+    grid = run.process.sampling_times(10, "leading")
+    with torch.no_grad():
+        *_, (_, latents) = integrate(as_solver("ddim"), denoise, run.process.path, start, grid, lambda: start)
+    ours = decoder(run, tmp_path / "vae")(latents)
+    torch.testing.assert_close((ours + 1) / 2, theirs, rtol=0, atol=1e-4)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import (
     DemoOptions,
+    DrawingOptions,
     EvalOptions,
     ResumeOptions,
     SampleOptions,
@@ -22,7 +23,7 @@ from ditlab.cli.options import (
     parse,
     parse_train,
 )
-from ditlab.config import Config
+from ditlab.config import Config, SamplingConfig
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
@@ -127,43 +128,53 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> No
     say(f"trained {folder.path} in {time.perf_counter() - begun:.0f} s")
 
 
-def _drawing(run: Run, options: SampleOptions | EvalOptions) -> dict[str, Any]:
-    """How to draw: as asked for, and otherwise as the run's own configuration says."""
-    own = run.config.sampling
-    guidance = options.guidance if options.guidance is not None else own.guidance
-    if run.num_classes is None:
-        if options.guidance not in (None, 1):
+def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | None]:
+    """How to draw, as asked for and otherwise as the run's own configuration says, and the run to guide away from."""
+    own = run.config.sampling.model_dump()
+    settings = SamplingConfig(**{name: _first(getattr(options, name), value) for name, value in own.items()})
+    if options.guide is None:
+        if run.num_classes is None and options.guidance not in (None, 1):
             raise InputError(
-                f"{run.folder.path} was trained without labels, so there is nothing to guide: drop --guidance"
+                f"{run.folder.path} was trained without labels, so there is nothing to guide: drop --guidance, or name "
+                f"a weaker run to guide away from, --guide RUN"
             )
-        guidance = 1.0
-    return {
-        "steps": options.steps or own.steps,
-        "solver": options.solver or own.solver,
-        "guidance": guidance,
-        "seed": options.seed,
-    }
+        return settings, None
+    if settings.guidance == 1:
+        raise InputError(f"--guide {options.guide} needs to know how strongly to guide: add --guidance 2, for example")
+    from ditlab.run import load
+
+    return settings, load(options.guide, weights=options.weights, device=options.device)
+
+
+def _first(asked: Any, own: Any) -> Any:
+    return own if asked is None else asked
 
 
 def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
     """Draw and write samples; return what was done."""
     import numpy as np
 
+    from ditlab.build import build_drawing
+    from ditlab.evaluate import drawn_with
     from ditlab.pictures import save_picture
     from ditlab.training.checkpoint import write_atomically
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
-    drawing = _drawing(run, options)
+    settings, guide = _drawing(run, options)
     labels = run.labels(options.n, options.label)
     decode = _decoder(run, options.vae, out)
-    samples = decode(run.sample(options.n, labels, **drawing).cpu())
+    drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
+    samples = decode(run.sample(options.n, labels, seed=options.seed, guide=guide, **drawing).cpu())
     if out.suffix == ".png":
-        columns = run.num_classes if options.label is None else None
+        each_class = options.label is None and run.num_classes is not None and run.num_classes <= options.n
+        columns = run.num_classes if each_class else None
         write_atomically(out, lambda path: save_picture(path, samples, columns))
     else:
         arrays: dict[str, Any] = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
         write_atomically(out, lambda path: np.savez_compressed(path, **arrays))
-    return {"out": str(out), "n": options.n, "shape": list(samples.shape[1:]), "run_step": run.step, **drawing}
+    shape = list(samples.shape[1:])
+    done = {"out": str(out), "n": options.n, "shape": shape, "run_step": run.step, "seed": options.seed}
+    return done | drawn_with(run, settings, guide)
 
 
 def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]:
@@ -178,7 +189,8 @@ def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]
 def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:
     from ditlab.evaluate import evaluate as measure
 
-    return measure(run, options.n, **_drawing(run, options))
+    settings, guide = _drawing(run, options)
+    return measure(run, options.n, seed=options.seed, guide=guide, **settings.model_dump())
 
 
 def _last_loss(folder: RunFolder) -> float | None:

@@ -86,7 +86,7 @@ def read_diffusers(folder: Path, frequency_shift: int) -> Imported:
         raise InputError(f"{home}: a width of {network.dim} is not divisible by 4, which its positions need")
     tensors["positions"] = sincos_positions((side, side), network.dim)
     check_shapes(tensors, network, data, names, home)
-    sampling = SamplingConfig(solver="ddim", steps=50, guidance=4.0)
+    sampling = SamplingConfig(solver="ddim", steps=50, grid="leading", guidance=4.0)  # DiTPipeline's
     config = Config(data=data, network=network, process=process, sampling=sampling, steps=1)
     return Imported(config, tensors, tensors, _notes(settings))
 

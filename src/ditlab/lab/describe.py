@@ -39,7 +39,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "parameters": parameter_count(lens.network),
         "macs": lens.scenes.macs,
         "sampling": config.sampling.model_dump(),
-        "solvers": [name for name in SOLVERS if name != "ddim"],
+        "solvers": [name for name in SOLVERS if name not in ("ddim", "dopri5")],
         "max_steps": MAX_STEPS,
         "sections": _sections(lens),
     }

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ditlab.chance import SampleNoise
-from ditlab.diffusion.solvers import as_solver
 from ditlab.diffusion.targets import compose, resolve
 from ditlab.errors import InputError
 from ditlab.inspection.probe import attention_layers
@@ -25,7 +24,7 @@ from ditlab.lab import maps
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
-from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, joined
+from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, evaluations_of, joined
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
 
@@ -271,9 +270,9 @@ class Lens:
     ) -> Answer:
         """From noise to data: times, and at each x_t and what the network says there, (steps + 1, n, *shape)."""
         passes = 1 if guidance in (None, 1) else 2
-        evaluations = as_solver(solver).evaluations(steps) * passes
         if not 1 <= steps <= MAX_STEPS:
             raise InputError(f"steps={steps} must be between 1 and {MAX_STEPS}")
+        evaluations = evaluations_of(self.process, solver, steps) * passes
         work = (evaluations + (steps + 1) * passes) * n * self.scenes.macs
         check_work(work, self.scenes.like.device, "ask for fewer steps or samples")
         held = 4 * 4 * (steps + 1) * n * math.prod(self.run.shape)
@@ -285,6 +284,7 @@ class Lens:
         walk = self.process.trajectory(
             n, self.run.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed
         )
+        before = self.process.evaluations
         for t, x in walk:
             look()
             prediction, x0, eps = self._estimate(x, t, cond, guidance)
@@ -292,7 +292,8 @@ class Lens:
                 frames[name].append(value)
             times.append(t)
         arrays = {name: torch.stack(values) for name, values in frames.items()}
-        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(evaluations))
+        spent = (self.process.evaluations - before) // n * passes
+        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(spent))
 
     @torch.no_grad()
     def field(self, *, t: float = 0.5, size: int = 24) -> Answer:
@@ -329,8 +330,9 @@ class Lens:
         time = torch.tensor(t, dtype=torch.float64)
         if guidance in (None, 1):
             y = self.process.predict(x, time.to(x.device, x.dtype).expand(len(x)), cond)
-            return y, *resolve(self.process.target, self.process.path(time), x, y)
-        x0, eps = self.process.denoiser(cond, guidance)(x, time)
+            x0, eps, _ = resolve(self.process.target, self.process.path(time), x, y)
+            return y, x0, eps
+        x0, eps, _ = self.process.denoiser(cond, guidance)(x, time)
         return compose(self.process.target, self.process.path(time), x0, eps), x0, eps
 
     def _attention_of(self, scene: Scene, layer: int, head: Head) -> maps.QueriesAndKeys:
