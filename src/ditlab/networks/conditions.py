@@ -43,6 +43,18 @@ def check_conditions(cond: Condition | None, batch: int | None, known: Checks) -
         known[name](value, batch)
 
 
+def check_scalar_names(names: Sequence[str]) -> None:
+    """Refuse names of scalars that are taken or cannot name a part of a network.
+
+    Raises:
+        ValueError: one is.
+    """
+    taken = {"time", "label", "interval", "text", "text_mask"}
+    for name in names:
+        if not name.isidentifier() or name in taken or hasattr(nn.ModuleDict, name) or list(names).count(name) > 1:
+            raise ValueError(f"{name!r} cannot name a scalar condition; choose a new word of letters, digits and '_'")
+
+
 def check_scalar(name: str) -> Callable[[Tensor, int | None], None]:
     """A check that a condition is one float for each sample."""
 
