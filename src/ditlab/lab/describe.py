@@ -47,7 +47,7 @@ def describe(lens: Lens) -> dict[str, Any]:
 
 def _no_gates(lens: Lens, kind: str) -> str:
     conditioning = getattr(lens.run.config.network, "conditioning", None)
-    return f"{kind} has no gates." if conditioning is None else f"{kind} with {conditioning} conditioning has no gates."
+    return f"{kind} has no adaLN-Zero gates." if conditioning is None else f"{kind} with {conditioning} has no gates."
 
 
 def _sections(lens: Lens) -> dict[str, str | None]:

@@ -23,7 +23,7 @@ class _Enough(Exception):
 
 
 class QueriesAndKeys(NamedTuple):
-    """What went into one attention layer, for a batch. The first ``patches`` of its M tokens are patches (or pixels)."""
+    """What went into one attention layer, for a batch; the first ``patches`` of its M tokens are patches or pixels."""
 
     q: Float[Tensor, "B h M d"]
     k: Float[Tensor, "B h M d"]

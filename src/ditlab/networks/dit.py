@@ -17,9 +17,7 @@ from ditlab.networks.conditions import (
     Conditioner,
     Conditions,
     Labels,
-    ScalarEmbedding,
-    TextEmbedding,
-    check_scalar_names,
+    make_conditioner,
 )
 from ditlab.networks.embeddings import (
     PatchEmbed,
@@ -79,6 +77,15 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"], conditions: Conditions) -> Float[Tensor, "B N P"]:
         return self.linear(modulate(x, self.modulation(conditions), self.norm))
+
+
+_CHOICES = {"embedders": ("shared", "per-block"), "norm": tuple(NORMS), "mlp": ("gelu", "swiglu")}
+
+
+def _check_choices(**options: str) -> None:
+    for name, option in options.items():
+        if option not in _CHOICES[name]:
+            raise ValueError(f"unknown {name} {option!r}; choose {' or '.join(map(repr, _CHOICES[name]))}")
 
 
 class DiT(nn.Module):
@@ -149,55 +156,38 @@ class DiT(nn.Module):
         rotary: bool = False,
     ) -> None:
         super().__init__()
+        _check_choices(embedders=embedders, norm=norm, mlp=mlp)
         kind = find_conditioning(conditioning)
-        for name, option, choices in (
-            ("embedders", embedders, ("shared", "per-block")),
-            ("norm", norm, tuple(NORMS)),
-            ("mlp", mlp, ("gelu", "swiglu")),
-        ):
-            if option not in choices:
-                raise ValueError(f"unknown {name} {option!r}; choose {' or '.join(map(repr, choices))}")
         if embedders == "per-block" and "parts" in kind.sequence:
             raise ValueError(f"conditioning {conditioning!r} has one token of each condition: use embedders='shared'")
         self.image_size = as_pair(image_size)
         height, width = self.image_size
         hidden = int(dim * mlp_ratio)
         check_sizes(height=height, width=width, channels=channels, dim=dim, depth=depth, mlp_hidden=hidden)
-        check_sizes(text_dim=1 if text_dim is None else text_dim)
         check_heads(dim, heads)
-        self.channels = channels
-        self.learned_variance = learned_variance
+        self.channels, self.learned_variance = channels, learned_variance
         self.out_channels = 2 * channels if learned_variance else channels
+        self.num_classes, self.null_label = num_classes, null_label
+        self.sequence, self.context = kind.sequence, kind.context
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, dim)
         self.positions = position_table(positions, self.patch_embed.grid, dim)
-        self.num_classes = num_classes
-        self.null_label = null_label
-        self.sequence = kind.sequence
-        self.context = kind.context
-        check_scalar_names(scalars)
 
-        def conditioner(text: bool) -> Conditioner:
-            return Conditioner(
-                TimeEmbedding(dim, time_features, time_scale, time_offset, time_frequency_shift),
-                Labels(num_classes, dim, null_label),
-                TimeEmbedding(dim, time_features, time_scale, at_zero=True) if interval else None,
-                {name: ScalarEmbedding(dim, time_features) for name in scalars},
-                TextEmbedding(text_dim, dim) if text and text_dim is not None else None,
-            )
+        def conditioner(text_dim: int | None) -> Conditioner:
+            time = TimeEmbedding(dim, time_features, time_scale, time_offset, time_frequency_shift)
+            labels = Labels(num_classes, dim, null_label)
+            return make_conditioner(time, labels, dim, time_features, interval, scalars, text_dim)
 
-        self.conditioner = conditioner(text=True)
-        others = depth - 1 if embedders == "per-block" else 0
-        self.block_conditioners = nn.ModuleList(conditioner(text="text" in kind.context) for _ in range(others))
+        self.conditioner = conditioner(text_dim)
+        others, their_text = depth - 1 if embedders == "per-block" else 0, text_dim if "text" in kind.context else None
+        self.block_conditioners = nn.ModuleList(conditioner(their_text) for _ in range(others))
         turn = RotaryPositions(self.patch_embed.grid, dim // heads) if rotary else None
-        self.blocks = nn.ModuleList(
-            DiTBlock(
-                kind(dim, heads),
-                Attention(dim, heads, qk_norm, turn),
-                SwiGLU(dim, hidden) if mlp == "swiglu" else MLP(dim, hidden, gelu),
-                NORMS[norm],
-            )
-            for _ in range(depth)
-        )
+
+        def block() -> DiTBlock:
+            modulation, attn = kind(dim, heads), Attention(dim, heads, qk_norm, turn)
+            own = SwiGLU(dim, hidden) if mlp == "swiglu" else MLP(dim, hidden, gelu)
+            return DiTBlock(modulation, attn, own, NORMS[norm])
+
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.final = FinalLayer(dim, patch_size**2 * self.out_channels, kind.final(dim), NORMS[norm])
 
     @classmethod
