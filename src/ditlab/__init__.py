@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ditlab.diffusion.targets import Estimate
     from ditlab.errors import ConfigError, InputError
     from ditlab.inspection.probe import probe
+    from ditlab.networks.conditioning import BlockModulation, Conditioning, Modulation, register_conditioning
+    from ditlab.networks.conditions import Conditions
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
     from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
@@ -34,6 +36,11 @@ _HOME = {
     "UNet": "networks.unet",
     "MLPDenoiser": "networks.mlp",
     "MLPVelocity": "networks.mlp",
+    "Conditioning": "networks.conditioning",
+    "Conditions": "networks.conditions",
+    "Modulation": "networks.conditioning",
+    "BlockModulation": "networks.conditioning",
+    "register_conditioning": "networks.conditioning",
     "PatchEmbed": "networks.embeddings",
     "SinEmb": "networks.embeddings",
     "DDPM": "diffusion.process",
@@ -60,7 +67,10 @@ _HOME = {
 
 __all__ = [
     "DDPM",
+    "BlockModulation",
     "ClassifierFree",
+    "Conditioning",
+    "Conditions",
     "ConfigError",
     "DPMSolverPlusPlus",
     "DPMSolverPlusPlus3M",
@@ -76,6 +86,7 @@ __all__ = [
     "Interval",
     "MLPDenoiser",
     "MLPVelocity",
+    "Modulation",
     "PatchEmbed",
     "Process",
     "Rescaled",
@@ -85,6 +96,7 @@ __all__ = [
     "UNet",
     "load",
     "probe",
+    "register_conditioning",
 ]
 
 

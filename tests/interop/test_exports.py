@@ -200,14 +200,14 @@ def test_nothing_is_overwritten_and_options_that_say_nothing_are_refused(tmp_pat
     ("network", "data"),
     [
         (DiTConfig(dim=16, depth=1), CirclesData()),
-        (DiTConfig(dim=16, depth=1, patch_size=2), DigitsData()),
+        pytest.param(DiTConfig(dim=16, depth=1, patch_size=2), DigitsData(), marks=pytest.mark.slow),
         (OWN.model_copy(update={"learned_variance": True, "embedders": "per-block"}), LATENTS),
-        (UNetConfig(width=8), DigitsData()),
+        pytest.param(UNetConfig(width=8), DigitsData(), marks=pytest.mark.slow),
         (MLPConfig(), PointsData()),
     ],
     ids=["circles", "digits", "latents", "unet", "mlp"],
 )
-def test_onnx_computes_the_same_for_any_batch(tmp_path, network, data, capfd):
+def test_onnx_computes_the_same_for_any_batch(tmp_path, network, data, capfd, unchecked):
     process = DDPMConfig() if data is LATENTS else FlowConfig()
     run = run_of(tmp_path / "run", network, data, process)
     capfd.readouterr()

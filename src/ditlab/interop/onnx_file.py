@@ -57,16 +57,16 @@ def write_onnx(run: Run, path: Path) -> tuple[str, ...]:
     inputs: dict[str, Tensor] = {"x": x, "t": t}
     if run.num_classes is not None:
         inputs["label"] = torch.zeros(2, dtype=torch.int64, device=weight.device)
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch")
     with _quiet():
-        program = torch.onnx.export(
+        graph = torch.export.export(  # without it, torch.onnx.export falls back to a fixed batch and says nothing
             (_Unlabelled if run.num_classes is None else _Labelled)(network).eval(),
             tuple(inputs.values()),
-            dynamo=True,
             dynamic_shapes=tuple({0: batch} for _ in inputs),
-            input_names=list(inputs),
-            output_names=["prediction"],
-            verbose=False,
+            strict=False,
+        )
+        program = torch.onnx.export(
+            graph, dynamo=True, input_names=list(inputs), output_names=["prediction"], verbose=False
         )
         assert program is not None
         program.save(path)

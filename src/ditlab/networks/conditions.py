@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ditlab.errors import InputError
-from ditlab.networks.embeddings import TimeEmbedding
+from ditlab.networks.embeddings import TimeEmbedding, check_sizes
 from ditlab.networks.layers import full_precision, xavier_initialised
 
 Condition = Mapping[str, Tensor]
@@ -43,11 +43,23 @@ def check_conditions(cond: Condition | None, batch: int | None, known: Checks) -
         known[name](value, batch)
 
 
+def check_scalar_names(names: Sequence[str]) -> None:
+    """Refuse names of scalars that are taken or cannot name a part of a network.
+
+    Raises:
+        ValueError: one is.
+    """
+    taken = {"time", "label", "interval", "text", "text_mask"}
+    for name in names:
+        if not name.isidentifier() or name in taken or hasattr(nn.ModuleDict, name) or list(names).count(name) > 1:
+            raise ValueError(f"{name!r} cannot name a scalar condition; choose a new word of letters, digits and '_'")
+
+
 def check_scalar(name: str) -> Callable[[Tensor, int | None], None]:
     """A check that a condition is one float for each sample."""
 
     def check(value: Tensor, batch: int | None) -> None:
-        if value.dim() != 1 or not value.is_floating_point() or batch not in (None, len(value)):
+        if value.dim() != 1 or not value.is_floating_point() or batch not in (None, value.shape[0]):
             raise ValueError(
                 f"{name!r} must be one float for each of the {batch} samples, "
                 f"not {value.dtype} of shape {tuple(value.shape)}"
@@ -107,7 +119,7 @@ class Labels(nn.Module):
     def check(self, label: Tensor, batch: int | None) -> None:
         """Refuse what is no label; values are read on the CPU alone: a GPU need not wait."""
         assert self.table is not None
-        if label.dim() != 1 or label.is_floating_point() or batch not in (None, len(label)):
+        if label.dim() != 1 or label.is_floating_point() or batch not in (None, label.shape[0]):
             raise ValueError(
                 f"labels must be whole numbers, one for each of the {batch} samples, "
                 f"not {label.dtype} of shape {tuple(label.shape)}"
@@ -177,13 +189,13 @@ class TextEmbedding(nn.Module):
             raise ValueError(
                 f"'text' must be floats of shape (B, L, {self.text_dim}), not {text.dtype} of {tuple(text.shape)}"
             )
-        if batch not in (None, len(text)):
+        if batch not in (None, text.shape[0]):
             raise ValueError(f"'text' must hold a sequence for each of the {batch} samples, not {len(text)}")
 
 
 def check_text_mask(mask: Tensor, batch: int | None) -> None:
     """Refuse what is no mask of a batch of sequences."""
-    if mask.dim() != 2 or mask.dtype != torch.bool or batch not in (None, len(mask)):
+    if mask.dim() != 2 or mask.dtype != torch.bool or batch not in (None, mask.shape[0]):
         raise ValueError(
             f"'text_mask' must be True or False for each token of each of the {batch} samples, "
             f"not {mask.dtype} of shape {tuple(mask.shape)}"
@@ -256,13 +268,15 @@ class Conditioner(nn.Module):
     def forward(self, t: Float[Tensor, " B"], cond: Condition | None) -> Conditions:
         cond = cond or {}
         parts = [self.time(t)]
-        label = self.labels(cond, len(t))
+        label = self.labels(cond, t.shape[0])
         if label is not None:
             parts.append(label)
         if self.interval is not None:
             parts.append(self.interval(cond["interval"].to(t.dtype) if "interval" in cond else torch.zeros_like(t)))
-        parts += [embed(cond.get(name), len(t)) for name, embed in self.scalars.items()]
-        text, mask = (None, None) if self.text is None else self.text(cond.get("text"), cond.get("text_mask"), len(t))
+        parts += [embed(cond.get(name), t.shape[0]) for name, embed in self.scalars.items()]
+        text, mask = (
+            (None, None) if self.text is None else self.text(cond.get("text"), cond.get("text_mask"), t.shape[0])
+        )
         return Conditions(total(parts), tuple(parts), text, mask)
 
 
@@ -272,3 +286,28 @@ def total(parts: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         whole = whole + part
     return whole
+
+
+def make_conditioner(
+    time: TimeEmbedding,
+    labels: Labels,
+    dim: int,
+    features: int,
+    interval: bool = False,
+    scalars: Sequence[str] = (),
+    text_dim: int | None = None,
+) -> Conditioner:
+    """A conditioner of width ``dim`` for these conditions; ``features`` is the width of all sinusoidal features.
+
+    Raises:
+        ValueError: a name that cannot be a scalar's; a width of text that is not above 0.
+    """
+    check_scalar_names(scalars)
+    check_sizes(text_dim=1 if text_dim is None else text_dim)
+    return Conditioner(
+        time,
+        labels,
+        TimeEmbedding(dim, features, time.scale, at_zero=True) if interval else None,
+        {name: ScalarEmbedding(dim, features) for name in scalars},
+        None if text_dim is None else TextEmbedding(text_dim, dim),
+    )

@@ -28,7 +28,7 @@ def check_times(x: Tensor, t: Tensor) -> None:
     Raises:
         ValueError: another shape or type.
     """
-    if t.shape != (len(x),) or not t.is_floating_point():
+    if t.shape != x.shape[:1] or not t.is_floating_point():
         raise ValueError(
             f"t must hold one float time for each of the {len(x)} samples, not {t.dtype} of {tuple(t.shape)}"
         )

@@ -67,8 +67,8 @@ class MLPDenoiser(nn.Module):
         if x.shape[1:] != self.shape:
             raise ValueError(f"this MLP takes samples of shape {self.shape}, not {tuple(x.shape[1:])}")
         check_times(x, t)
-        self._check(cond, len(x))
-        label = self.labels(cond, len(x))
+        self._check(cond, x.shape[0])
+        label = self.labels(cond, x.shape[0])
         parts = [x.flatten(1), self.sinusoid(self.time_scale * t)] + ([] if label is None else [label])
         if self.interval:
             interval = (cond or {}).get("interval")

@@ -131,7 +131,7 @@ class UNet(nn.Module):
             expected = ", ".join(map(str, (self.channels, *self.image_size)))
             raise ValueError(f"this U-Net takes images of shape (B, {expected}), not {tuple(x.shape)}")
         check_times(x, t)
-        self.conditioner.check(cond, len(x))
+        self.conditioner.check(cond, x.shape[0])
         c = self.conditioner(t, cond).vector  # (B, D)
         h = self.conv_in(x)  # (B, width, H, W)
         skips = []
