@@ -66,7 +66,12 @@ def write_onnx(run: Run, path: Path) -> tuple[str, ...]:
             strict=False,
         )
         program = torch.onnx.export(
-            graph, dynamo=True, input_names=list(inputs), output_names=["prediction"], verbose=False
+            graph,
+            dynamo=True,
+            dynamic_shapes=tuple({0: "batch"} for _ in inputs),
+            input_names=list(inputs),
+            output_names=["prediction"],
+            verbose=False,
         )
         assert program is not None
         program.save(path)

@@ -56,6 +56,8 @@ def _sections(lens: Lens) -> dict[str, str | None]:
     no_patches = None if isinstance(lens.network, DiT) else f"{kind} cuts nothing into patches."
     no_attention = None if lens.layers else f"{kind} has no attention."
     no_gates = None if modulated_blocks(lens.network) else _no_gates(lens, kind)
+    if lens.run.config.data.kind == "external":
+        no_gates = "This run was imported: nothing was recorded while it was trained."
     return {
         "flow": None,
         "patches": no_patches,

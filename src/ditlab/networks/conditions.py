@@ -266,17 +266,15 @@ class Conditioner(nn.Module):
         return value if name in ("interval", "text_mask") else torch.full_like(value, torch.nan)
 
     def forward(self, t: Float[Tensor, " B"], cond: Condition | None) -> Conditions:
-        cond = cond or {}
+        cond, batch = cond or {}, t.shape[0]
         parts = [self.time(t)]
-        label = self.labels(cond, t.shape[0])
+        label = self.labels(cond, batch)
         if label is not None:
             parts.append(label)
         if self.interval is not None:
             parts.append(self.interval(cond["interval"].to(t.dtype) if "interval" in cond else torch.zeros_like(t)))
-        parts += [embed(cond.get(name), t.shape[0]) for name, embed in self.scalars.items()]
-        text, mask = (
-            (None, None) if self.text is None else self.text(cond.get("text"), cond.get("text_mask"), t.shape[0])
-        )
+        parts += [embed(cond.get(name), batch) for name, embed in self.scalars.items()]
+        text, mask = (None, None) if self.text is None else self.text(cond.get("text"), cond.get("text_mask"), batch)
         return Conditions(total(parts), tuple(parts), text, mask)
 
 
