@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ditlab.diffusion.targets import Estimate
     from ditlab.errors import ConfigError, InputError
     from ditlab.inspection.probe import probe
+    from ditlab.interop.exports import export_run
+    from ditlab.interop.imports import import_checkpoint
     from ditlab.networks.conditioning import BlockModulation, Conditioning, Modulation, register_conditioning
     from ditlab.networks.conditions import Conditions
     from ditlab.networks.dit import DiT
@@ -61,6 +63,8 @@ _HOME = {
     "probe": "inspection.probe",
     "Run": "run",
     "load": "run",
+    "import_checkpoint": "interop.imports",
+    "export_run": "interop.exports",
     "InputError": "errors",
     "ConfigError": "errors",
 }
@@ -94,6 +98,8 @@ __all__ = [
     "SinEmb",
     "Solver",
     "UNet",
+    "export_run",
+    "import_checkpoint",
     "load",
     "probe",
     "register_conditioning",
