@@ -1,6 +1,7 @@
 """What is exported is what others compute with, and what was imported, bit for bit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -221,6 +222,19 @@ def test_onnx_computes_the_same_for_any_batch(tmp_path, network, data, capfd, un
             ours = run.process.network(x, t, {"label": given["label"]} if "label" in given else None)
         (theirs,) = session.run(None, {name: value.numpy() for name, value in given.items()})
         np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx_has_an_input_for_the_interval(tmp_path, unchecked):
+    run = run_of(tmp_path / "run", DiTConfig(dim=16, depth=1), CirclesData(), FlowConfig())
+    network = shaken(ditlab.DiT(dim=16, depth=1, interval=True))
+    export_run(replace(run, process=ditlab.FlowMatching(network)), "onnx", tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    x, t, interval = torch.randn(3, 1, 16, 16), torch.rand(3), torch.rand(3)
+    with torch.no_grad():
+        ours = network(x, t, {"interval": interval})
+    (theirs,) = session.run(None, {"x": x.numpy(), "t": t.numpy(), "interval": interval.numpy()})
+    np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_format_is_refused(tmp_path, unchecked):

@@ -82,8 +82,6 @@ def read_diffusers(folder: Path, frequency_shift: int) -> Imported:
     data = _data(settings, folder)
     network, tensors = _network(settings, to_ours(theirs, names), depth, process.steps, frequency_shift)
     side = settings["sample_size"] // settings["patch_size"]
-    if network.dim % 4:
-        raise InputError(f"{home}: a width of {network.dim} is not divisible by 4, which its positions need")
     tensors["positions"] = sincos_positions((side, side), network.dim)
     check_shapes(tensors, network, data, names, home)
     sampling = SamplingConfig(solver="ddim", steps=50, grid="leading", guidance=4.0)  # DiTPipeline's
@@ -111,8 +109,11 @@ def _model_settings(file: Path) -> dict[str, Any]:
             raise InputError(f"{file}: {name}={settings[name]!r} is no size")
     if settings["out_channels"] not in (settings["in_channels"], 2 * settings["in_channels"]):
         raise InputError(f"{file}: out_channels={settings['out_channels']} is neither in_channels nor twice as many")
-    if settings["sample_size"] % settings["patch_size"] or settings["sample_size"] > 2**12:
-        raise InputError(f"{file}: sample_size={settings['sample_size']} is no multiple of patch_size, or above 4096")
+    side, rest = divmod(settings["sample_size"], settings["patch_size"])
+    if rest or side > 256:
+        raise InputError(
+            f"{file}: sample_size={settings['sample_size']} is not 1 to 256 times the patch_size"
+        )
     return settings
 
 
@@ -121,7 +122,12 @@ def _network(
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
     """The network, with one set of embedders if those of all blocks are equal."""
     shared = with_shared_embedders(own, depth)
-    dim = settings["num_attention_heads"] * settings["attention_head_dim"]
+    dim, width = (
+        settings["num_attention_heads"] * settings["attention_head_dim"],
+        len(own["patch_embed.projection.bias"]),
+    )
+    if dim != width or dim % 4:
+        raise InputError(f"config.json says a width of {dim}, and the weights {width}; it must be divisible by 4")
     network = DiTConfig(
         patch_size=settings["patch_size"],
         dim=dim,
@@ -170,6 +176,9 @@ def _process(given: dict[str, Any], folder: Path) -> DDPMConfig:
     if type(steps) is not int or not 21 <= steps <= 10**5:
         raise InputError(f"{file}: num_train_timesteps={steps!r} is not between 21 and 100000")
     if settings["beta_schedule"] == "linear":
+        for name in ("beta_start", "beta_end"):
+            if not isinstance(settings[name], int | float):
+                raise InputError(f"{file}: {name}={settings[name]!r} is no number")
         ends = torch.tensor([settings["beta_start"], settings["beta_end"]], dtype=torch.float64)
         published = named_betas("linear", steps)[[0, -1]]
         if not torch.allclose(ends, published, rtol=1e-6):

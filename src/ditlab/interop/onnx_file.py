@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,31 +18,21 @@ from ditlab.errors import InputError
 from ditlab.run import Run
 
 
-class _Labelled(nn.Module):
-    """A network with the label as a plain input."""
+class _Plain(nn.Module):
+    """A network with its conditions as plain inputs."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, conditions: Sequence[str]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.conditions = network, conditions
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return self.network(x, t, {"label": label})
-
-
-class _Unlabelled(nn.Module):
-    """A network without conditions."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.network(x, t, None)
+    def forward(self, x: Tensor, t: Tensor, *values: Tensor) -> Tensor:
+        return self.network(x, t, dict(zip(self.conditions, values, strict=True)) or None)
 
 
 def write_onnx(run: Run, path: Path) -> tuple[str, ...]:
-    """Inputs x (B, *shape), t (B,) in [0, 1] with noise at 1 and, with labels, label (B,) int64; output prediction.
+    """A file with inputs x (B, *shape), t (B,) in [0, 1] with noise at 1, and the output prediction.
 
+    With labels there is an input label (B,) int64, and for a network that takes an interval one of that name, (B,).
     A network above 2 GB keeps its weights in a second file, ``PATH.data``.
 
     Raises:
@@ -54,22 +44,25 @@ def write_onnx(run: Run, path: Path) -> tuple[str, ...]:
     network = run.process.network
     weight = next(network.parameters())
     x, t = SampleNoise(0, range(2), run.shape, weight)(), torch.tensor([0.25, 0.75]).to(weight)
-    inputs: dict[str, Tensor] = {"x": x, "t": t}
+    conditions: dict[str, Tensor] = {}
     if run.num_classes is not None:
-        inputs["label"] = torch.zeros(2, dtype=torch.int64, device=weight.device)
-    batch = torch.export.Dim("batch")
+        conditions["label"] = torch.zeros(2, dtype=torch.int64, device=weight.device)
+    if getattr(getattr(network, "conditioner", None), "interval", None) is not None:
+        conditions["interval"] = torch.zeros_like(t)
+    batch, name = {0: torch.export.Dim("batch")}, {0: "batch"}
+    extra = len(conditions)
     with _quiet():
         graph = torch.export.export(  # without it, torch.onnx.export falls back to a fixed batch and says nothing
-            (_Unlabelled if run.num_classes is None else _Labelled)(network).eval(),
-            tuple(inputs.values()),
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            _Plain(network, list(conditions)).eval(),
+            (x, t, *conditions.values()),
+            dynamic_shapes=(batch, batch, (batch,) * extra) if extra else (batch, batch),
             strict=False,
         )
         program = torch.onnx.export(
             graph,
             dynamo=True,
-            dynamic_shapes=tuple({0: "batch"} for _ in inputs),
-            input_names=list(inputs),
+            dynamic_shapes=(name, name, (name,) * extra) if extra else (name, name),
+            input_names=["x", "t", *conditions],
             output_names=["prediction"],
             verbose=False,
         )
