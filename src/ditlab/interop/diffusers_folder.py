@@ -111,9 +111,7 @@ def _model_settings(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: out_channels={settings['out_channels']} is neither in_channels nor twice as many")
     side, rest = divmod(settings["sample_size"], settings["patch_size"])
     if rest or side > 256:
-        raise InputError(
-            f"{file}: sample_size={settings['sample_size']} is not 1 to 256 times the patch_size"
-        )
+        raise InputError(f"{file}: sample_size={settings['sample_size']} is not 1 to 256 times the patch_size")
     return settings
 
 
@@ -122,10 +120,8 @@ def _network(
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
     """The network, with one set of embedders if those of all blocks are equal."""
     shared = with_shared_embedders(own, depth)
-    dim, width = (
-        settings["num_attention_heads"] * settings["attention_head_dim"],
-        len(own["patch_embed.projection.bias"]),
-    )
+    dim = settings["num_attention_heads"] * settings["attention_head_dim"]
+    width = len(own["patch_embed.projection.bias"])
     if dim != width or dim % 4:
         raise InputError(f"config.json says a width of {dim}, and the weights {width}; it must be divisible by 4")
     network = DiTConfig(
