@@ -87,6 +87,9 @@ def test_autoencoders_that_do_not_fit(run, tmp_path, capsys):
 
 def test_verbs_that_need_data_say_that_there_are_none(run, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
+    status, _, err = call(capsys, "lab", run, "--export", tmp_path / "x.html")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--export needs training examples" in err
     for words in (("train", "--resume", run), ("train", "--resume", run, "--steps", 5), ("eval", run, "--n", 10)):
         capsys.readouterr()
         status, _, err = call(capsys, *words)

@@ -95,9 +95,11 @@ class LabOptions(Section):
 class ImportOptions(Section):
     """Make a run of a published checkpoint; see docs/checkpoints.md. Code in a checkpoint is never executed."""
 
-    path: Annotated[str, tyro.conf.Positional] = Field(
-        description="a state dict (facebook-dit, sit), or a folder with config.json and safetensors (diffusers)"
-    )
+    path: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH", help="a state dict, or a folder with config.json and safetensors (diffusers)"),
+    ]
     format: Literal["facebook-dit", "sit", "diffusers"] = Field(
         description="what it is; the two kinds of state dict look alike and mean different things"
     )
