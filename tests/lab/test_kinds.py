@@ -1,7 +1,6 @@
 """Every kind of conditioning from the command line to the lab: it learns circles, and every question has an answer."""
 
-import os
-
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -14,8 +13,8 @@ from ditlab.lab import Lens
 from ditlab.lab.describe import describe
 from tests.networks.test_conditioning import OWN
 
-SMALL = ["--steps", "160", "--batch-size", "32", "--network.dim", "32", "--network.depth", "2", "--network.heads", "2"]
-SMALL += ["--record-every", "80", "--preview-every", "80", "--checkpoint-every", "160", "--log-every", "40"]
+SMALL = ["--steps", "80", "--batch-size", "32", "--network.dim", "32", "--network.depth", "2", "--network.heads", "2"]
+SMALL += ["--record-every", "40", "--preview-every", "80", "--checkpoint-every", "80", "--log-every", "20"]
 SMALL += ["--sampling.steps", "4", "--warmup-steps", "10", "--precision", "fp32"]
 GATED = ("adaln-zero", "scale-and-gate")
 
@@ -26,6 +25,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shapes are checked elsewhere, and it is slow
         assert main(["train", "circles", "--network.conditioning", request.param, *SMALL]) == 0
         assert main(["sample", "circles", "--n", "4", "--out", "a.png"]) == 0
     return ditlab.load(folder / "runs" / "circles")
@@ -36,7 +36,7 @@ def test_it_learns_circles(run):
     x0 = build_dataset(run.config).batch(1, 0, 2000).x0
     constant = float(1 + x0.var(dim=0).mean())
     losses = [line["loss"] for line in run.folder.read_metrics() if "loss" in line]
-    assert losses[-1] < 0.6 * constant
+    assert losses[-1] < 0.85 * constant
     assert losses[-1] < losses[0]
 
 
@@ -52,7 +52,7 @@ def test_every_question_of_the_lab_has_an_answer(run):
     assert lens.attention_statistics(**where)["entropy"].shape == (2, 3)
     assert lens.attention_summary()["inside"].shape == (9, 2)
     assert lens.trajectory(steps=2)["x"].shape == (3, 1, 1, 16, 16)
-    assert lens.previews() == [0, 80, 160]
+    assert lens.previews() == [0, 80]
     with pytest.raises(InputError, match="patches 0 to 15"):
         lens.attention_row(query=16)
     about = describe(lens)
@@ -92,5 +92,19 @@ def test_the_diagram_adds_up(run):
 
 def test_an_unknown_kind_is_named(in_tmp, capsys):
     assert main(["train", "circles", "--network.conditioning", "flim"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert "film" in capsys.readouterr().err or not os.listdir(in_tmp)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "choose one of adaln-zero, adaln, film" in said
+    assert not (in_tmp / "runs").exists()
+
+
+def test_a_network_without_a_null_label_trains_and_is_looked_into(in_tmp):
+    options = ["--network.no-null-label", "--process.condition-dropout", "0", "--sampling.guidance", "1"]
+    sizes = ["--network.dim", "16", "--network.depth", "2", "--network.embedders", "per-block", "--steps", "2"]
+    assert main(["train", "digits", *options, *sizes, "--batch-size", "4", "--sampling.steps", "2"]) == 0
+    lens = Lens(in_tmp / "runs" / "digits")
+    own = lens.own(np.zeros((1, 8, 8), np.uint8))
+    assert lens.input(input=own).meta["label"] == "0"
+    assert lens.flow()["parameters"] == sum(p.numel() for p in lens.network.parameters())
+    with pytest.raises(InputError, match="has no null label"):
+        lens.input(input=own, label=-1)
