@@ -19,7 +19,7 @@ FLOORS = [
     {"diffusion", "networks", "data"},
     {"config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},
-    {"run", "fit", "evaluate", "estimate"},
+    {"run", "fit", "evaluate", "estimate", "interop"},
     {"lab"},
     {"cli", "__main__"},
 ]

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ditlab.diffusion.targets import Estimate
     from ditlab.errors import ConfigError, InputError
     from ditlab.inspection.probe import probe
+    from ditlab.interop.exports import export_run
+    from ditlab.interop.imports import import_checkpoint
+    from ditlab.networks.conditioning import BlockModulation, Conditioning, Modulation, register_conditioning
+    from ditlab.networks.conditions import Conditions
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
     from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
@@ -34,6 +38,11 @@ _HOME = {
     "UNet": "networks.unet",
     "MLPDenoiser": "networks.mlp",
     "MLPVelocity": "networks.mlp",
+    "Conditioning": "networks.conditioning",
+    "Conditions": "networks.conditions",
+    "Modulation": "networks.conditioning",
+    "BlockModulation": "networks.conditioning",
+    "register_conditioning": "networks.conditioning",
     "PatchEmbed": "networks.embeddings",
     "SinEmb": "networks.embeddings",
     "DDPM": "diffusion.process",
@@ -54,13 +63,18 @@ _HOME = {
     "probe": "inspection.probe",
     "Run": "run",
     "load": "run",
+    "import_checkpoint": "interop.imports",
+    "export_run": "interop.exports",
     "InputError": "errors",
     "ConfigError": "errors",
 }
 
 __all__ = [
     "DDPM",
+    "BlockModulation",
     "ClassifierFree",
+    "Conditioning",
+    "Conditions",
     "ConfigError",
     "DPMSolverPlusPlus",
     "DPMSolverPlusPlus3M",
@@ -76,6 +90,7 @@ __all__ = [
     "Interval",
     "MLPDenoiser",
     "MLPVelocity",
+    "Modulation",
     "PatchEmbed",
     "Process",
     "Rescaled",
@@ -83,8 +98,11 @@ __all__ = [
     "SinEmb",
     "Solver",
     "UNet",
+    "export_run",
+    "import_checkpoint",
     "load",
     "probe",
+    "register_conditioning",
 ]
 
 

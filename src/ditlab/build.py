@@ -7,8 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditlab.config import CirclesData, Config, DigitsData, DiTConfig, MLPConfig, PointsData, SamplingConfig, UNetConfig
-from ditlab.data.datasets import Circles, Dataset, Digits, Points
+from ditlab.config import (
+    CirclesData,
+    Config,
+    DigitsData,
+    DiTConfig,
+    ExternalData,
+    MLPConfig,
+    PointsData,
+    SamplingConfig,
+    UNetConfig,
+)
+from ditlab.data.datasets import Circles, Dataset, Digits, External, Points
 from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
 from ditlab.diffusion.process import DDPM, FlowMatching, Process
 from ditlab.diffusion.solvers import as_solver
@@ -27,6 +37,8 @@ def build_dataset(config: Config) -> Dataset:
             return Points(name)
         case DigitsData():
             return Digits()
+        case ExternalData(shape=shape, num_classes=num_classes):
+            return External(shape, num_classes)
 
 
 def build_network(config: Config, dataset: Dataset) -> nn.Module:

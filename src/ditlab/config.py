@@ -64,6 +64,27 @@ class DigitsData(Section):
     kind: Annotated[Literal["digits"], tyro.conf.Suppress] = "digits"
 
 
+class ExternalData(Section):
+    """What an imported network was trained on: known by its shape and labels alone, and not here to train on."""
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["external"], tyro.conf.Suppress] = "external"
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        (4, 32, 32), description="of a sample: channels, height, width"
+    )
+    num_classes: int | None = Field(None, ge=1, description="number of labels")
+    latent_scale: float | None = Field(
+        None, gt=0, description="samples are (latents − latent_shift)·latent_scale of an autoencoder; None is images"
+    )
+    latent_shift: float = Field(0.0, description="see latent_scale")
+    vae: str | None = Field(None, description="folder of the autoencoder that decodes the latents")
+
+    @property
+    def latent(self) -> bool:
+        """Whether samples are an autoencoder's latents, and not images."""
+        return self.latent_scale is not None
+
+
 class DiTConfig(Section):
     """A diffusion transformer; image size, channels and labels follow from the data."""
 
@@ -75,7 +96,24 @@ class DiTConfig(Section):
     heads: int = Field(4, ge=1, description="attention heads; must divide dim")
     mlp_ratio: float = Field(2.0, gt=0, le=64, description="hidden width of a block's MLP over dim")
     positions: Literal["learned", "sincos"] = Field("learned", description="learned or fixed sine-cosine positions")
-    conditioning: Literal["adaln-zero"] = Field("adaln-zero", description="how time and label enter a block")
+    conditioning: str = Field(
+        "adaln-zero",
+        description="how time and label enter a block: adaln-zero, adaln, film, in-context, cross-attention",
+    )
+    learned_variance: bool = Field(False, description="predict the variance of a DDPM step too")
+    gelu: Literal["exact", "tanh"] = Field("exact", description="of a block's MLP; published DiTs have tanh")
+    time_features: int = Field(64, ge=2, le=2**16, description="width of the sinusoidal features of the time; even")
+    time_scale: float = Field(1000.0, description="the sinusoid sees time_scale times t, plus time_offset")
+    time_offset: float = Field(0.0, description="added to the scaled time")
+    time_frequency_shift: int = Field(0, ge=0, le=1, description="of the sinusoid's exponents; diffusers' DiT has 1")
+    embedders: Literal["shared", "per-block"] = Field(
+        "shared", description="of time and label: one for all blocks, or one each, as in diffusers' DiT"
+    )
+    null_label: bool = Field(True, description="have a label for no label; without it there is no guidance")
+    qk_norm: bool = Field(False, description="divide queries and keys by their root mean square")
+    norm: Literal["layer", "rms"] = Field("layer", description="of the tokens in a block")
+    mlp: Literal["gelu", "swiglu"] = Field("gelu", description="of a block; of about as many parameters")
+    rotary: bool = Field(False, description="turn queries and keys by the places of their patches, beside positions")
 
 
 class UNetConfig(Section):
@@ -169,7 +207,7 @@ class SamplingConfig(Section):
     )
 
 
-DataConfig = Annotated[CirclesData | PointsData | DigitsData, Field(discriminator="kind")]
+DataConfig = Annotated[CirclesData | PointsData | DigitsData | ExternalData, Field(discriminator="kind")]
 NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="kind")]
 ProcessConfig = Annotated[FlowConfig | DDPMConfig, Field(discriminator="kind")]
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ditlab.build import build_drawing
-from ditlab.config import CirclesData, DigitsData, PointsData, SamplingConfig
+from ditlab.config import CirclesData, DigitsData, ExternalData, PointsData, SamplingConfig
 from ditlab.errors import InputError
 from ditlab.evaluation.measures import measure_circles, measure_digits, measure_points
 from ditlab.run import Run
@@ -26,6 +26,11 @@ def evaluate(run: Run, n: int = 1000, *, seed: int = 0, guide: Run | None = None
     Raises:
         InputError: too few samples for the figures; settings that do not go together.
     """
+    if isinstance(run.config.data, ExternalData):
+        raise InputError(
+            f"{run.folder.path} was trained elsewhere: there are no data here to compare its samples with; draw some "
+            f"with ditlab sample {run.folder.path}"
+        )
     settings = SamplingConfig(**{name: value for name, value in sampling.items() if value is not None})
     if isinstance(run.config.data, DigitsData) and n < 100:
         raise InputError(f"--n {n} is too few for the Fréchet distance of 64 features: use at least 100")

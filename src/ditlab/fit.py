@@ -15,7 +15,7 @@ import torch
 
 from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
-from ditlab.config import Config
+from ditlab.config import Config, ExternalData
 from ditlab.data.datasets import Dataset
 from ditlab.diffusion.process import Process
 from ditlab.errors import InputError, Interrupted, TrainingError
@@ -50,9 +50,12 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
         TrainingError: the loss is no longer finite.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
+    if isinstance(config.data, ExternalData):
+        raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
     config = config.model_copy(update={"precision": resolve_precision(config.precision, resolve_device(config.device))})
     dataset = build_dataset(config)
     state = TrainState(config, dataset)
+    _check_null_label(state, dataset)
     done = folder.step if resume else None
     if done is not None:
         if config.steps < done:
@@ -73,6 +76,14 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
                 save_checkpoint(folder.checkpoints, state)
                 raise Interrupted(received[0], str(folder.path), state.step)
     return state
+
+
+def _check_null_label(state: TrainState, dataset: Dataset) -> None:
+    """Refuse, before anything is written, to train or preview without labels a network that cannot go without."""
+    goes_without = state.process.condition_dropout > 0 or state.config.sampling.guidance != 1
+    take_away: Any = getattr(state.network, "null_condition", None)
+    if dataset.num_classes is not None and goes_without and take_away is not None:
+        take_away({"label": torch.zeros(1, dtype=torch.int64, device=state.device)})
 
 
 class Recorder:

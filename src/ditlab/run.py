@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ditlab.build import build_dataset, build_network, build_process, resolve_device
-from ditlab.config import Config
+from ditlab.config import Config, ExternalData
 from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
@@ -128,7 +128,7 @@ class Run:
         shift: float = 1.0,
         guide: Run | None = None,
     ) -> Float[Tensor, "n ..."]:
-        """Draw n samples; images are clamped to [−1, 1], points are not.
+        """Draw n samples; images are clamped to [−1, 1], points and latents are not.
 
         Args:
             n: how many.
@@ -156,7 +156,12 @@ class Run:
             except ValueError as error:
                 raise InputError(str(error)) from None
         samples = torch.cat(pieces)
-        return samples.clamp(-1, 1) if len(self.shape) == 3 else samples
+        return samples if len(self.shape) != 3 or self.latent else samples.clamp(-1, 1)
+
+    @property
+    def latent(self) -> bool:
+        """Whether samples are an autoencoder's latents, and not images or points."""
+        return isinstance(self.config.data, ExternalData) and self.config.data.latent
 
     def _guide(self, guide: Run) -> Process:
         """The process of a run to guide away from."""

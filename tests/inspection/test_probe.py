@@ -55,7 +55,7 @@ def test_gates_are_the_modulation(setting):
     network, x, t = setting
     with ditlab.probe(network) as record:
         network(x, t)
-    c = network.conditioner(t, None)
+    c = network.conditioner(t, None).vector
     for i, block in enumerate(network.blocks):
         six = block.modulation.linear(torch.nn.functional.silu(c)).chunk(6, dim=1)
         torch.testing.assert_close(record.gates[i]["attn"], six[2])

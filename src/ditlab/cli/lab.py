@@ -42,6 +42,9 @@ def _export(library: Library, options: LabOptions) -> int:
     if len(folders) > 1:
         names = ", ".join(str(folder.path) for folder in folders.values())
         raise InputError(f"--export takes one run; name one of {names}")
+    folder = next(iter(folders.values()))
+    if folder.read_config().data.kind == "external":
+        raise InputError(f"{folder.path} was imported, and --export needs training examples: ditlab lab {folder.path}")
     out = Path(options.export)
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--export {out}: no file can be written there; name one in a folder that exists")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 
-from ditlab.cli import verbs
+from ditlab.cli import interop, verbs
 from ditlab.cli.lab import lab
 from ditlab.errors import ConfigError, InputError, Interrupted, TrainingError
 
@@ -19,6 +19,8 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sample": (verbs.sample, "draw samples from a run"),
     "eval": (verbs.evaluate, "measure a run's samples"),
     "lab": (lab, "look inside a run, in a browser"),
+    "import": (interop.import_, "make a run of a published checkpoint"),
+    "export": (interop.export, "write a run's network as others read it"),
 }
 
 

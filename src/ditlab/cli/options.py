@@ -67,6 +67,7 @@ class SampleOptions(DrawingOptions):
     n: int = Field(64, ge=1, le=10**7, description="how many")
     out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
     label: int | None = Field(None, description="class of all samples; None is each class in turn")
+    vae: str | None = Field(None, description="folder of the autoencoder that decodes latents; None is the run's own")
     seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
 
 
@@ -87,6 +88,46 @@ class LabOptions(Section):
     port: int = Field(8137, ge=0, le=65535, description="to listen at; 0 is any that is free")
     export: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = Field(
         None, description="write the page of one run to this file instead, and stop"
+    )
+    as_json: Json = False
+
+
+class ImportOptions(Section):
+    """Make a run of a published checkpoint; see docs/checkpoints.md. Code in a checkpoint is never executed."""
+
+    path: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH", help="a state dict, or a folder with config.json and safetensors (diffusers)"),
+    ]
+    format: Literal["facebook-dit", "sit", "diffusers"] = Field(
+        description="what it is; the two kinds of state dict look alike and mean different things"
+    )
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")] = Field(description="folder of the run that is made")
+    preset: str | None = Field(None, description="published size a state dict is to fit, such as DiT-XL/2")
+    heads: int | None = Field(
+        None, ge=1, description="attention heads of a state dict; None is the published number for its width"
+    )
+    num_classes: int | None = Field(
+        None, ge=1, description="labels of a state dict; None is one less than its label table, whose last is no label"
+    )
+    time_frequency_shift: Literal[0, 1] | None = Field(
+        None, description="of a diffusers model: 1 (None) computes as diffusers does, 0 as the weights were trained"
+    )
+    as_json: Json = False
+
+
+class ExportOptions(Section):
+    """Write a run's network in a form that others read; see docs/checkpoints.md."""
+
+    run: RunName
+    format: Literal["diffusers", "facebook-dit", "onnx"] = Field(
+        description="a pipeline's folder, a state dict in facebookresearch/DiT's layout, or a file for onnxruntime"
+    )
+    out: str = Field(description="file or folder that is made")
+    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
+    vae: str | None = Field(
+        None, description="folder of an autoencoder to copy into a diffusers pipeline; None is the run's own"
     )
     as_json: Json = False
 

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ditlab.run import Run, RunFolder
 
 RUNS = Path("runs")
@@ -160,16 +162,28 @@ def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
     settings, guide = _drawing(run, options)
     labels = run.labels(options.n, options.label)
+    decode = _decoder(run, options.vae, out)
     drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
-    samples = run.sample(options.n, labels, seed=options.seed, guide=guide, **drawing).cpu()
+    samples = decode(run.sample(options.n, labels, seed=options.seed, guide=guide, **drawing).cpu())
     if out.suffix == ".png":
-        columns = run.num_classes if options.label is None else None
+        each_class = options.label is None and run.num_classes is not None and run.num_classes <= options.n
+        columns = run.num_classes if each_class else None
         write_atomically(out, lambda path: save_picture(path, samples, columns))
     else:
         arrays: dict[str, Any] = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
         write_atomically(out, lambda path: np.savez_compressed(path, **arrays))
-    done = {"out": str(out), "n": options.n, "shape": list(run.shape), "run_step": run.step, "seed": options.seed}
+    shape = list(samples.shape[1:])
+    done = {"out": str(out), "n": options.n, "shape": shape, "run_step": run.step, "seed": options.seed}
     return done | drawn_with(run, settings, guide)
+
+
+def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]:
+    """What makes images of latents, where a picture or an autoencoder was asked for; found before anything is drawn."""
+    if vae is None and not (run.latent and out.suffix == ".png"):
+        return lambda samples: samples
+    from ditlab.interop.latents import decoder
+
+    return decoder(run, vae)
 
 
 def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:

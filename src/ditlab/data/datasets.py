@@ -11,6 +11,7 @@ from ditlab.data.circles import SIZE, circles
 from ditlab.data.digits import digit_halves
 from ditlab.data.order import sample_order
 from ditlab.data.points import POINTS
+from ditlab.errors import InputError
 
 
 class Batch(NamedTuple):
@@ -66,3 +67,13 @@ class Digits:
         images, labels = digit_halves()[0]
         chosen = sample_order(seed, position, size, len(labels))
         return Batch(images[chosen], {"label": labels[chosen]})
+
+
+class External:
+    """Stands for data that are elsewhere: an imported network knows their shape and labels alone."""
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int | None) -> None:
+        self.shape, self.num_classes = shape, num_classes
+
+    def batch(self, seed: int, position: int, size: int) -> Batch:  # noqa: ARG002 - there is nothing to choose from
+        raise InputError("this network was trained elsewhere: there are no data here to train on or to compare with")

@@ -59,13 +59,21 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
 
     The files go into a temporary folder, are flushed to disk and renamed as one: a checkpoint under its name is whole.
     """
-    target = folder / step_name(state.step)
+    model, ema = state.network.state_dict(), state.ema.network.state_dict()
+    return write_checkpoint(folder, state.step, model, ema, state.optimizers.state_dict())
+
+
+def write_checkpoint(
+    folder: Path, step: int, model: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Tensor]
+) -> Path:
+    """``save_checkpoint`` of these tensors: weights, averaged weights, and what the optimizer remembers."""
+    target = folder / step_name(step)
     if not target.exists():
         temporary = folder / f".{target.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            _write_files(temporary, state)
+            _write_files(temporary, step, {"model": model, "ema": ema, "optimizer": optimizer})
             temporary.replace(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -75,11 +83,10 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
     return target
 
 
-def _write_files(folder: Path, state: TrainState) -> None:
-    save_tensors(folder / "model.safetensors", state.network.state_dict())
-    save_tensors(folder / "ema.safetensors", state.ema.network.state_dict())
-    save_tensors(folder / "optimizer.safetensors", state.optimizers.state_dict())
-    (folder / "state.json").write_text(json.dumps({"step": state.step, "torch": torch.__version__}))
+def _write_files(folder: Path, step: int, parts: dict[str, dict[str, Tensor]]) -> None:
+    for name, tensors in parts.items():
+        save_tensors(folder / f"{name}.safetensors", tensors)
+    (folder / "state.json").write_text(json.dumps({"step": step, "torch": torch.__version__}))
     files = [folder / name for name in FILES]
     manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))

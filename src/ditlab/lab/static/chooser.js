@@ -71,7 +71,8 @@ export function chooser(run, panel, current) {
   const details = h("div", { class: "chooser-details" });
   /** @type {Kind} */
   let shown = kindOf() === "own" ? "own" : kindOf();
-  const radios = KINDS.map(([kind, label]) => {
+  const kinds = KINDS.filter(([kind]) => kind !== "data" || run.data !== "external");
+  const radios = kinds.map(([kind, label]) => {
     const id = `kind-${kind}`;
     const radio = h("input", { type: "radio", name: "kind", id, value: kind, checked: kind === shown, onchange: () => open(kind) });
     return h("span", { class: "segment" }, radio, h("label", { for: id }, label));
@@ -103,7 +104,7 @@ export function chooser(run, panel, current) {
       return;
     }
     shown = kind;
-    const radio = /** @type {HTMLInputElement | null} */ (radios[KINDS.findIndex(([name]) => name === kind)]?.firstChild);
+    const radio = /** @type {HTMLInputElement | null} */ (radios[kinds.findIndex(([name]) => name === kind)]?.firstChild);
     if (radio) radio.checked = true;
     clear(details).append(contents());
   });

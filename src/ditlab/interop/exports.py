@@ -1,0 +1,89 @@
+"""Runs into what facebookresearch/DiT, SiT, diffusers and onnxruntime read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from ditlab.errors import InputError
+from ditlab.interop.conventions import FACEBOOK, SIT, expressed
+from ditlab.interop.diffusers_pipeline import write_pipeline
+from ditlab.interop.onnx_file import write_onnx
+from ditlab.networks.keymaps import facebook_names, to_theirs
+from ditlab.run import Run, load
+
+Format = Literal["diffusers", "facebook-dit", "onnx"]
+
+
+class Exported(NamedTuple):
+    """What was written, and what a person should know about it."""
+
+    path: Path
+    notes: tuple[str, ...]
+
+
+def export_run(
+    run: str | Path | Run,
+    format: Format,
+    out: str | Path,
+    *,
+    weights: Literal["ema", "raw"] = "ema",
+    vae: str | Path | None = None,
+) -> Exported:
+    """Write a run's network in a form that others read; nothing half-written is left behind.
+
+    Args:
+        run: a run's folder, its name in ``runs/``, or a loaded run.
+        format: ``"facebook-dit"`` is a state dict, of DiT for a DDPM run and of SiT for a flow-matching run;
+            ``"diffusers"`` the folder of a ``DiTPipeline``; ``"onnx"`` a file with the inputs x, t in [0, 1] and, with
+            labels, label, for any number of samples.
+        out: file or folder, which must not be there yet.
+        weights: averaged weights, or the last ones; of a loaded run, those it was loaded with.
+        vae: for ``"diffusers"``: folder of an autoencoder to copy into the pipeline; None is the run's own.
+
+    Raises:
+        InputError: the format cannot say what the run is; the settings are named.
+    """
+    writers: dict[str, Callable[[Run, Path], tuple[str, ...]]] = {
+        "facebook-dit": _write_facebook,
+        "diffusers": lambda run, path: write_pipeline(run, path, vae),
+        "onnx": write_onnx,
+    }
+    out = Path(out)
+    if format not in writers:
+        raise InputError(f"unknown format {format!r}; choose one of {', '.join(writers)}")
+    if vae is not None and format != "diffusers":
+        raise InputError(f"--vae goes with --format diffusers alone: {format} holds the network only")
+    if out.exists():
+        raise InputError(f"{out} is there already: choose another --out")
+    loaded = run if isinstance(run, Run) else load(run, weights=weights, device="cpu")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    workshop = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        workshop.mkdir()
+        notes = writers[format](loaded, workshop / out.name)
+        for made in sorted(workshop.iterdir(), key=lambda path: path.name == out.name):  # the file itself at last
+            made.replace(out.parent / made.name)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    return Exported(out, notes)
+
+
+def _write_facebook(run: Run, path: Path) -> tuple[str, ...]:
+    """A state dict in the layout of facebookresearch/DiT, or of SiT."""
+    flow = run.config.process.kind == "flow"
+    tensors = expressed(run, SIT if flow else FACEBOOK)
+    network = run.config.network
+    assert network.kind == "dit"
+    torch.save(to_theirs(tensors, facebook_names(network.depth)), path)
+    if not flow:
+        return ()
+    return (
+        "this is SiT's layout, as flow matching is: build SiT with learn_sigma=False, for the half of its last layer "
+        "that it never uses is not there",
+    )

@@ -1,0 +1,84 @@
+"""Published checkpoints into runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ditlab.errors import InputError
+from ditlab.interop.diffusers_folder import read_diffusers
+from ditlab.interop.facebook import read_facebook
+from ditlab.interop.imported import Imported
+from ditlab.run import RunFolder
+from ditlab.training.checkpoint import write_checkpoint
+
+Format = Literal["facebook-dit", "sit", "diffusers"]
+
+
+class ImportedRun(NamedTuple):
+    """A new run folder, what it holds, and what a person should know about it."""
+
+    folder: RunFolder
+    imported: Imported
+
+
+def import_checkpoint(
+    path: str | Path,
+    format: Format,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    heads: int | None = None,
+    num_classes: int | None = None,
+    time_frequency_shift: Literal[0, 1] | None = None,
+) -> ImportedRun:
+    """Make a run of a published checkpoint. Nothing in the file is executed, and no half of a run is left behind.
+
+    Args:
+        path: a state dict of torch.save (``"facebook-dit"``, ``"sit"``), or a model's or pipeline's folder
+            (``"diffusers"``).
+        format: what it is; the two layouts of state dict look alike and mean different things.
+        out: folder of the run, which must not be there yet.
+        preset: a published size, such as "DiT-XL/2", that a state dict is to fit.
+        heads: of a state dict that has no published width; no tensor tells it.
+        num_classes: labels of a state dict whose label table has no last row for "no label".
+        time_frequency_shift: 1 (None is 1) computes a diffusers model as diffusers does; 0 as facebookresearch/DiT,
+            from which the published one was converted.
+
+    Raises:
+        InputError: whatever is wrong, in one line.
+    """
+    path, out = Path(path), Path(out)
+    if out.exists():
+        raise InputError(f"{out} is there already: choose another --out")
+    if not path.exists():
+        raise InputError(f"there is nothing at {path}")
+    if format == "diffusers":
+        told = {"--preset": preset, "--heads": heads, "--num-classes": num_classes}
+        if given := [option for option, value in told.items() if value is not None]:
+            raise InputError(f"{', '.join(given)}: the config.json of a diffusers model says that; leave it out")
+        shift = 1 if time_frequency_shift is None else time_frequency_shift
+        return ImportedRun(_write(out, imported := read_diffusers(path, shift)), imported)
+    if format not in ("facebook-dit", "sit"):
+        raise InputError(f"unknown format {format!r}; choose facebook-dit, sit or diffusers")
+    if time_frequency_shift == 1:
+        raise InputError("--time-frequency-shift 1 is diffusers' own; networks of this format have 0: leave it out")
+    if preset is not None and heads is not None:
+        raise InputError("--preset tells the number of heads: leave --heads out")
+    return ImportedRun(_write(out, imported := read_facebook(path, format, preset, heads, num_classes)), imported)
+
+
+def _write(out: Path, imported: Imported) -> RunFolder:
+    """Write the run under another name and move it to its place when it is whole."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        folder = RunFolder(temporary)
+        folder.write_config(imported.config)
+        write_checkpoint(folder.checkpoints, 0, imported.model, imported.ema, {})
+        temporary.replace(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return RunFolder(out)

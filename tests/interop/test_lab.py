@@ -1,0 +1,23 @@
+"""The lab opens on an imported run: generated images take the place of training examples, which are elsewhere."""
+
+import pytest
+
+from ditlab.errors import InputError
+from ditlab.interop.imports import import_checkpoint
+from ditlab.lab.library import Library
+from tests.interop.test_imports import saved, small
+
+
+def test_the_lab_opens_and_says_what_is_not_there(tmp_path):
+    import_checkpoint(saved(tmp_path, small()), "facebook-dit", tmp_path / "run", heads=4)
+    library = Library(tmp_path / "run")
+    (name,) = library.folders()
+    found = library.describe(name, None, "ema")
+    assert (found["data"], found["shape"], found["num_classes"]) == ("external", [4, 8, 8], 10)
+    assert [why for section, why in found["sections"].items() if section != "gates"] == [None] * 5
+    assert "was imported" in found["sections"]["gates"]
+    lens = library.lens(name)
+    assert lens.input(input="sample:1")["x"].shape == (4, 8, 8)
+    assert lens.attention(input="sample:1", layer=1, head=2)["map"].shape == (16, 16)
+    with pytest.raises(InputError, match="was trained elsewhere"):
+        lens.input(input="data:0")
