@@ -220,8 +220,8 @@ class EulerMaruyama:
     """The reverse SDE with a diffusion w(t) of choice; the marginals are the flow's (Ma et al. 2024, "SiT").
 
     x_r = x + (r − t)·(velocity − w·score) + √(2·w·(t − r))·z, with score = −eps/s, and w counted as SiT's released
-    sampler does (the paper's is twice that). Where w is infinite (``"sbdm"`` at pure noise, of which there is nothing to
-    renew) a step is the flow's alone. ``order`` is the weak one, of averages.
+    sampler does (the paper's is twice that). Where w is infinite (``"sbdm"`` at pure noise, of which there is nothing
+    to renew) a step is the flow's alone. ``order`` is the weak one, of averages.
 
     Args:
         form: w over ``norm``, in our direction of time: 1; s·s′ − s²·a′/a, half of a variance-preserving path's β; s;
