@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditlab.diffusion.guidance import ClassifierFree, Guidance
+    from ditlab.diffusion.meanflow import MeanFlow
     from ditlab.diffusion.process import DDPM, FlowMatching, Process
     from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, Heun, Solver
     from ditlab.diffusion.targets import Estimate
@@ -30,6 +31,7 @@ _HOME = {
     "SinEmb": "networks.embeddings",
     "DDPM": "diffusion.process",
     "FlowMatching": "diffusion.process",
+    "MeanFlow": "diffusion.meanflow",
     "Process": "diffusion.process",
     "Estimate": "diffusion.targets",
     "Solver": "diffusion.solvers",
@@ -59,6 +61,7 @@ __all__ = [
     "InputError",
     "MLPDenoiser",
     "MLPVelocity",
+    "MeanFlow",
     "PatchEmbed",
     "Process",
     "Run",

@@ -7,8 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditlab.config import CirclesData, Config, DigitsData, DiTConfig, MLPConfig, PointsData, UNetConfig
+from ditlab.config import (
+    CirclesData,
+    Config,
+    DigitsData,
+    DiTConfig,
+    MeanFlowConfig,
+    MLPConfig,
+    PointsData,
+    UNetConfig,
+)
 from ditlab.data.datasets import Circles, Dataset, Digits, Points
+from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import DDPM, FlowMatching, Process
 from ditlab.errors import InputError
 from ditlab.networks.dit import DiT
@@ -35,6 +45,12 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
     """
     arguments: dict[str, Any] = config.network.model_dump(exclude={"kind"})
     shape, num_classes = dataset.shape, dataset.num_classes
+    if isinstance(config.process, MeanFlowConfig):
+        if isinstance(config.network, UNetConfig):
+            raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
+        if config.process.guidance != 1 and num_classes is None:
+            raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
+        arguments["interval"] = True
     if isinstance(config.network, MLPConfig):
         return MLPDenoiser(shape, num_classes=num_classes, **arguments)
     if len(shape) != 3:
@@ -54,7 +70,11 @@ def build_process(config: Config, network: Any) -> Process:
         InputError: its settings do not go together.
     """
     arguments: dict[str, Any] = config.process.model_dump(exclude={"kind"})
-    kinds: dict[str, type[FlowMatching] | type[DDPM]] = {"flow": FlowMatching, "ddpm": DDPM}
+    kinds: dict[str, type[FlowMatching | DDPM | MeanFlow]] = {
+        "flow": FlowMatching,
+        "ddpm": DDPM,
+        "meanflow": MeanFlow,
+    }
     try:
         return kinds[config.process.kind](network, **arguments)
     except ValueError as error:

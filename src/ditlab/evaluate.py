@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ditlab.config import CirclesData, DigitsData, PointsData
-from ditlab.diffusion.solvers import as_solver
 from ditlab.errors import InputError
 from ditlab.evaluation.measures import measure_circles, measure_digits, measure_points
 from ditlab.run import Run
@@ -38,6 +37,6 @@ def evaluate(
         "seed": seed,
         "solver": solver,
         "steps": steps,
-        "evaluations": as_solver(solver).evaluations(steps),
+        "evaluations": run.process.evaluations(solver, steps),
         "run_step": run.step,
     }

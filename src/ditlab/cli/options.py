@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.config import KINDS, Config, Section, SolverName
+from ditlab.config import KINDS, Config, SamplingConfig, Section, SolverName
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
@@ -86,7 +86,7 @@ class LabOptions(Section):
 class TrainOptions(Config):
     """Train a recipe into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm, --optimizer muon|adamw.
+    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow, --optimizer muon|adamw.
     """
 
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
@@ -158,4 +158,6 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
     for name, kind in kinds.items():
         if kind is not None and kind != values[name].kind:
             values[name] = KINDS[name][kind]()
+            if kind == "meanflow":
+                values["sampling"] = SamplingConfig(solver="average", steps=1)
     return TrainOptions(**values)

@@ -128,6 +128,12 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> No
 def _drawing(run: Run, options: SampleOptions | EvalOptions) -> dict[str, Any]:
     """How to draw: as asked for, and otherwise as the run's own configuration says."""
     own = run.config.sampling
+    solver = options.solver or own.solver
+    few = run.config.process.kind == "meanflow"
+    if solver == "average" and not few:
+        raise InputError(f"{run.folder.path} knows no average velocity, which --process meanflow learns: drop --solver")
+    if solver == "average" and options.guidance not in (None, 1):
+        raise InputError("an average velocity cannot be guided: train with --process.guidance, or add --solver heun")
     guidance = options.guidance if options.guidance is not None else own.guidance
     if run.num_classes is None:
         if options.guidance not in (None, 1):

@@ -142,19 +142,13 @@ class Process(nn.Module):
         first: int = 0,
     ) -> Iterator[tuple[float, Float[Tensor, "n ..."]]]:
         """The states (t, x_t) from noise to data, steps + 1 of them; the arguments are those of ``sample``."""
-        if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1")
-        if n < 1:
-            raise ValueError(f"n={n} must be at least 1")
-        like = self._like()
-        cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
+        noise, cond = self.begin(n, shape, cond, steps, seed, first)
         denoise = self.denoiser(cond, guidance)
 
         def in_evaluation(x: Tensor, t: Tensor) -> Estimate:
-            with torch.no_grad(), _evaluating(self.network):
+            with torch.no_grad(), evaluating(self.network):
                 return denoise(x, t)
 
-        noise = SampleNoise(seed, range(first, first + n), shape, like)
         grid = torch.linspace(self.start, 0, steps + 1, dtype=torch.float64)
         start = noise()
         yield self.start, start
@@ -188,7 +182,27 @@ class Process(nn.Module):
         )
         return deque(walk, maxlen=1).pop()[1]
 
-    def _like(self) -> Tensor:
+    def evaluations(self, solver: str | Solver, steps: int) -> int:
+        """How often the network runs for each sample, the two halves of a guided pass counted as one."""
+        return as_solver(solver).evaluations(steps)
+
+    def begin(
+        self, n: int, shape: Sequence[int], cond: Condition | None, steps: int, seed: int, first: int
+    ) -> tuple[SampleNoise, Condition | None]:
+        """What every walk from noise starts with: the noise of its samples, and the conditions on their device.
+
+        Raises:
+            ValueError: no step, or no sample.
+        """
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1")
+        if n < 1:
+            raise ValueError(f"n={n} must be at least 1")
+        like = self.like()
+        cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
+        return SampleNoise(seed, range(first, first + n), shape, like), cond
+
+    def like(self) -> Tensor:
         """An empty tensor on the network's device, in fp32 (fp64 for a network in fp64)."""
         weight = next(self.parameters(), torch.empty(0))
         return torch.empty(0, device=weight.device, dtype=torch.promote_types(torch.float32, weight.dtype))
@@ -200,7 +214,7 @@ def _column(mask: Tensor, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(network: Any) -> Iterator[None]:
+def evaluating(network: Any) -> Iterator[None]:
     """Evaluation mode, and afterwards every module back in the mode it was in."""
     before = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
     try:

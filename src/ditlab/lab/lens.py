@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ditlab.chance import SampleNoise
-from ditlab.diffusion.solvers import as_solver
 from ditlab.diffusion.targets import compose, resolve
 from ditlab.errors import InputError
 from ditlab.inspection.probe import attention_layers
@@ -271,7 +270,7 @@ class Lens:
     ) -> Answer:
         """From noise to data: times, and at each x_t and what the network says there, (steps + 1, n, *shape)."""
         passes = 1 if guidance in (None, 1) else 2
-        evaluations = as_solver(solver).evaluations(steps) * passes
+        evaluations = self.process.evaluations(solver, steps) * passes
         if not 1 <= steps <= MAX_STEPS:
             raise InputError(f"steps={steps} must be between 1 and {MAX_STEPS}")
         work = (evaluations + (steps + 1) * passes) * n * self.scenes.macs

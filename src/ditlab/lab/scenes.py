@@ -13,7 +13,6 @@ from torch import Tensor
 from ditlab.build import build_dataset
 from ditlab.chance import SampleNoise
 from ditlab.data.datasets import Dataset
-from ditlab.diffusion.solvers import as_solver
 from ditlab.errors import InputError, Missing
 from ditlab.lab.images import OwnImages
 from ditlab.networks.counts import multiply_accumulates
@@ -135,7 +134,7 @@ class Scenes:
         """A trajectory as the run's own configuration draws it."""
         own = self.run.config.sampling
         guided = cond is not None and own.guidance != 1
-        evaluations = as_solver(own.solver).evaluations(own.steps) * (2 if guided else 1)
+        evaluations = self.run.process.evaluations(own.solver, own.steps) * (2 if guided else 1)
         check_work(evaluations * self.macs, self.like.device, "choose a training example or draw an image")
         return list(
             self.run.process.trajectory(
