@@ -76,6 +76,16 @@ class DiTConfig(Section):
     mlp_ratio: float = Field(2.0, gt=0, le=64, description="hidden width of a block's MLP over dim")
     positions: Literal["learned", "sincos"] = Field("learned", description="learned or fixed sine-cosine positions")
     conditioning: Literal["adaln-zero"] = Field("adaln-zero", description="how time and label enter a block")
+    learned_variance: bool = Field(False, description="predict the variance of a DDPM step too")
+    gelu: Literal["exact", "tanh"] = Field("exact", description="of a block's MLP; published DiTs have tanh")
+    time_features: int = Field(64, ge=2, le=2**16, description="width of the sinusoidal features of the time; even")
+    time_scale: float = Field(1000.0, description="the sinusoid sees time_scale times t, plus time_offset")
+    time_offset: float = Field(0.0, description="added to the scaled time")
+    time_frequency_shift: int = Field(0, ge=0, le=1, description="of the sinusoid's exponents; diffusers' DiT has 1")
+    embedders: Literal["shared", "per-block"] = Field(
+        "shared", description="of time and label: one for all blocks, or one each, as in diffusers' DiT"
+    )
+    null_label: bool = Field(True, description="have a label for no label; without it there is no guidance")
 
 
 class UNetConfig(Section):

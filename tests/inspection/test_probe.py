@@ -55,7 +55,7 @@ def test_gates_are_the_modulation(setting):
     network, x, t = setting
     with ditlab.probe(network) as record:
         network(x, t)
-    c = network.conditioner(t, None)
+    c = network.conditioner(t, None).vector
     for i, block in enumerate(network.blocks):
         six = block.modulation.linear(torch.nn.functional.silu(c)).chunk(6, dim=1)
         torch.testing.assert_close(record.gates[i]["attn"], six[2])
@@ -101,7 +101,7 @@ def test_branches_by_hand(setting):
     times = torch.tensor([0.25, 0.75])
     branches = measure_branches(network, torch.stack([x, x]), times, {})
     for i, time in enumerate(times):
-        c = network.conditioner(time.expand(5), None)
+        c = network.conditioner(time.expand(5), None).vector
         tokens = network.patch_embed(x) + network.positions
         for j, block in enumerate(network.blocks):
             for k, (branch, part) in enumerate(zip(block.modulation(c), (block.attn, block.mlp), strict=True)):

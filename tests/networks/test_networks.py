@@ -64,7 +64,7 @@ def test_labels_must_be_whole_numbers_one_each(name):
     for label in (torch.zeros(5), torch.zeros(4, dtype=torch.int64), torch.zeros(5, 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match="whole numbers"):
             network(x, t, {"label": label})
-    with pytest.raises(ValueError, match="takes 'label'"):
+    with pytest.raises(ValueError, match="it takes 'label'"):
         network(x, t, {"lable": torch.zeros(5, dtype=torch.int64)})
 
 
@@ -194,6 +194,7 @@ def test_sincos_positions_equal_diffusers():
         ({"mlp_ratio": -1.0}, "mlp_hidden"),
         ({"image_size": 0}, "height=0"),
         ({"time_features": 3}, "even"),
+        ({"embedders": "none"}, "per-block"),
     ],
 )
 def test_wrong_sizes_name_the_fix(unchecked, options, message):
@@ -221,3 +222,73 @@ def test_unet_sizes_must_be_above_zero(options):
 def test_unet_wants_halves():
     with pytest.raises(ValueError, match="fewer multipliers"):
         ditlab.UNet(image_size=7)
+
+
+def test_time_features_of_both_conventions():
+    """10000^(−i/(half − shift)): with a shift of 1 the slowest turns 10,000 times as slowly as the fastest."""
+    for shift in (0, 1):
+        rates = ditlab.SinEmb(64, shift).rates.double()
+        expected = 10000.0 ** (-torch.arange(32, dtype=torch.float64) / (32 - shift))
+        torch.testing.assert_close(rates, expected, rtol=1e-5, atol=0)
+    assert torch.equal(ditlab.DiT(time_frequency_shift=1).conditioner.time.sinusoid.rates, ditlab.SinEmb(64, 1).rates)
+    with pytest.raises(ValueError, match="at least 4"):
+        ditlab.SinEmb(2, 1)
+
+
+def test_embedders_of_their_own_that_are_alike_are_a_shared_one():
+    own = shaken(ditlab.DiT(num_classes=4, embedders="per-block"))
+    shared = ditlab.DiT(num_classes=4)
+    assert len(own.block_conditioners) == 3
+    assert not shared.block_conditioners
+    for other in own.block_conditioners:
+        other.load_state_dict(own.conditioner.state_dict())
+    shared.load_state_dict({k: v for k, v in own.state_dict().items() if not k.startswith("block_conditioners")})
+    x, t, label = torch.randn(3, 1, 16, 16), torch.rand(3), {"label": torch.tensor([0, 3, 4])}
+    assert torch.equal(own(x, t, label), shared(x, t, label))
+    before = own(x, t, label)
+    with torch.no_grad():
+        own.block_conditioners[2].labels.table.weight[3] += 1
+    changed = (own(x, t, label) - before).abs().amax((1, 2, 3))
+    assert (changed > 1e-5).tolist() == [False, True, False]
+
+
+def test_without_a_null_label_every_sample_needs_one():
+    network = ditlab.DiT(num_classes=4, null_label=False)
+    assert network.conditioner.labels.table.num_embeddings == 4
+    x, t = torch.randn(3, 1, 16, 16), torch.rand(3)
+    assert network(x, t, {"label": torch.tensor([0, 1, 3])}).shape == x.shape
+    for call in (lambda: network(x, t), lambda: network.null_condition({"label": torch.zeros(3, dtype=torch.int64)})):
+        with pytest.raises(ditlab.InputError, match=r"null_label=False.*condition_dropout 0"):
+            call()
+    with pytest.raises(ValueError, match="0 to 3, not"):
+        network(x, t, {"label": torch.tensor([0, 1, 4])})
+    with pytest.raises(ditlab.InputError, match="without guidance"):
+        ditlab.FlowMatching(network).sample(3, (1, 16, 16), {"label": torch.arange(3)}, guidance=2.0, steps=1)
+
+
+@pytest.mark.parametrize("name", ["dit", "dit-rectangle", "mlp", "mlp-images"])
+def test_an_interval_is_a_second_time(unchecked, name):
+    network, x, t = build(name, num_classes=4, interval=True)
+    shaken(network)
+    label = {"label": torch.arange(5) % 4}
+    absent, zero = network(x, t, label), network(x, t, {"interval": torch.zeros(5), **label})
+    assert torch.equal(absent, zero)
+    assert (network(x, t, {"interval": t / 2, **label}) - zero).abs().amax() > 1e-4
+    null = network.null_condition({"interval": t, **label})
+    assert null["label"].tolist() == [4] * 5
+    assert null["interval"] is t
+    for wrong in (torch.zeros(5, dtype=torch.int64), torch.zeros(4), torch.zeros(5, 1)):
+        with pytest.raises(ValueError, match="'interval' must be one float for each of the 5"):
+            network(x, t, {"interval": wrong})
+    with pytest.raises(ValueError, match=r"it takes 'label'$"):
+        build(name, num_classes=4)[0](x, t, {"interval": t})
+    with pytest.raises(ValueError, match="'interval'; build it with num_classes"):
+        build(name, interval=True)[0](x, t, label)
+
+
+def test_an_interval_changes_nothing_at_first():
+    """A network that takes an interval, with the weights of one that does not, gives the same."""
+    plain, second = shaken(ditlab.DiT()), ditlab.DiT(interval=True)
+    second.load_state_dict(plain.state_dict(), strict=False)
+    x, t = torch.randn(3, 1, 16, 16), torch.rand(3)
+    assert torch.equal(plain(x, t), second(x, t, {"interval": t}))

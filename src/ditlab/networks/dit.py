@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditlab.networks.conditioning import AdaLNZero, gated_sum, modulate
+from ditlab.networks.conditions import Condition, Conditioner, Labels
 from ditlab.networks.embeddings import (
-    Condition,
-    Conditioner,
-    Labels,
     PatchEmbed,
     TimeEmbedding,
     as_pair,
@@ -70,6 +68,11 @@ class DiT(nn.Module):
         gelu: ``"exact"``, or the ``"tanh"`` approximation of the published networks.
         time_features: width of the sinusoidal time features.
         time_scale, time_offset: the sinusoid sees time_scale · t + time_offset.
+        time_frequency_shift: its exponents are i/(half − shift): 0 as published, 1 as in diffusers' DiT.
+        embedders: ``"shared"``, or ``"per-block"``: each block embeds time and label on its own, as in diffusers' DiT,
+            and the final layer uses those of the first block.
+        null_label: False for a table of labels without the null label: each sample then needs a label.
+        interval: whether the network takes ``cond["interval"]`` (B,), t − r: MeanFlow's second time. Absent is 0.
 
     Shapes: ``net(x (B, C, H, W), t (B,) in [0, 1], cond) -> (B, C or 2C, H, W)``; ``cond`` is None or
     ``{"label": (B,) int64}``; None means the null label for all. At initialisation the output is zero.
@@ -95,8 +98,14 @@ class DiT(nn.Module):
         time_features: int = 64,
         time_scale: float = 1000.0,
         time_offset: float = 0.0,
+        time_frequency_shift: int = 0,
+        embedders: Literal["shared", "per-block"] = "shared",
+        null_label: bool = True,
+        interval: bool = False,
     ) -> None:
         super().__init__()
+        if embedders not in ("shared", "per-block"):
+            raise ValueError(f"unknown embedders {embedders!r}; choose 'shared' or 'per-block'")
         if conditioning != "adaln-zero":
             raise ValueError(f"unknown conditioning {conditioning!r}; choose 'adaln-zero'")
         self.image_size = as_pair(image_size)
@@ -110,8 +119,17 @@ class DiT(nn.Module):
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, dim)
         self.positions = position_table(positions, self.patch_embed.grid, dim)
         self.num_classes = num_classes
-        self.conditioner = Conditioner(
-            TimeEmbedding(dim, time_features, time_scale, time_offset), Labels(num_classes, dim)
+        self.null_label = null_label
+
+        def conditioner() -> Conditioner:
+            time = TimeEmbedding(dim, time_features, time_scale, time_offset, time_frequency_shift)
+            labels = Labels(num_classes, dim, null_label)
+            second = TimeEmbedding(dim, time_features, time_scale, at_zero=True) if interval else None
+            return Conditioner(time, labels, second)
+
+        self.conditioner = conditioner()
+        self.block_conditioners = nn.ModuleList(
+            conditioner() for _ in range(depth - 1 if embedders == "per-block" else 0)
         )
         self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, gelu) for _ in range(depth))
         self.final = FinalLayer(dim, patch_size**2 * self.out_channels)
@@ -125,8 +143,12 @@ class DiT(nn.Module):
         return cls(**{**preset(name), **overrides})
 
     def null_condition(self, cond: Condition) -> dict[str, Tensor]:
-        """``cond`` with every label replaced by the null label."""
-        return self.conditioner.labels.null(cond)
+        """``cond`` with every label replaced by the null label; an interval stays.
+
+        Raises:
+            InputError: a network with ``null_label=False``.
+        """
+        return self.conditioner.null(cond)
 
     def forward(
         self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
@@ -135,10 +157,12 @@ class DiT(nn.Module):
             expected = ", ".join(map(str, (self.channels, *self.image_size)))
             raise ValueError(f"this DiT takes images of shape (B, {expected}), not {tuple(x.shape)}")
         check_times(x, t)
-        c = self.conditioner(t, cond)  # (B, D)
+        self.conditioner.check(cond, len(x))
+        c = self.conditioner(t, cond).vector  # (B, D)
         tokens = self.patch_embed(x) + self.positions  # (B, N, D)
-        for block in self.blocks:
-            tokens = block(tokens, c)  # (B, N, D)
+        for i, block in enumerate(self.blocks):
+            own = self.block_conditioners[i - 1](t, cond).vector if i and self.block_conditioners else c
+            tokens = block(tokens, own)  # (B, N, D)
         return self.unpatchify(self.final(tokens, c))  # (B, N, p²·C) → (B, C, H, W)
 
     def unpatchify(self, tokens: Float[Tensor, "B N P"]) -> Float[Tensor, "B C H W"]:

@@ -1,17 +1,14 @@
-"""What enters a network beside the image's values: patches, positions, time and labels."""
+"""What numbers become before a network computes with them: patches, positions and sinusoidal features of a time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditlab.networks.layers import full_precision, xavier_initialised
-
-Condition = Mapping[str, Tensor]
 
 
 def check_sizes(**sizes: float) -> None:
@@ -101,21 +98,28 @@ def position_table(kind: str, grid: tuple[int, int], dim: int) -> nn.Parameter:
 
 
 class SinEmb(nn.Module):
-    """Sinusoidal features of a scalar: (B,) → (B, width), [cos, sin] of t · 10000^(−i/half), i = 0 … half − 1.
+    """Sinusoidal features of a scalar: (B,) → (B, width), [cos, sin] of t · 10000^(−i/(half − shift)), i < half.
 
-    Frequencies run geometrically from 1 down to 1/10000 (Vaswani et al. 2017; Ho et al. 2020), which suits times
+    Frequencies run geometrically from 1 down to about 1/10000 (Vaswani et al. 2017; Ho et al. 2020), which suits times
     counted 0 … 1000: networks here multiply t in [0, 1] by their ``time_scale`` first.
+
+    Args:
+        width: of the features; even.
+        frequency_shift: 0 as published with DiT; with 1 the last frequency is 1/10000 itself, as in diffusers' DiT.
     """
 
     rates: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, frequency_shift: int = 0) -> None:
         super().__init__()
-        if width < 2 or width % 2:
-            raise ValueError(f"width={width} of the time features must be even and at least 2")
         half = width // 2
+        if width < 2 or width % 2 or half <= frequency_shift:
+            raise ValueError(
+                f"width={width} of the time features must be even and at least {2 * max(1, frequency_shift + 1)}"
+            )
         self.width = width
-        self.register_buffer("rates", torch.exp(-math.log(10000.0) * torch.arange(half) / half), persistent=False)
+        rates = torch.exp(-math.log(10000.0) * torch.arange(half) / (half - frequency_shift))
+        self.register_buffer("rates", rates, persistent=False)
 
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B width"]:
         angles = t[:, None] * self.rates
@@ -129,86 +133,30 @@ class TimeEmbedding(nn.Module):
         dim: D.
         features: width of the sinusoidal features.
         scale, offset: the sinusoid sees scale · t + offset.
+        frequency_shift: of ``SinEmb``.
+        at_zero: the vectors start at zero.
     """
 
-    def __init__(self, dim: int, features: int, scale: float = 1000.0, offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        features: int,
+        scale: float = 1000.0,
+        offset: float = 0.0,
+        frequency_shift: int = 0,
+        at_zero: bool = False,
+    ) -> None:
         super().__init__()
         self.scale, self.offset = scale, offset
-        self.sinusoid = SinEmb(features)
+        self.sinusoid = SinEmb(features, frequency_shift)
         layers = (nn.Linear(features, dim), nn.Linear(dim, dim))
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        if at_zero:
+            nn.init.zeros_(layers[1].weight)
         self.mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1])
 
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
         with full_precision(t):
             return self.mlp(self.sinusoid(self.scale * t + self.offset))
-
-
-class Labels(nn.Module):
-    """Class labels as vectors: one row per class and a last one for "no label", the null label ``num_classes``.
-
-    A network without labels has none of these (``num_classes=None``) and refuses any condition. On a network with
-    labels no condition means the null label for every sample: "unconditional" is a value that was learned.
-
-    Raises:
-        ValueError: a condition the network does not know, or labels of the wrong shape or type.
-    """
-
-    def __init__(self, num_classes: int | None, dim: int) -> None:
-        super().__init__()
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} must be at least 1, or None for a network without labels")
-        self.num_classes = num_classes
-        self.table: nn.Embedding | None = None
-        if num_classes is not None:
-            self.table = nn.Embedding(num_classes + 1, dim)
-            nn.init.normal_(self.table.weight, std=0.02)
-
-    def forward(self, cond: Condition | None, batch: int) -> Float[Tensor, "B D"] | None:
-        """The vectors of a batch of that size, or None on a network without labels."""
-        self.check(cond, batch)
-        if self.table is None:
-            return None
-        if not cond:
-            return self.table.weight[-1].expand(batch, -1)
-        return self.table(cond["label"])
-
-    def null(self, cond: Condition) -> dict[str, Tensor]:
-        """The same conditions with every label replaced by the null label."""
-        self.check(cond, None)
-        assert self.num_classes is not None
-        return {name: torch.full_like(value, self.num_classes) for name, value in cond.items()}
-
-    def check(self, cond: Condition | None, batch: int | None) -> None:
-        """Refuse what the network cannot be conditioned on; values are read on the CPU alone: a GPU need not wait."""
-        for name, value in (cond or {}).items():
-            if self.table is None:
-                raise ValueError(
-                    f"this network has no labels and takes no condition {name!r}; build it with num_classes"
-                )
-            if name != "label":
-                raise ValueError(f"this network takes no condition {name!r}; it takes 'label'")
-            if value.dim() != 1 or value.is_floating_point() or batch not in (None, len(value)):
-                raise ValueError(
-                    f"labels must be whole numbers, one for each of the {batch} samples, "
-                    f"not {value.dtype} of shape {tuple(value.shape)}"
-                )
-            readable = value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling()
-            if readable and (value.min() < 0 or value.max() > self.table.num_embeddings - 1):
-                raise ValueError(f"labels run from 0 to {self.num_classes}, the null label, not {value.tolist()}")
-
-
-class Conditioner(nn.Module):
-    """Embed time and label to (B, D) each and add them: the vector c that modulates a network."""
-
-    def __init__(self, time: TimeEmbedding, labels: Labels) -> None:
-        super().__init__()
-        self.time = time
-        self.labels = labels
-
-    def forward(self, t: Float[Tensor, " B"], cond: Condition | None) -> Float[Tensor, "B D"]:
-        c = self.time(t)
-        label = self.labels(cond, len(t))
-        return c if label is None else c + label

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.embeddings import Condition, Labels, SinEmb, check_sizes, check_times
+from ditlab.networks.conditions import Condition, Labels, check_conditions, check_scalar
+from ditlab.networks.embeddings import SinEmb, check_sizes, check_times
 from ditlab.networks.layers import zero_initialised
 
 
@@ -24,6 +25,7 @@ class MLPDenoiser(nn.Module):
         depth: number of hidden layers.
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
         time_features: width of the sinusoidal features, also of an embedded label.
+        interval: whether the network takes ``cond["interval"]`` (B,), t − r: MeanFlow's second time. Absent is 0.
 
     Shapes: ``net(x (B, *shape), t (B,) in [0, 1], cond) -> (B, *shape)``. At initialisation the output is zero.
     """
@@ -35,6 +37,7 @@ class MLPDenoiser(nn.Module):
         depth: int = 2,
         num_classes: int | None = None,
         time_features: int = 64,
+        interval: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(shape=min(shape, default=0), hidden=hidden, depth=depth)
@@ -43,14 +46,20 @@ class MLPDenoiser(nn.Module):
         self.time_scale = 1000.0
         self.sinusoid = SinEmb(time_features)
         self.labels = Labels(num_classes, time_features)
+        self.interval = interval
         size = math.prod(self.shape)
-        widths = [size + time_features * (1 if num_classes is None else 2), *[hidden] * depth]
+        widths = [size + time_features * (1 + (num_classes is not None) + interval), *[hidden] * depth]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.out = zero_initialised(nn.Linear(widths[-1], size))
 
     def null_condition(self, cond: Condition) -> dict[str, Tensor]:
-        """``cond`` with every label replaced by the null label."""
-        return self.labels.null(cond)
+        """``cond`` with every label replaced by the null label; an interval stays."""
+        self._check(cond, None)
+        return {name: self.labels.null(value) if name == "label" else value for name, value in cond.items()}
+
+    def _check(self, cond: Condition | None, batch: int | None) -> None:
+        known = {} if self.num_classes is None else {"label": self.labels.check}
+        check_conditions(cond, batch, known | ({"interval": check_scalar("interval")} if self.interval else {}))
 
     def forward(
         self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None = None
@@ -58,8 +67,12 @@ class MLPDenoiser(nn.Module):
         if x.shape[1:] != self.shape:
             raise ValueError(f"this MLP takes samples of shape {self.shape}, not {tuple(x.shape[1:])}")
         check_times(x, t)
+        self._check(cond, len(x))
         label = self.labels(cond, len(x))
         parts = [x.flatten(1), self.sinusoid(self.time_scale * t)] + ([] if label is None else [label])
+        if self.interval:
+            interval = (cond or {}).get("interval")
+            parts.append(self.sinusoid(self.time_scale * (torch.zeros_like(t) if interval is None else interval)))
         h = torch.cat(parts, dim=1)  # (B, size + features)
         for layer in self.hidden:
             h = F.silu(layer(h))  # (B, hidden)

@@ -11,16 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ditlab.networks.conditions import Condition, Conditioner, Labels
 from ditlab.networks.counts import on_meta, parameter_count
-from ditlab.networks.embeddings import (
-    Condition,
-    Conditioner,
-    Labels,
-    TimeEmbedding,
-    as_pair,
-    check_sizes,
-    check_times,
-)
+from ditlab.networks.embeddings import TimeEmbedding, as_pair, check_sizes, check_times
 from ditlab.networks.layers import Attention, full_precision, zero_initialised
 
 
@@ -129,7 +122,7 @@ class UNet(nn.Module):
 
     def null_condition(self, cond: Condition) -> dict[str, Tensor]:
         """``cond`` with every label replaced by the null label."""
-        return self.conditioner.labels.null(cond)
+        return self.conditioner.null(cond)
 
     def forward(
         self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
@@ -138,7 +131,8 @@ class UNet(nn.Module):
             expected = ", ".join(map(str, (self.channels, *self.image_size)))
             raise ValueError(f"this U-Net takes images of shape (B, {expected}), not {tuple(x.shape)}")
         check_times(x, t)
-        c = self.conditioner(t, cond)  # (B, D)
+        self.conditioner.check(cond, len(x))
+        c = self.conditioner(t, cond).vector  # (B, D)
         h = self.conv_in(x)  # (B, width, H, W)
         skips = []
         for i, block in enumerate(self.down):
