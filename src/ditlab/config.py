@@ -229,11 +229,11 @@ class Config(Section):
         """Refuse settings of several sections that do not go together."""
         sampling, few_steps = self.sampling, self.process.kind == "meanflow"
         if few_steps and self.compile:
-            raise ConfigError("compile=True: meanflow differentiates the network, which cannot be compiled; leave it out")
+            raise ConfigError("compile=True: meanflow differentiates the network as it is; leave compile out")
         if sampling.solver == "average" and not few_steps:
             raise ConfigError("sampling.solver=average: only --process meanflow learns an average velocity")
         if sampling.solver == "average" and sampling.guidance != 1:
             raise ConfigError(
-                f"sampling.guidance={sampling.guidance:g}: an average velocity is guided in training, by process.guidance"
+                f"sampling.guidance={sampling.guidance:g}: an average velocity is guided in training: process.guidance"
             )
         return self

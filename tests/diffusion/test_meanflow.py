@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ditlab
 from ditlab.chance import generator_for
@@ -189,7 +190,7 @@ def trained(steps, n=512):
         torch.manual_seed(0)
         network = ditlab.MLPDenoiser((1,), hidden=64, depth=2, interval=True)
     process = MeanFlow(network, adaptive_power=0.0, flow_share=0.5, times_mean=0.0, times_std=1.5)
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
@@ -203,7 +204,7 @@ def trained(steps, n=512):
 
 
 def test_training_finds_the_average_velocity():
-    """Root mean square error over what is drawn there, t and r uniform: below 1e-2 of … see the docstring of trained."""
+    """Root mean square error over what is drawn there, t and r uniform: below 1e-2."""
     network = trained(1500)
     t, length = intervals(20_000, 17, torch.float32)
     spread = ((1 - t) ** 2 * STD**2 + t**2).sqrt()

@@ -86,7 +86,8 @@ class LabOptions(Section):
 class TrainOptions(Config):
     """Train a recipe into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow, --optimizer muon|adamw.
+    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow, --optimizer
+    muon|adamw.
     """
 
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")

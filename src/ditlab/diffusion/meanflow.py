@@ -156,7 +156,7 @@ class MeanFlow(Process):
         with torch.no_grad(), _full_precision(z), sdpa_kernel(SDPBackend.MATH):
             along = velocity if self.tangent == "conditional" else average(z, t, torch.zeros_like(t))
             ones = torch.ones_like(t)
-            _, du = torch.func.jvp(average, (z, t, length), (along, ones, ones))
+            du = torch.func.jvp(average, (z, t, length), (along, ones, ones))[1]
         return velocity - match(length, z) * du
 
     def guided(self, velocity: Tensor, z: Tensor, t: Tensor, cond: Condition | None) -> Tensor:

@@ -38,6 +38,10 @@ class Path(Protocol):
 
     def slope(self, t: Tensor) -> Slope: ...
 
+    def time(self, clock: Tensor) -> Tensor:
+        """The time t at which ``slope(t).clock`` is ``clock``."""
+        ...
+
 
 def match(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shape a coefficient () or (B,) so that it broadcasts over the trailing dimensions of x (B, ...)."""
@@ -59,6 +63,9 @@ class LinearPath:
         one = torch.ones_like(t)
         return Slope(scale=one, clock=t, p=-one, q=one)
 
+    def time(self, clock: Tensor) -> Tensor:
+        return clock
+
 
 def _angle_slope(c: Coefficients) -> Slope:
     """On a variance-preserving path x turns: dx/dθ = cos θ·eps − sin θ·x0 with θ = atan2(s, a)."""
@@ -78,6 +85,9 @@ class CosinePath:
 
     def slope(self, t: Tensor) -> Slope:
         return _angle_slope(self(t))
+
+    def time(self, clock: Tensor) -> Tensor:
+        return clock / (math.pi / 2)
 
 
 class DiscreteVP:
@@ -112,6 +122,13 @@ class DiscreteVP:
 
     def slope(self, t: Tensor) -> Slope:
         return _angle_slope(self(t))
+
+    def time(self, clock: Tensor) -> Tensor:
+        table = self.log_alpha_bar.to(clock.device, clock.dtype)
+        log_alpha_bar = torch.log1p(-clock.sin().square()).clamp(min=table[-1])  # ᾱ = cos² of the angle
+        right = torch.searchsorted(-table, -log_alpha_bar).clamp(1, self.steps)
+        left = right - 1
+        return (left + (log_alpha_bar - table[left]) / (table[right] - table[left])) / self.steps
 
 
 def named_betas(schedule: Literal["linear", "cosine"], steps: int) -> Float[Tensor, " steps"]:
