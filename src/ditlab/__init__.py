@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditlab.diffusion.guidance import ClassifierFree, Guidance
+    from ditlab.diffusion.likelihood import log_likelihood
     from ditlab.diffusion.meanflow import MeanFlow
     from ditlab.diffusion.process import DDPM, FlowMatching, Process
     from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, Heun, Solver
@@ -33,6 +34,7 @@ _HOME = {
     "FlowMatching": "diffusion.process",
     "MeanFlow": "diffusion.meanflow",
     "Process": "diffusion.process",
+    "log_likelihood": "diffusion.likelihood",
     "Estimate": "diffusion.targets",
     "Solver": "diffusion.solvers",
     "Euler": "diffusion.solvers",
@@ -69,6 +71,7 @@ __all__ = [
     "Solver",
     "UNet",
     "load",
+    "log_likelihood",
     "probe",
 ]
 

@@ -39,8 +39,8 @@ def log_likelihood(
     trace: Trace = "auto",
     seed: int = 0,
     first: int = 0,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float = 1e-6,
+    atol: float = 1e-6,
 ) -> Float[Tensor, " B"]:
     """log p(x0 | cond) of each sample, in nats, as ``process`` without guidance would draw it in infinitely many steps.
 
@@ -58,7 +58,7 @@ def log_likelihood(
         rtol, atol: relative and absolute tolerance, of u (root mean square over a sample) and of the log-density.
 
     Raises:
-        InputError: torchdiffeq is not installed.
+        InputError: torchdiffeq is not installed, or the network's field is not finite.
         ValueError: an unknown trace, or tolerances that are not above 0.
     """
     if trace not in ("exact", "hutchinson", "auto"):
@@ -154,7 +154,10 @@ def _solve(
     options = {"norm": largest, "dtype": torch.float64}
     with torch.no_grad():
         times = torch.stack(clocks).to(state.device)
-        end = odeint(flow, state, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+        try:
+            end = odeint(flow, state, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+        except AssertionError as error:  # its step shrank to nothing
+            raise InputError(f"the likelihood cannot be integrated, for the field is not finite ({error})") from None
     return end[:, :-1].reshape(u.shape), end[:, -1]
 
 
@@ -188,8 +191,8 @@ def bits_per_dim(
     trace: Trace = "auto",
     seed: int = 0,
     first: int = 0,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float = 1e-6,
+    atol: float = 1e-6,
 ) -> Float[Tensor, " B"]:
     """Bits per dimension of images whose d values lie on a grid, by uniform dequantisation (Theis et al. 2016).
 
