@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditlab.build import build_dataset
 from ditlab.config import CirclesData, DigitsData, PointsData
+from ditlab.data.datasets import HeldOut
 from ditlab.errors import InputError
+from ditlab.evaluation.likelihood import measure_likelihood
 from ditlab.evaluation.measures import measure_circles, measure_digits, measure_points
 from ditlab.run import Run
 
 
 def evaluate(
-    run: Run, n: int = 1000, *, steps: int = 25, solver: str = "heun", guidance: float | None = None, seed: int = 0
+    run: Run,
+    n: int = 1000,
+    *,
+    steps: int = 25,
+    solver: str = "heun",
+    guidance: float | None = None,
+    seed: int = 0,
+    nll: bool = False,
+    nll_n: int | None = None,
 ) -> dict[str, Any]:
     """The figures of ``ditlab eval``: those of the data's kind, and everything that decided them.
 
-    ``evaluations`` is how often the network ran for each sample, the two halves of a guided pass counted as one.
+    ``evaluations`` is how often the network ran for each sample, the two halves of a guided pass counted as one. With
+    ``nll``, also the negative log-likelihood of ``nll_n`` held-out data, without guidance.
 
     Raises:
         InputError: too few samples for the figures.
@@ -32,6 +44,11 @@ def evaluate(
             labels = run.labels(n)
             assert labels is not None
             figures = measure_digits(samples, labels) | {"guidance": 1.0 if guidance is None else guidance}
+    if nll:
+        dataset = build_dataset(run.config)
+        if not isinstance(dataset, HeldOut):
+            raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
+        figures |= measure_likelihood(run.process, dataset, nll_n, seed)
     return figures | {
         "n": n,
         "seed": seed,

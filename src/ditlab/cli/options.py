@@ -60,6 +60,10 @@ class EvalOptions(Section):
 
     run: RunName
     n: int = Field(1000, ge=2, le=10**7, description="how many samples")
+    nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
+    nll_n: int | None = Field(
+        None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 128 images"
+    )
     steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
     solver: SolverName | None = Field(None, description="of the reverse process; None is the run's own")
     guidance: float | None = Field(None, description="classifier-free guidance scale, 1 is off; None is the run's own")

@@ -172,7 +172,7 @@ def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
 def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:
     from ditlab.evaluate import evaluate as measure
 
-    return measure(run, options.n, **_drawing(run, options))
+    return measure(run, options.n, **_drawing(run, options), nll=options.nll, nll_n=options.nll_n)
 
 
 def _last_loss(folder: RunFolder) -> float | None:
