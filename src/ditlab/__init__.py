@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ditlab.diffusion.targets import Estimate
     from ditlab.errors import ConfigError, InputError
     from ditlab.inspection.probe import probe
+    from ditlab.networks.conditioning import BlockModulation, Conditioning, Modulation, register_conditioning
+    from ditlab.networks.conditions import Conditions
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
     from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
@@ -28,6 +30,11 @@ _HOME = {
     "UNet": "networks.unet",
     "MLPDenoiser": "networks.mlp",
     "MLPVelocity": "networks.mlp",
+    "Conditioning": "networks.conditioning",
+    "Conditions": "networks.conditions",
+    "Modulation": "networks.conditioning",
+    "BlockModulation": "networks.conditioning",
+    "register_conditioning": "networks.conditioning",
     "PatchEmbed": "networks.embeddings",
     "SinEmb": "networks.embeddings",
     "DDPM": "diffusion.process",
@@ -51,7 +58,10 @@ _HOME = {
 
 __all__ = [
     "DDPM",
+    "BlockModulation",
     "ClassifierFree",
+    "Conditioning",
+    "Conditions",
     "ConfigError",
     "DPMSolverPlusPlus",
     "DiT",
@@ -64,6 +74,7 @@ __all__ = [
     "MLPDenoiser",
     "MLPVelocity",
     "MeanFlow",
+    "Modulation",
     "PatchEmbed",
     "Process",
     "Run",
@@ -73,6 +84,7 @@ __all__ = [
     "load",
     "log_likelihood",
     "probe",
+    "register_conditioning",
 ]
 
 

@@ -75,7 +75,10 @@ class DiTConfig(Section):
     heads: int = Field(4, ge=1, description="attention heads; must divide dim")
     mlp_ratio: float = Field(2.0, gt=0, le=64, description="hidden width of a block's MLP over dim")
     positions: Literal["learned", "sincos"] = Field("learned", description="learned or fixed sine-cosine positions")
-    conditioning: Literal["adaln-zero"] = Field("adaln-zero", description="how time and label enter a block")
+    conditioning: str = Field(
+        "adaln-zero",
+        description="how time and label enter a block: adaln-zero, adaln, film, in-context, cross-attention",
+    )
     learned_variance: bool = Field(False, description="predict the variance of a DDPM step too")
     gelu: Literal["exact", "tanh"] = Field("exact", description="of a block's MLP; published DiTs have tanh")
     time_features: int = Field(64, ge=2, le=2**16, description="width of the sinusoidal features of the time; even")
@@ -86,6 +89,10 @@ class DiTConfig(Section):
         "shared", description="of time and label: one for all blocks, or one each, as in diffusers' DiT"
     )
     null_label: bool = Field(True, description="have a label for no label; without it there is no guidance")
+    qk_norm: bool = Field(False, description="divide queries and keys by their root mean square")
+    norm: Literal["layer", "rms"] = Field("layer", description="of the tokens in a block")
+    mlp: Literal["gelu", "swiglu"] = Field("gelu", description="of a block; of about as many parameters")
+    rotary: bool = Field(False, description="turn queries and keys by the places of their patches, beside positions")
 
 
 class UNetConfig(Section):

@@ -101,7 +101,7 @@ def test_branches_by_hand(setting):
     times = torch.tensor([0.25, 0.75])
     branches = measure_branches(network, torch.stack([x, x]), times, {})
     for i, time in enumerate(times):
-        c = network.conditioner(time.expand(5), None).vector
+        c = network.conditioner(time.expand(5), None)
         tokens = network.patch_embed(x) + network.positions
         for j, block in enumerate(network.blocks):
             for k, (branch, part) in enumerate(zip(block.modulation(c), (block.attn, block.mlp), strict=True)):

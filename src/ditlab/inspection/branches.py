@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.networks.conditioning import AdaLNZero, BlockModulation
+from ditlab.networks.conditioning import BlockModulation
+from ditlab.networks.dit import DiTBlock
 
 
 class Branches(NamedTuple):
@@ -18,9 +19,9 @@ class Branches(NamedTuple):
     contribution: Float[Tensor, "T L 2"]  # mean over samples of ‖gate ⊙ f‖ / ‖x‖, norms over all tokens
 
 
-def modulated_blocks(network: nn.Module) -> list[nn.Module]:
-    """The transformer blocks with adaLN-Zero, in order; none for other networks."""
-    return [module for module in network.modules() if isinstance(getattr(module, "modulation", None), AdaLNZero)]
+def modulated_blocks(network: nn.Module) -> list[DiTBlock]:
+    """The transformer blocks with gates, in order; none for networks whose kind of conditioning has none."""
+    return [module for module in network.modules() if isinstance(module, DiTBlock) and module.modulation.gated]
 
 
 def effective_depth(contribution: Float[Tensor, "T L 2"]) -> Float[Tensor, " T"]:
@@ -36,7 +37,7 @@ def measure_branches(
     """Run the network on x[i] at time t[i], for each i, and measure every branch of every block.
 
     Raises:
-        ValueError: a network without adaLN-Zero blocks.
+        ValueError: a network whose blocks have no gates.
     """
     blocks = modulated_blocks(network)
     if not blocks:
@@ -56,14 +57,14 @@ def _contributions(block: dict[str, Any]) -> list[Tensor]:
     for modulation, branch in zip(block["modulation"], (block["attn"], block["mlp"]), strict=True):
         added = modulation.gate[:, None] * branch
         values.append((added.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).mean())
-        x = x + added
+        x = block["between"](x + added, block["conditions"])
     return values
 
 
 def _forward_with_hooks(
-    network: nn.Module, blocks: list[nn.Module], x: Tensor, t: Tensor, cond: dict[str, Tensor]
+    network: nn.Module, blocks: list[DiTBlock], x: Tensor, t: Tensor, cond: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """One forward pass; of each block its input, modulation and the outputs of both branches."""
+    """One forward pass; of each block its input, modulation, the outputs of both branches and what is between them."""
     seen: list[dict[str, Any]] = [{} for _ in blocks]
     handles = []
 
@@ -75,12 +76,13 @@ def _forward_with_hooks(
 
     def keep_input(store: dict[str, Any]) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            store["x"] = inputs[0]
+            store["x"], store["conditions"] = inputs[:2]
 
         return hook
 
     try:
         for block, store in zip(blocks, seen, strict=True):
+            store["between"] = block.modulation.between
             handles.append(block.register_forward_pre_hook(keep_input(store)))
             handles += [
                 getattr(block, part).register_forward_hook(keep(store, part)) for part in ("modulation", "attn", "mlp")

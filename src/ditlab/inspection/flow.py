@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditlab.networks.conditions import Conditions
 from ditlab.networks.counts import parameter_count
 
 
@@ -61,7 +62,8 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
             synchronise()
             elapsed = 1e3 * (time.perf_counter() - started[name])
             if name not in parts:
-                takes = [list(x.shape) for x in inputs if isinstance(x, Tensor)]
+                given = [x.vector if isinstance(x, Conditions) else x for x in inputs]
+                takes = [list(x.shape) for x in given if isinstance(x, Tensor)]
                 parts[name] = Part(name, type(module).__name__, takes, _shape(output), parameter_count(module))
             else:
                 parts[name].times.append(elapsed)
@@ -89,4 +91,6 @@ def _shape(output: Any) -> list[int]:
 
 
 def _leaves(value: Any) -> list[Tensor]:
+    if value is None:  # a gate that a modulation does not have
+        return []
     return [value] if isinstance(value, Tensor) else [leaf for part in value for leaf in _leaves(part)]

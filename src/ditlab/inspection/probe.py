@@ -9,22 +9,33 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ditlab.networks.conditioning import AdaLNZero, BlockModulation
-from ditlab.networks.layers import ScaledDotProductAttention
+from ditlab.inspection.branches import modulated_blocks
+from ditlab.networks.conditioning import BlockModulation
+from ditlab.networks.dit import DiT
+from ditlab.networks.layers import Attention, CrossAttention, ScaledDotProductAttention
 
 
 class Record:
     """What a probe saw, by layer from 0, in fp32 and detached.
 
     Attributes:
-        attention: layer → (B, h, N, N), or (B, heads asked for, queries asked for, N). Rows sum to 1.
-        gates: layer → {"attn": (B, D), "mlp": (B, D)}.
+        attention: layer → (B, h, N, N), or (B, heads asked for, queries asked for, N). Rows sum to 1. Where other
+            tokens than patches are in the sequence, N counts them too.
+        cross: layer → (B, h, N, K), cross-attention to K tokens of conditions; rows sum to 1.
+        gates: layer → {"attn": (B, D), "mlp": (B, D)}, of a kind of conditioning that has gates.
+        patches: which tokens of the sequence are patches; None for a network that has none.
+        tokens, cross_tokens: in the latest pass, names of the tokens after the patches, such as ("time", "label"), and
+            of the K tokens that cross-attention reads.
 
     With ``keep="all"`` each tensor is a list of tensors instead, one a forward pass.
     """
 
-    def __init__(self, keep: Literal["last", "all"] = "last") -> None:
+    def __init__(self, keep: Literal["last", "all"] = "last", patches: range | None = None) -> None:
+        self.patches = patches
+        self.tokens: tuple[str, ...] = ()
+        self.cross_tokens: tuple[str, ...] = ()
         self.attention: dict[int, Any] = {}
+        self.cross: dict[int, Any] = {}
         self.gates: dict[int, dict[str, Any]] = {}
         self._keep = keep
 
@@ -63,16 +74,24 @@ def probe(
         raise ValueError(f"keep={keep!r} must be 'last' or 'all'")
     _refuse_compiled(network)
     attentions = attention_layers(network)
-    modulations = [m for m in network.modules() if isinstance(m, AdaLNZero)]
+    crosses = [module.attention for module in network.modules() if isinstance(module, CrossAttention)]
+    modulations = [block.modulation for block in modulated_blocks(network)]
+    dit = next((module for module in network.modules() if isinstance(module, DiT)), None)
     if attention and not attentions:
         raise ValueError(f"{type(network).__name__} has no attention to record; pass attention=False")
-    record = Record(keep)
+    record = Record(keep, None if dit is None else dit.patches)
 
-    def on_attention(layer: int) -> Any:
-        def hook(_: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], __: Tensor) -> None:
-            record._store(record.attention, layer, attention_map(qkv[0], qkv[1], heads, queries))
+    def on_attention(where: dict[int, Any], layer: int) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+            q, k, mask = inputs[0], inputs[1], inputs[3] if len(inputs) > 3 else None
+            record._store(where, layer, attention_map(q, k, heads, queries, mask))
 
         return hook
+
+    def on_pass(network: DiT, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        cond = named.get("cond", inputs[2] if len(inputs) > 2 else None)
+        record.tokens = network.token_names(cond)
+        record.cross_tokens = network.token_names(cond, network.context)
 
     def on_gates(layer: int) -> Any:
         def hook(_: nn.Module, __: tuple[Tensor, ...], modulation: BlockModulation) -> None:
@@ -84,9 +103,11 @@ def probe(
 
     handles = []
     try:
-        if attention:
-            chosen = _chosen(layers, len(attentions))
-            handles += [attentions[layer].register_forward_hook(on_attention(layer)) for layer in chosen]
+        if dit is not None:
+            handles.append(dit.register_forward_pre_hook(on_pass, with_kwargs=True))
+        for where, modules in ((record.attention, attentions), (record.cross, crosses)) if attention else ():
+            chosen = _chosen(layers, len(modules)) if modules else ()
+            handles += [modules[layer].register_forward_hook(on_attention(where, layer)) for layer in chosen]
         if gates and modulations:
             chosen = _chosen(layers, len(modulations))
             handles += [modulations[layer].register_forward_hook(on_gates(layer)) for layer in chosen]
@@ -97,22 +118,30 @@ def probe(
 
 
 def attention_layers(network: nn.Module) -> list[ScaledDotProductAttention]:
-    """The attention modules of a network, in order."""
-    return [module for module in network.modules() if isinstance(module, ScaledDotProductAttention)]
+    """The self-attention of a network, in order."""
+    return [module.attention for module in network.modules() if isinstance(module, Attention)]
 
 
 @torch.no_grad()
 def attention_map(
-    q: Tensor, k: Tensor, heads: Sequence[int] | None = None, queries: Sequence[int] | None = None
+    q: Tensor,
+    k: Tensor,
+    heads: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q kᵀ / √d) in fp32: (B, h, N, d) twice → (B, h, N, N), rows and heads as asked for."""
+    """softmax(q kᵀ / √d) in fp32: (B, h, N, d), (B, h, M, d) → (B, h, N, M), rows and heads as asked for.
+
+    Keys where the mask (B, 1, 1, M) is False get nothing.
+    """
     q, k = q.detach().float(), k.detach().float()
     if heads is not None:
         q, k = q[:, list(heads)], k[:, list(heads)]
     if queries is not None:
         q = q[:, :, list(queries)]
     with torch.autocast(q.device.type, enabled=False):
-        return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+        products = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        return torch.softmax(products if mask is None else products.masked_fill(~mask, -torch.inf), dim=-1)
 
 
 def _chosen(layers: Sequence[int] | None, count: int) -> Sequence[int]:

@@ -46,12 +46,17 @@ def describe(lens: Lens) -> dict[str, Any]:
     }
 
 
+def _no_gates(lens: Lens, kind: str) -> str:
+    conditioning = getattr(lens.run.config.network, "conditioning", None)
+    return f"{kind} has no adaLN-Zero gates." if conditioning is None else f"{kind} with {conditioning} has no gates."
+
+
 def _sections(lens: Lens) -> dict[str, str | None]:
     """Of each section of the page, why it does not apply, or None."""
     kind = KINDS[lens.run.config.network.kind]
     no_patches = None if isinstance(lens.network, DiT) else f"{kind} cuts nothing into patches."
     no_attention = None if lens.layers else f"{kind} has no attention."
-    no_gates = None if modulated_blocks(lens.network) else f"{kind} has no adaLN-Zero gates."
+    no_gates = None if modulated_blocks(lens.network) else _no_gates(lens, kind)
     return {
         "flow": None,
         "patches": no_patches,

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditlab.inspection.probe import attention_layers, attention_map
+from ditlab.networks.dit import DiT
 
 Head = int | Literal["mean"]
 CHUNK = 128  # queries at a time: what is in memory at once grows with N, not with N²
@@ -22,10 +23,12 @@ class _Enough(Exception):
 
 
 class QueriesAndKeys(NamedTuple):
-    """What went into one attention layer, for a batch."""
+    """What went into one attention layer, for a batch; the first ``patches`` of its M tokens are patches or pixels."""
 
-    q: Float[Tensor, "B h N d"]
-    k: Float[Tensor, "B h N d"]
+    q: Float[Tensor, "B h M d"]
+    k: Float[Tensor, "B h M d"]
+    mask: Bool[Tensor, "B 1 1 M"] | None
+    patches: int
 
 
 @torch.no_grad()
@@ -34,11 +37,13 @@ def queries_and_keys(
 ) -> dict[int, QueriesAndKeys]:
     """Run ``forward`` as far as the last of ``layers``, and keep q and k of those layers."""
     modules = attention_layers(network)
+    patches = len(network.patches) if isinstance(network, DiT) else None
     kept: dict[int, QueriesAndKeys] = {}
 
     def keep(layer: int) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            kept[layer] = QueriesAndKeys(inputs[0].float(), inputs[1].float())
+            q, k, mask = inputs[0].float(), inputs[1].float(), inputs[3] if len(inputs) > 3 else None
+            kept[layer] = QueriesAndKeys(q, k, mask, patches or q.shape[2])
             if len(kept) == len(layers):
                 raise _Enough
 
@@ -56,20 +61,21 @@ def queries_and_keys(
 
 
 def map_rows(layer: QueriesAndKeys, head: Head, queries: Sequence[int]) -> Float[Tensor, "B Q N"]:
-    """Rows of a head's map, or of the mean over all heads."""
-    maps = attention_map(layer.q, layer.k, None if head == "mean" else [head], queries)  # (B, h, Q, N)
+    """Rows of a head's map, or of the mean over all heads, to the patches; what is missing from 1 goes elsewhere."""
+    heads = None if head == "mean" else [head]
+    maps = attention_map(layer.q, layer.k, heads, queries, layer.mask)[..., : layer.patches]  # (B, h, Q, N)
     return maps.mean(1)
 
 
 def row_chunks(layer: QueriesAndKeys) -> Iterator[list[int]]:
     """All queries of a layer, some at a time."""
-    count = layer.q.shape[2]
+    count = layer.patches
     return (list(range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK))
 
 
 def whole_map(layer: QueriesAndKeys, head: Head) -> Float[Tensor, "P P"]:
     """The first image's map: every cell, or means over cells where there are more than 256 tokens."""
-    count = layer.q.shape[2]
+    count = layer.patches
     rows = [
         _pooled(map_rows(layer, head, queries)[0], count) for queries in row_chunks(layer)
     ]  # chunks of (Q, min(N, 256))
@@ -92,7 +98,7 @@ def thumbnails(layer: QueriesAndKeys, query: int, direction: str, grid: tuple[in
     """``one_row`` of every head, laid out on the grid of patches, at most 16 × 16."""
     heads = range(layer.q.shape[1])
     if direction == "from":
-        rows = attention_map(layer.q, layer.k, None, [query])[0, :, 0]  # (h, N)
+        rows = attention_map(layer.q, layer.k, None, [query], layer.mask)[0, :, 0, : layer.patches]  # (h, N)
     else:
         rows = torch.stack([one_row(layer, head, query, direction) for head in heads])
     tiles = rows.reshape(len(heads), *grid)

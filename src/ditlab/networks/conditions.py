@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ditlab.errors import InputError
-from ditlab.networks.embeddings import TimeEmbedding
+from ditlab.networks.embeddings import TimeEmbedding, check_sizes
 from ditlab.networks.layers import full_precision, xavier_initialised
 
 Condition = Mapping[str, Tensor]
@@ -41,6 +41,18 @@ def check_conditions(cond: Condition | None, batch: int | None, known: Checks) -
                 + ("; build it with num_classes for labels" if name == "label" else "")
             )
         known[name](value, batch)
+
+
+def check_scalar_names(names: Sequence[str]) -> None:
+    """Refuse names of scalars that are taken or cannot name a part of a network.
+
+    Raises:
+        ValueError: one is.
+    """
+    taken = {"time", "label", "interval", "text", "text_mask"}
+    for name in names:
+        if not name.isidentifier() or name in taken or hasattr(nn.ModuleDict, name) or list(names).count(name) > 1:
+            raise ValueError(f"{name!r} cannot name a scalar condition; choose a new word of letters, digits and '_'")
 
 
 def check_scalar(name: str) -> Callable[[Tensor, int | None], None]:
@@ -272,3 +284,28 @@ def total(parts: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         whole = whole + part
     return whole
+
+
+def make_conditioner(
+    time: TimeEmbedding,
+    labels: Labels,
+    dim: int,
+    features: int,
+    interval: bool = False,
+    scalars: Sequence[str] = (),
+    text_dim: int | None = None,
+) -> Conditioner:
+    """A conditioner of width ``dim`` for these conditions; ``features`` is the width of all sinusoidal features.
+
+    Raises:
+        ValueError: a name that cannot be a scalar's; a width of text that is not above 0.
+    """
+    check_scalar_names(scalars)
+    check_sizes(text_dim=1 if text_dim is None else text_dim)
+    return Conditioner(
+        time,
+        labels,
+        TimeEmbedding(dim, features, time.scale, at_zero=True) if interval else None,
+        {name: ScalarEmbedding(dim, features) for name in scalars},
+        None if text_dim is None else TextEmbedding(text_dim, dim),
+    )

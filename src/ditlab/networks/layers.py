@@ -1,12 +1,13 @@
-"""Attention, the two-layer MLP of a transformer block, and the helpers both networks share."""
+"""Norms, attention and MLPs of a transformer block, and the helpers that the networks share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,44 +39,145 @@ def xavier_initialised(layer: Layer) -> Layer:
     return layer
 
 
-class ScaledDotProductAttention(nn.Module):
-    """softmax(q kᵀ / √d) v, without parameters and without a mask (Vaswani et al. 2017, eq. 1).
+def layer_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """(x − mean) / standard deviation of each token (Ba et al. 2016), without parameters."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
-    It is a module of its own so that a forward hook sees q, k and v: a probe recomputes the map from them while the
-    fused kernel still produces the output.
+
+def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """x / root mean square of each token (Zhang & Sennrich 2019), without parameters."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+Norm = Callable[[Tensor], Tensor]
+NORMS: dict[str, Norm] = {"layer": layer_norm, "rms": rms_norm}
+
+
+class ScaledDotProductAttention(nn.Module):
+    """softmax(q kᵀ / √d) v, without parameters (Vaswani et al. 2017, eq. 1); keys where the mask is False are left out.
+
+    It is a module of its own so that a forward hook sees q, k, v and, where there is one, the mask: a probe recomputes
+    the map from them while the fused kernel still produces the output.
     """
 
     def forward(
-        self, q: Float[Tensor, "B h N d"], k: Float[Tensor, "B h M d"], v: Float[Tensor, "B h M d"]
+        self,
+        q: Float[Tensor, "B h N d"],
+        k: Float[Tensor, "B h M d"],
+        v: Float[Tensor, "B h M d"],
+        mask: Bool[Tensor, "B 1 1 M"] | None = None,
     ) -> Float[Tensor, "B h N d"]:
         if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # its bf16 kernel is several times slower
             with full_precision(q):
-                return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-        return F.scaled_dot_product_attention(q, k, v)
+                return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+        return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+class RotaryPositions(nn.Module):
+    """Turn pairs of a head's values by angles that grow with the patch's column and row, so that q·k sees differences.
+
+    The first half of a head's width turns with the column, the second with the row, by position · 10000^(−i/(d/4))
+    (Su et al. 2021, eq. 34, in each axis, as Heo et al. 2024 do for images). Tokens after the patches are not turned.
+
+    Args:
+        grid: rows and columns of patches; tokens run row by row.
+        width: d of a head; must be divisible by 4.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(
+                f"a head is {width} wide, and rotary positions need a multiple of 4; choose other heads or dim"
+            )
+        rows, columns = torch.meshgrid(
+            torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+        )
+        rates = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+        angles = torch.cat([axis.reshape(-1, 1) * rates for axis in (columns, rows)], dim=1)  # (N, d/2)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, x: Float[Tensor, "B h M d"]) -> Float[Tensor, "B h M d"]:
+        patches = len(self.cos)
+        own = x[:, :, :patches].float()
+        even, odd = own[..., ::2], own[..., 1::2]  # (B, h, N, d/2)
+        turned = torch.stack([even * self.cos - odd * self.sin, even * self.sin + odd * self.cos], dim=-1)
+        turned = turned.flatten(-2).to(x.dtype)
+        return turned if x.shape[2] == patches else torch.cat([turned, x[:, :, patches:]], dim=2)
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Refuse a number of heads that does not divide the width."""
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim={dim} is not divisible by heads={heads}; choose heads that divide dim")
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head self-attention: every token reads every token.
+    """Bidirectional multi-head self-attention: every token reads every token that is not masked.
 
     Args:
         dim: width D of a token.
         heads: number of heads h; must divide D.
+        qk_norm: divide queries and keys by their root mean square, with learned scales (Dehghani et al. 2023; Esser et
+            al. 2024), so that no product of the two can grow without bound.
+        rotary: turns queries and keys by their places, or None.
+    """
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool = False, rotary: RotaryPositions | None = None) -> None:
+        super().__init__()
+        check_heads(dim, heads)
+        self.heads = heads
+        self.qkv = xavier_initialised(nn.Linear(dim, 3 * dim))
+        self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else None
+        self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else None
+        self.rotary = rotary
+        self.attention = ScaledDotProductAttention()
+        self.out = xavier_initialised(nn.Linear(dim, dim))
+
+    def forward(self, x: Float[Tensor, "B N D"], mask: Bool[Tensor, "B 1 1 N"] | None = None) -> Float[Tensor, "B N D"]:
+        B, N, D = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.heads, D // self.heads)  # (B, N, 3, h, D/h)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # 3 × (B, h, N, D/h)
+        if self.q_norm is not None and self.k_norm is not None:
+            with full_precision(q):
+                q, k = self.q_norm(q.float()).to(q.dtype), self.k_norm(k.float()).to(k.dtype)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
+        mixed = self.attention(q, k, v) if mask is None else self.attention(q, k, v, mask)  # (B, h, N, D/h)
+        return self.out(mixed.transpose(1, 2).reshape(B, N, D))  # (B, N, D)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to other tokens: (B, N, D) reads (B, M, D).
+
+    Args:
+        dim, heads: width D of a token; number of heads h, which must divide D.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"dim={dim} is not divisible by heads={heads}; choose heads that divide dim")
+        check_heads(dim, heads)
         self.heads = heads
-        self.qkv = xavier_initialised(nn.Linear(dim, 3 * dim))
+        self.q = xavier_initialised(nn.Linear(dim, dim))
+        self.kv = xavier_initialised(nn.Linear(dim, 2 * dim))
         self.attention = ScaledDotProductAttention()
         self.out = xavier_initialised(nn.Linear(dim, dim))
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B N D"],
+        context: Float[Tensor, "B M D"],
+        mask: Bool[Tensor, "B 1 1 M"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
         B, N, D = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.heads, D // self.heads)  # (B, N, 3, h, D/h)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # 3 × (B, h, N, D/h)
-        mixed = self.attention(q, k, v)  # (B, h, N, D/h)
+        q = self.q(x).view(B, N, self.heads, D // self.heads).transpose(1, 2)  # (B, h, N, D/h)
+        kv = self.kv(context).view(B, context.shape[1], 2, self.heads, D // self.heads)
+        k, v = (part.transpose(1, 2) for part in kv.unbind(2))  # 2 × (B, h, M, D/h)
+        mixed = self.attention(q, k, v) if mask is None else self.attention(q, k, v, mask)  # (B, h, N, D/h)
         return self.out(mixed.transpose(1, 2).reshape(B, N, D))  # (B, N, D)
 
 
@@ -94,3 +196,23 @@ class MLP(nn.Sequential):
             nn.GELU(approximate="tanh" if gelu == "tanh" else "none"),
             xavier_initialised(nn.Linear(hidden, dim)),
         )
+
+
+class SwiGLU(nn.Module):
+    """W₂(SiLU(W x) ⊙ V x), applied to each token alone (Shazeer 2020, eq. 6): (B, N, D) → (B, N, D).
+
+    Args:
+        dim: D.
+        hidden: width of the hidden layer of the MLP that this one replaces; its own is two thirds of it, to the next
+            multiple of 8, so that it has about as many parameters.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        own = 8 * max(1, round(hidden / 12))
+        self.gate_and_value = xavier_initialised(nn.Linear(dim, 2 * own))
+        self.out = xavier_initialised(nn.Linear(own, dim))
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)

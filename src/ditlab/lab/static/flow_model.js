@@ -116,6 +116,15 @@ const CLASSES = {
   Conditioner: ["The time, and the label where there is one, as the vector c.", "c = MLP(sin, cos of 1000·t)"],
   SinEmb: ["The time as sines and cosines of many frequencies.", "sin, cos of 1000·t·frequency"],
   Linear: ["A linear layer; between two of them, SiLU.", "W·x + b"],
+  AdaLN: ["Makes a shift and a scale for each branch of this block out of c.", "shift, scale (× 2) = W·SiLU(c) + b"],
+  FiLM: ["Makes one shift and one scale for both branches of this block out of c.", "shift, scale = W·SiLU(c) + b"],
+  InContext: ["The learned scale and shift of this block's norms; time and label are tokens beside the patches.", ""],
+  CrossAttended: ["The learned scale and shift of this block's norms; time and label are tokens that the block reads.", ""],
+  CrossAttention: ["Every patch reads the tokens of time and label.", "x ← x + Attention(norm(x), norm(tokens))"],
+  Attention: ["Every token reads every token, weighted by softmax(QKᵀ/√d).", "x ← x + Attention(norm(x)·(1 + scale) + shift)"],
+  MLP: ["Works on each token by itself.", "x ← x + MLP(norm(x)·(1 + scale) + shift)"],
+  SwiGLU: ["Works on each token by itself, half of its hidden values gating the other half.", "x ← x + SwiGLU(norm(x)·(1 + scale) + shift)"],
+  TimeEmbedding: ["The second time, t − r, as sines and cosines, then a small MLP: added to c.", "c ← c + MLP(sin, cos of 1000·(t − r))"],
 };
 
 const TARGETS = /** @type {Record<string, string>} */ ({
