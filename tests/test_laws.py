@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,9 +12,19 @@ from scipy.integrate import solve_ivp
 from ditlab.chance import generator_for
 from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, named_betas
 from ditlab.diffusion.process import DDPM, FlowMatching
-from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, Heun, integrate
+from ditlab.diffusion.solvers import (
+    DIFFUSION,
+    SOLVERS,
+    DormandPrince,
+    DPMSolverPlusPlus,
+    DPMSolverPlusPlus3M,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    integrate,
+)
 from ditlab.diffusion.targets import TARGETS, compose, find_target, resolve
-from tests.mixture import RING
+from tests.mixture import RING, Mixture
 
 PATHS = {
     "linear": LinearPath(),
@@ -69,6 +80,15 @@ def test_path_clock_moves_x_as_the_velocity_does(path):
     torch.testing.assert_close(measured, here.p * x0 + here.q * eps, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_path_time_at_inverts_the_angle(path):
+    t = torch.cat([torch.tensor([0.0, 1e-6, 1e-4]), INNER, torch.tensor([1.0])]).double()
+    c = PATHS[path](t)
+    torch.testing.assert_close(PATHS[path].time_at(torch.atan2(c.s, c.a)), t, rtol=1e-9, atol=1e-11)
+    ends = PATHS[path].time_at(torch.tensor([0.0, math.pi / 2], dtype=torch.float64))
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+
 def true_flow(path, x, start, end):
     """The probability-flow ODE by an adaptive eighth-order method: dx/dt = a′·E[x0|x] + s′·E[eps|x]."""
 
@@ -91,7 +111,12 @@ def solve(solver, path, x, start, end, steps):
     return x
 
 
-DETERMINISTIC = [Euler(), Heun(), DPMSolverPlusPlus()]
+DETERMINISTIC = [Euler(), Heun(), DPMSolverPlusPlus(), DPMSolverPlusPlus3M()]
+
+
+def test_every_solver_by_name_has_its_order_measured():
+    measured = {type(solver) for solver in DETERMINISTIC} | {EulerMaruyama, DormandPrince}
+    assert {type(make()) for make in SOLVERS.values()} == measured
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
@@ -107,25 +132,125 @@ def test_solver_order(path, solver):
     assert -slope == pytest.approx(solver.order, abs=0.2)
 
 
+FULL_SPAN = torch.randn(200, 2, dtype=torch.float64, generator=generator_for(2))
+
+
+@cache
+def truth_over_the_full_span(path):
+    return solve(Heun(), PATHS[path], FULL_SPAN, 1.0, 0.0, 2000)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("solver", DETERMINISTIC, ids=lambda s: type(s).__name__)
 def test_solver_over_the_full_span(path, solver):
     """From pure noise to data: finite, and more steps are always better."""
-    path = PATHS[path]
-    x = torch.randn(200, 2, dtype=torch.float64, generator=generator_for(2))
-    truth = solve(Heun(), path, x, 1.0, 0.0, 4000)
+    truth = truth_over_the_full_span(path)
     errors = [
-        float((solve(solver, path, x, 1.0, 0.0, n) - truth).square().mean().sqrt()) for n in (10, 20, 40, 80, 160)
+        float((solve(solver, PATHS[path], FULL_SPAN, 1.0, 0.0, n) - truth).square().mean().sqrt())
+        for n in (10, 20, 40, 80, 160)
     ]
     assert all(math.isfinite(e) for e in errors)
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_adaptive_error_falls_with_the_tolerance(path):
+    """In proportion to it, on the inner span; over the full one finite and near; evaluations grow."""
+    x = FULL_SPAN[:50]
+    spent = []
+
+    def counted(tolerance, start, end):
+        def denoise(x, t):
+            spent[-1] += 1
+            return RING.estimate(PATHS[path], x, t)
+
+        spent.append(0)
+        grid = torch.tensor([start, (start + end) / 2, end], dtype=torch.float64)
+        *_, (_, x0) = integrate(DormandPrince(tolerance, tolerance), denoise, PATHS[path], x, grid, no_noise)
+        return x0
+
+    truth = counted(1e-10, 0.95, 0.05)
+    tolerances = [1e-4, 1e-5, 1e-6, 1e-7]
+    errors = [float((counted(tolerance, 0.95, 0.05) - truth).abs().max()) for tolerance in tolerances]
+    slope = np.polyfit(np.log(tolerances), np.log(errors), 1)[0]
+    assert slope == pytest.approx(1, abs=0.35)
+    assert spent[1:] == sorted(spent[1:])
+    near = counted(1e-6, 1.0, 0.0) - truth_over_the_full_span(path)[:50]
+    assert near.abs().max() < 1e-3
+
+
+def test_adaptive_steps_heed_the_worst_sample():
+    """One hard sample among many easy ones is solved as well as alone."""
+    path = PATHS["linear"]
+    hard = Mixture([[-1.0], [1.0]], 0.02)
+
+    def denoise(x, t):
+        estimate = hard.estimate(path, x, t)
+        easy = torch.arange(len(x))[:, None] > 0
+        return estimate._replace(x0=estimate.x0.where(~easy, 0 * x), eps=estimate.eps.where(~easy, x / t.clamp(1e-9)))
+
+    grid = torch.tensor([1.0, 0.05], dtype=torch.float64)
+    x = torch.full((1000, 1), 0.01, dtype=torch.float64)
+    ends = []
+    for batch, tolerance in ((x[:1], 1e-10), (x[:1], 1e-4), (x, 1e-4)):
+        *_, (_, y) = integrate(DormandPrince(tolerance, tolerance), denoise, path, batch, grid, no_noise)
+        ends.append(float(y[0, 0]))
+    truth, alone, together = ends
+    assert abs(together - truth) < 3 * abs(alone - truth) + 1e-6
+
+
+@pytest.mark.parametrize("form", DIFFUSION)
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_weak_order(path, form):
+    """On a Gaussian a step is affine, x → A·x + B + C·z: mean and variance go through it exactly, and err as 1/steps."""
+    path, solver, one = PATHS[path], EulerMaruyama(form), Mixture([[0.8]], 0.6)
+
+    def moments(t):
+        c = path(t)
+        return 0.8 * c.a, 0.36 * c.a**2 + c.s**2
+
+    def error(steps):
+        grid = torch.linspace(0.95, 0.05, steps + 1, dtype=torch.float64)
+        mean, variance = moments(grid[0])
+        x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        for t, r in itertools.pairwise(grid):
+
+            def step(z, t=t, r=r):
+                return solver.step(
+                    lambda x, t: one.estimate(path, x, t), path, x, t, r, None, lambda: torch.full_like(x, z)
+                )[0]
+
+            (b, ab), c = step(0.0).flatten(), float((step(1.0) - step(0.0))[0, 0])
+            mean, variance = (ab - b) * mean + b, (ab - b) ** 2 * variance + c**2
+        true_mean, true_variance = moments(grid[-1])
+        return math.hypot(mean - true_mean, variance - true_variance)
+
+    counts = [40, 80, 160, 320]
+    slope = np.polyfit(np.log(counts), np.log([error(n) for n in counts]), 1)[0]
+    assert -slope == pytest.approx(solver.order, abs=0.2)
+
+
+@pytest.mark.parametrize("form", DIFFUSION)
+@pytest.mark.parametrize("path", PATHS)
+def test_noisy_solvers_keep_the_marginals_over_the_full_span(path, form):
+    """Finite at both ends, and the samples have the data's second moment."""
+    generator = generator_for("noise", form)
+
+    def noise():
+        return torch.randn(4000, 2, dtype=torch.float64, generator=generator)
+
+    path, x, solver = PATHS[path], noise(), EulerMaruyama(form, last_step="tweedie")
+    grid = torch.linspace(1, 0, 101, dtype=torch.float64)
+    *_, (_, x) = integrate(solver, lambda x, t: RING.estimate(path, x, t), path, x, grid, noise)
+    assert x.isfinite().all()
+    assert x.square().mean() == pytest.approx(1.5**2 / 2 + 0.4**2, rel=0.12)
 
 
 def best_network(process):
     """The closed-form optimum for the mixture, as a network of the process."""
 
     def network(x, t, cond=None):
-        return compose(process.target, process.path(t), *RING.estimate(process.path, x, t))
+        return compose(process.target, process.path(t), *RING.estimate(process.path, x, t)[:2])
 
     return network
 
@@ -183,8 +308,6 @@ def test_processes_on_one_path_share_the_minimum():
 
 def test_loss_equals_the_analytic_minimum():
     """For x0 ~ N(0, σ²) the best eps prediction leaves Var(eps | x_t) = a²σ² / (a²σ² + s²)."""
-    from tests.mixture import Mixture
-
     one = Mixture([[0.0]], 0.5)
     process = DDPM(None)
     process.network = lambda x, t, cond=None: one.estimate(process.path, x, t).eps

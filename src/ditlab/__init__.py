@@ -9,11 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ditlab.diffusion.guidance import ClassifierFree, Guidance
+    from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
     from ditlab.diffusion.likelihood import log_likelihood
     from ditlab.diffusion.meanflow import MeanFlow
     from ditlab.diffusion.process import DDPM, FlowMatching, Process
-    from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, Heun, Solver
+    from ditlab.diffusion.solvers import (
+        DormandPrince,
+        DPMSolverPlusPlus,
+        DPMSolverPlusPlus3M,
+        Euler,
+        EulerMaruyama,
+        Heun,
+        Solver,
+    )
     from ditlab.diffusion.targets import Estimate
     from ditlab.errors import ConfigError, InputError
     from ditlab.inspection.probe import probe
@@ -47,8 +55,13 @@ _HOME = {
     "Euler": "diffusion.solvers",
     "Heun": "diffusion.solvers",
     "DPMSolverPlusPlus": "diffusion.solvers",
+    "DPMSolverPlusPlus3M": "diffusion.solvers",
+    "EulerMaruyama": "diffusion.solvers",
+    "DormandPrince": "diffusion.solvers",
     "Guidance": "diffusion.guidance",
     "ClassifierFree": "diffusion.guidance",
+    "Interval": "diffusion.guidance",
+    "Rescaled": "diffusion.guidance",
     "probe": "inspection.probe",
     "Run": "run",
     "load": "run",
@@ -64,19 +77,24 @@ __all__ = [
     "Conditions",
     "ConfigError",
     "DPMSolverPlusPlus",
+    "DPMSolverPlusPlus3M",
     "DiT",
+    "DormandPrince",
     "Estimate",
     "Euler",
+    "EulerMaruyama",
     "FlowMatching",
     "Guidance",
     "Heun",
     "InputError",
+    "Interval",
     "MLPDenoiser",
     "MLPVelocity",
     "MeanFlow",
     "Modulation",
     "PatchEmbed",
     "Process",
+    "Rescaled",
     "Run",
     "SinEmb",
     "Solver",

@@ -140,6 +140,9 @@ class DDPMConfig(Section):
     schedule: Literal["linear", "cosine"] = Field("linear", description="of the betas")
     target: Literal["eps", "x0", "v"] = Field("eps", description="what the network predicts")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
+    first_term: Literal["pixels", "density"] = Field(
+        "pixels", description="of a learned variance's bound: 8-bit pixels, or a density, as of latents"
+    )
 
 
 class MeanFlowConfig(Section):
@@ -180,7 +183,11 @@ class AdamWConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
 
 
-SolverName = Literal["euler", "ddim", "heun", "ancestral", "dpm-solver++", "average"]
+SolverName = Literal[
+    "euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5", "average"
+]
+GridName = Literal["auto", "uniform", "quadratic", "karras", "respaced", "leading"]
+Interval = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
 
 
 class SamplingConfig(Section):
@@ -190,6 +197,13 @@ class SamplingConfig(Section):
     steps: int = Field(25, ge=1, description="solver steps")
     solver: SolverName = Field("heun", description="of the reverse process")
     guidance: float = Field(1.0, description="classifier-free guidance scale; 1 is off")
+    grid: GridName = Field("auto", description="times of the steps; auto is uniform for flow, respaced for ddpm")
+    shift: float = Field(1.0, gt=0, description="above 1 moves the times of a continuous grid towards the noise")
+    guidance_interval: Interval | None = Field(None, description="guide between these two times; None is all")
+    guidance_rescale: float = Field(0.0, ge=0, le=1, description="bring the guided x0 back to its spread; 0 is off")
+    guidance_channels: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="guide the first so many channels alone, published DiTs 3; None is all"
+    )
 
 
 DataConfig = Annotated[CirclesData | PointsData | DigitsData, Field(discriminator="kind")]

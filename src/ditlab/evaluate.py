@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditlab.build import build_dataset
-from ditlab.config import CirclesData, DigitsData, PointsData
+from ditlab.build import build_dataset, build_drawing
+from ditlab.config import CirclesData, DigitsData, PointsData, SamplingConfig
 from ditlab.data.datasets import HeldOut
 from ditlab.errors import InputError
 from ditlab.evaluation.likelihood import measure_likelihood
@@ -17,24 +17,34 @@ def evaluate(
     run: Run,
     n: int = 1000,
     *,
-    steps: int = 25,
-    solver: str = "heun",
-    guidance: float | None = None,
     seed: int = 0,
+    guide: Run | None = None,
     nll: bool = False,
     nll_n: int | None = None,
+    **sampling: Any,
 ) -> dict[str, Any]:
     """The figures of ``ditlab eval``: those of the data's kind, and everything that decided them.
 
-    ``evaluations`` is how often the network ran for each sample, the two halves of a guided pass counted as one. With
-    ``nll``, also the negative log-likelihood of ``nll_n`` held-out data, without guidance.
+    ``evaluations`` is how often the network ran for each sample, counted, the passes of a guided one as one.
+
+    Args:
+        run: what to measure.
+        n, seed: how many samples, and which.
+        guide: a weaker run to guide away from.
+        nll, nll_n: whether to add the negative log-likelihood of held-out data, without guidance, and of how many.
+        sampling: fields of ``SamplingConfig``, such as ``steps=25, solver="heun", guidance=2.0``; the others are its
+            defaults.
 
     Raises:
-        InputError: too few samples for the figures.
+        InputError: too few samples for the figures; settings that do not go together.
     """
+    settings = SamplingConfig(**{name: value for name, value in sampling.items() if value is not None})
     if isinstance(run.config.data, DigitsData) and n < 100:
         raise InputError(f"--n {n} is too few for the Fréchet distance of 64 features: use at least 100")
-    samples = run.sample(n, steps=steps, solver=solver, guidance=guidance, seed=seed).cpu()
+    guided = run.num_classes is not None or guide is not None
+    before = run.process.evaluations
+    samples = run.sample(n, seed=seed, guide=guide, **build_drawing(settings, run.process, guided)).cpu()
+    evaluations = (run.process.evaluations - before) / n
     match run.config.data:
         case CirclesData():
             figures = measure_circles(samples, seed)
@@ -43,17 +53,36 @@ def evaluate(
         case DigitsData():
             labels = run.labels(n)
             assert labels is not None
-            figures = measure_digits(samples, labels) | {"guidance": 1.0 if guidance is None else guidance}
+            figures = measure_digits(samples, labels)
     if nll:
-        dataset = build_dataset(run.config)
-        if not isinstance(dataset, HeldOut):
-            raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
-        figures |= measure_likelihood(run.process, dataset, nll_n, seed)
-    return figures | {
-        "n": n,
-        "seed": seed,
-        "solver": solver,
-        "steps": steps,
-        "evaluations": run.process.evaluations(solver, steps),
-        "run_step": run.step,
+        figures |= _likelihood(run, nll_n, seed)
+    drawn = drawn_with(run, settings, guide)
+    evaluations = int(evaluations) if evaluations.is_integer() else round(evaluations, 1)
+    return figures | {"n": n, "seed": seed, **drawn, "evaluations": evaluations, "run_step": run.step}
+
+
+def _likelihood(run: Run, n: int | None, seed: int) -> dict[str, Any]:
+    dataset = build_dataset(run.config)
+    if not isinstance(dataset, HeldOut):
+        raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
+    return measure_likelihood(run.process, dataset, n, seed)
+
+
+def drawn_with(run: Run, settings: SamplingConfig, guide: Run | None) -> dict[str, Any]:
+    """All that decided samples besides the run and the seed; of guidance, what was on."""
+    drawn: dict[str, Any] = {
+        "solver": settings.solver,
+        "steps": settings.steps,
+        "grid": settings.grid,
+        "shift": settings.shift,
     }
+    if settings.grid == "auto":
+        drawn["grid"] = run.process.grid
+    if run.num_classes is None and guide is None:
+        return drawn
+    drawn["guidance"] = settings.guidance
+    plain = SamplingConfig()
+    for name in ("guidance_interval", "guidance_rescale", "guidance_channels"):
+        if settings.guidance != 1 and getattr(settings, name) != getattr(plain, name):
+            drawn[name] = getattr(settings, name)
+    return drawn if guide is None else {**drawn, "guide": str(guide.folder.path), "guide_step": guide.step}

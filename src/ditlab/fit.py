@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ditlab.build import build_dataset, resolve_device, resolve_precision
+from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config
 from ditlab.data.datasets import Dataset
@@ -58,6 +58,7 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
         if config.steps < done:
             raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
         load_checkpoint(folder.checkpoints, state, done)
+    build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
     folder.write_config(config)
     folder.cut(-1 if done is None else done)
     watcher.begin(state.step, config.steps)
@@ -178,14 +179,7 @@ def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) 
     process: Process = state.averaged_process
     n = 1000 if len(shape) == 1 else 64 if num_classes is None else 6 * min(num_classes, 10)
     cond = None if num_classes is None else {"label": torch.arange(n) % num_classes}
-    samples = process.sample(
-        n,
-        shape,
-        cond=cond,
-        steps=sampling.steps,
-        solver=sampling.solver,
-        guidance=None if cond is None else sampling.guidance,
-    )
+    samples = process.sample(n, shape, cond=cond, **build_drawing(sampling, process, guided=cond is not None))
     return samples, None if num_classes is None else min(num_classes, 10)
 
 

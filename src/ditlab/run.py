@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ditlab.build import build_dataset, build_network, build_process, resolve_device
 from ditlab.config import Config
+from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import Solver
@@ -123,32 +124,48 @@ class Run:
         guidance: float | Guidance | None = None,
         seed: int = 0,
         batch_size: int = 500,
+        grid: str | Grid | Tensor | None = None,
+        shift: float = 1.0,
+        guide: Run | None = None,
     ) -> Float[Tensor, "n ..."]:
         """Draw n samples; images are clamped to [−1, 1], points are not.
 
         Args:
             n: how many.
             labels: one for all, or one for each; without, sample i has the label i mod num_classes.
-            steps, solver, guidance, seed: as in ``Process.sample``.
+            steps, solver, guidance, seed, grid, shift: as in ``Process.sample``.
             batch_size: how many at a time; it changes nothing but memory and speed.
+            guide: a weaker run of the same data and path, in the place of the null label.
 
         Raises:
-            InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels.
+            InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels; a
+                guide of other data; arguments that do not go together.
         """
         if n < 1:
             raise InputError(f"n={n} must be at least 1")
         wanted = self.labels(n, labels)
+        options: dict[str, Any] = {"steps": steps, "solver": solver, "guidance": guidance, "grid": grid, "shift": shift}
+        if guide is not None:
+            options["guide"] = self._guide(guide)
         pieces = []
         for first in range(0, n, batch_size):
             count = min(batch_size, n - first)
             cond = None if wanted is None else {"label": wanted[first : first + count]}
-            pieces.append(
-                self.process.sample(
-                    count, self.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed, first=first
-                )
-            )
+            try:
+                pieces.append(self.process.sample(count, self.shape, cond=cond, seed=seed, first=first, **options))
+            except ValueError as error:
+                raise InputError(str(error)) from None
         samples = torch.cat(pieces)
         return samples.clamp(-1, 1) if len(self.shape) == 3 else samples
+
+    def _guide(self, guide: Run) -> Process:
+        """The process of a run to guide away from."""
+        if (guide.shape, guide.num_classes) != (self.shape, self.num_classes):
+            raise InputError(
+                f"{guide.folder.path} cannot guide {self.folder.path}: its samples are of shape {guide.shape} with "
+                f"{guide.num_classes} labels, not {self.shape} with {self.num_classes}; choose a run of the same data"
+            )
+        return guide.process
 
     def labels(self, n: int, labels: int | Sequence[int] | Tensor | None = None) -> Int[Tensor, " n"] | None:
         """The n labels that ``sample`` uses, or None on a run without labels."""

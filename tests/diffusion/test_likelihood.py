@@ -29,7 +29,7 @@ class Best(nn.Module):
     def forward(self, x, t, cond=None):
         process = self.process[0]
         flat = x.flatten(1)
-        pair = self.mixture.estimate(process.path, flat, t)
+        pair = self.mixture.estimate(process.path, flat, t)[:2]
         x0, eps = (self.one * value.reshape(x.shape) for value in pair)
         return compose(process.target, process.path(t), x0, eps)
 
@@ -68,17 +68,6 @@ def test_the_mixture_to_a_thousandth_of_a_nat(name):
     x[0] = torch.tensor([3.0, 2.5])  # a point that is hardly ever drawn
     measured = log_likelihood(process, x, trace="exact")
     torch.testing.assert_close(measured, log_density(RING, x), rtol=0, atol=1e-3)
-
-
-def test_path_clocks_invert():
-    """time(slope(t).clock) is t, on all paths."""
-    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    for name in ("flow-linear", "flow-cosine", "ddpm-eps", "ddpm-cosine"):
-        path = PROCESSES[name]().path
-        back = path.time(path.slope(t).clock)
-        torch.testing.assert_close(path(back).a, path(t).a, rtol=0, atol=1e-9)
-        inner = t[10:950] + 0.0003
-        torch.testing.assert_close(path.time(path.slope(inner).clock), inner, rtol=0, atol=1e-7)
 
 
 def test_hutchinson_is_unbiased():

@@ -142,7 +142,8 @@ def test_jumps_follow_the_flow_exactly(steps):
     torch.testing.assert_close(walk[-1][1], MEAN + STD * walk[0][1], rtol=0, atol=1e-5)
     assert torch.equal(walk[0][1], next(FlowMatching(ClosedForm()).trajectory(6, (2,), seed=4))[1])
     assert torch.equal(process.sample(6, (2,), steps=steps, seed=4), walk[-1][1])
-    assert (process.evaluations("average", steps), process.evaluations("heun", steps)) == (steps, 2 * steps - 1)
+    assert process.evaluations == 2 * 6 * steps
+    assert process.stepper("average").evaluations(steps) == steps
 
 
 class Guided(nn.Module):
@@ -224,6 +225,7 @@ def test_training_finds_the_average_velocity():
         (lambda: MeanFlow(Guided(), guidance=2, condition_dropout=0), "condition_dropout"),
         (lambda: MeanFlow(Guided(), guidance=2).loss(torch.zeros(4, 1)), "label"),
         (lambda: MeanFlow(ClosedForm()).sample(2, (1,), guidance=2.0), "process.guidance"),
+        (lambda: MeanFlow(ClosedForm()).trajectory(2, (1,), guidance=2.0), "process.guidance"),
         (lambda: MeanFlow(ClosedForm()).sample(2, (1,), steps=0), "at least 1"),
         (lambda: MeanFlow(ClosedForm()).sample(0, (1,)), "at least 1"),
         (lambda: MeanFlow(ditlab.DiT(learned_variance=True)), "learned_variance=False"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.config import KINDS, Config, SamplingConfig, Section, SolverName
+from ditlab.config import KINDS, Config, GridName, Interval, SamplingConfig, Section, SolverName
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
@@ -39,38 +39,46 @@ class ResumeOptions(Section):
     as_json: Json = False
 
 
-class SampleOptions(Section):
-    """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
+class DrawingOptions(Section):
+    """How to draw; None is the run's own."""
 
     run: RunName
-    n: int = Field(64, ge=1, le=10**7, description="how many")
-    out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
     steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
     solver: SolverName | None = Field(None, description="of the reverse process; None is the run's own")
+    grid: GridName | None = Field(None, description="times of the steps; None is the run's own")
+    shift: float | None = Field(None, gt=0, description="above 1 moves the times towards the noise; None the run's own")
     guidance: float | None = Field(None, description="classifier-free guidance scale, 1 is off; None is the run's own")
-    label: int | None = Field(None, description="class of all samples; None is each class in turn")
-    seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
+    guidance_interval: Interval | None = Field(None, description="guide between these two times; None is the run's own")
+    guidance_rescale: float | None = Field(
+        None, ge=0, le=1, description="bring the guided x0 back to its spread, 0 is off; None is the run's own"
+    )
+    guidance_channels: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="guide the first so many channels alone, published DiTs 3; None is the run's own"
+    )
+    guide: str | None = Field(None, description="a weaker run to guide away from, in the place of the null label")
     weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
     as_json: Json = False
 
 
-class EvalOptions(Section):
+class SampleOptions(DrawingOptions):
+    """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
+
+    n: int = Field(64, ge=1, le=10**7, description="how many")
+    out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
+    label: int | None = Field(None, description="class of all samples; None is each class in turn")
+    seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
+
+
+class EvalOptions(DrawingOptions):
     """Draw samples and measure them against real data."""
 
-    run: RunName
     n: int = Field(1000, ge=2, le=10**7, description="how many samples")
     nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
     nll_n: int | None = Field(
         None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 128 images"
     )
-    steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
-    solver: SolverName | None = Field(None, description="of the reverse process; None is the run's own")
-    guidance: float | None = Field(None, description="classifier-free guidance scale, 1 is off; None is the run's own")
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
-    as_json: Json = False
 
 
 class LabOptions(Section):
@@ -90,8 +98,8 @@ class LabOptions(Section):
 class TrainOptions(Config):
     """Train a recipe into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow, --optimizer
-    muon|adamw.
+    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow,
+    --optimizer muon|adamw.
     """
 
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import (
     DemoOptions,
+    DrawingOptions,
     EvalOptions,
     ResumeOptions,
     SampleOptions,
@@ -22,7 +23,7 @@ from ditlab.cli.options import (
     parse,
     parse_train,
 )
-from ditlab.config import Config
+from ditlab.config import Config, SamplingConfig
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
@@ -125,54 +126,58 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> No
     say(f"trained {folder.path} in {time.perf_counter() - begun:.0f} s")
 
 
-def _drawing(run: Run, options: SampleOptions | EvalOptions) -> dict[str, Any]:
-    """How to draw: as asked for, and otherwise as the run's own configuration says."""
-    own = run.config.sampling
-    solver = options.solver or own.solver
-    few = run.config.process.kind == "meanflow"
-    if solver == "average" and not few:
-        raise InputError(f"{run.folder.path} knows no average velocity, which --process meanflow learns: drop --solver")
-    if solver == "average" and options.guidance not in (None, 1):
-        raise InputError("an average velocity cannot be guided: train with --process.guidance, or add --solver heun")
-    guidance = options.guidance if options.guidance is not None else own.guidance
-    if run.num_classes is None:
-        if options.guidance not in (None, 1):
+def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | None]:
+    """How to draw, as asked for and otherwise as the run's own configuration says, and the run to guide away from."""
+    own = run.config.sampling.model_dump()
+    settings = SamplingConfig(**{name: _first(getattr(options, name), value) for name, value in own.items()})
+    if options.guide is None:
+        if run.num_classes is None and options.guidance not in (None, 1):
             raise InputError(
-                f"{run.folder.path} was trained without labels, so there is nothing to guide: drop --guidance"
+                f"{run.folder.path} was trained without labels, so there is nothing to guide: drop --guidance, or name "
+                f"a weaker run to guide away from, --guide RUN"
             )
-        guidance = 1.0
-    return {
-        "steps": options.steps or own.steps,
-        "solver": options.solver or own.solver,
-        "guidance": guidance,
-        "seed": options.seed,
-    }
+        return settings, None
+    if settings.guidance == 1:
+        raise InputError(f"--guide {options.guide} needs to know how strongly to guide: add --guidance 2, for example")
+    from ditlab.run import load
+
+    return settings, load(options.guide, weights=options.weights, device=options.device)
+
+
+def _first(asked: Any, own: Any) -> Any:
+    return own if asked is None else asked
 
 
 def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
     """Draw and write samples; return what was done."""
     import numpy as np
 
+    from ditlab.build import build_drawing
+    from ditlab.evaluate import drawn_with
     from ditlab.pictures import save_picture
     from ditlab.training.checkpoint import write_atomically
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
-    drawing = _drawing(run, options)
+    settings, guide = _drawing(run, options)
     labels = run.labels(options.n, options.label)
-    samples = run.sample(options.n, labels, **drawing).cpu()
+    drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
+    samples = run.sample(options.n, labels, seed=options.seed, guide=guide, **drawing).cpu()
     if out.suffix == ".png":
         columns = run.num_classes if options.label is None else None
         write_atomically(out, lambda path: save_picture(path, samples, columns))
     else:
         arrays: dict[str, Any] = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
         write_atomically(out, lambda path: np.savez_compressed(path, **arrays))
-    return {"out": str(out), "n": options.n, "shape": list(run.shape), "run_step": run.step, **drawing}
+    done = {"out": str(out), "n": options.n, "shape": list(run.shape), "run_step": run.step, "seed": options.seed}
+    return done | drawn_with(run, settings, guide)
 
 
 def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:
     from ditlab.evaluate import evaluate as measure
 
-    return measure(run, options.n, **_drawing(run, options), nll=options.nll, nll_n=options.nll_n)
+    settings, guide = _drawing(run, options)
+    drawn = settings.model_dump()
+    return measure(run, options.n, seed=options.seed, guide=guide, nll=options.nll, nll_n=options.nll_n, **drawn)
 
 
 def _last_loss(folder: RunFolder) -> float | None:

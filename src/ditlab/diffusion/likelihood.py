@@ -1,11 +1,11 @@
 """How likely data are under a process, exactly, by the ordinary differential equation that samples them.
 
-Along the probability-flow ODE du/dτ = f(u, τ), with u = x_t/scale and τ the path's own clock, the density changes by
+Along the probability-flow ODE du/dτ = f(u, τ), with u = x_t/scale and τ a clock of the path, the density changes by
 
     log p(u(τ0)) = log p(u(τ1)) + ∫ tr(∂f/∂u) dτ        from the data at τ0 to the noise at τ1
 
 (Chen et al. 2018; Song et al. 2021, "Score-Based Generative Modeling", appendix D.2). At τ1 the noise is N(0, I), which
-is what sampling starts from. In that clock f is finite at both ends, also where dx_t/dt is not.
+is what sampling starts from. τ is t where dx_t/dt is finite, and otherwise the angle atan2(s, a), in which f is.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ditlab.diffusion.paths import Path
 from ditlab.diffusion.process import Condition, Process, evaluating
 from ditlab.diffusion.targets import determinant
 from ditlab.errors import InputError
@@ -69,9 +70,9 @@ def log_likelihood(
     x0 = x0.to(like)
     cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
     probe = None if chosen_trace(trace, x0[0].numel()) == "exact" else rademacher(seed, first, x0)
-    clocks = integration_limits(process)
-    begin, end = (float(process.path.slope(process.path.time(clock)).scale) for clock in clocks)
-    with _frozen(process.network), evaluating(process.network):
+    clocks = _limits(process)
+    begin, end = (float(_motion(process.path, clock).scale) for clock in clocks)
+    with _frozen(process.network), evaluating([process.network]):
         flow = _augmented_flow(process, x0.shape, cond, probe)
         u1, change = _solve(flow, x0 / begin, clocks, rtol, atol)
     noise = end * u1
@@ -91,30 +92,49 @@ def rademacher(seed: int, first: int, like: Tensor) -> Tensor:
     return torch.from_numpy(2 * np.stack(rows) - 1).to(like)
 
 
-def integration_limits(process: Process) -> tuple[Tensor, Tensor]:
-    """The path's clock at the data and at the start of sampling.
+class Motion(NamedTuple):
+    """At some τ: the time t, and du/dτ = p·x0 + q·eps with u = x_t/scale."""
+
+    t: Tensor
+    scale: Tensor
+    p: Tensor
+    q: Tensor
+
+
+def _motion(path: Path, clock: Tensor) -> Motion:
+    """τ is t where dx_t/dt is finite, and otherwise the path's angle, in which u turns evenly."""
+    if path.finite_velocity:
+        c = path(clock)
+        return Motion(clock, torch.ones_like(clock), c.da, c.ds)
+    t = path.time_at(clock)
+    scale, _, p, q = path.slope(t)
+    return Motion(t, scale, p, q)
+
+
+def _limits(process: Process) -> tuple[Tensor, Tensor]:
+    """τ at the data and at the start of sampling.
 
     Where the target cannot tell eps at clean data (x0), the first is 1e-3 later: the density changes by O(1e-6) there.
     """
-    zero, start = (torch.tensor(t, dtype=torch.float64) for t in (0.0, process.start))
-    first, last = process.path.slope(zero).clock, process.path.slope(start).clock
-    blind = abs(float(determinant(process.target, process.path(zero)))) < LEAST_DETERMINANT
+    path = process.path
+    times = (torch.tensor(t, dtype=torch.float64) for t in (0.0, process.start))
+    first, last = (t if path.finite_velocity else path.slope(t).clock for t in times)
+    blind = abs(float(determinant(process.target, path(torch.zeros_like(first))))) < LEAST_DETERMINANT
     return (first + FIRST_CLOCK if blind else first), last
 
 
 def _augmented_flow(
     process: Process, shape: torch.Size, cond: Condition | None, probe: Tensor | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """(clock, state (B, d + 1)) → its derivative: f and, in the last column, its trace."""
+    """(τ, state (B, d + 1)) → its derivative: f and, in the last column, its trace."""
     denoise = process.denoiser(cond)
 
     def flow(clock: Tensor, state: Tensor) -> Tensor:
+        at = _motion(process.path, clock.to("cpu", torch.float64))
         with torch.enable_grad():
             u = state[:, :-1].reshape(shape).requires_grad_()
-            t = process.path.time(clock.double())
-            slope = process.path.slope(t)
-            estimate = denoise(slope.scale.to(u.dtype) * u, t)
-            f = slope.p.to(u.dtype) * estimate.x0 + slope.q.to(u.dtype) * estimate.eps
+            estimate = denoise(at.scale.to(u.dtype) * u, at.t)
+            f = at.p.to(u.dtype) * estimate.x0 + at.q.to(u.dtype) * estimate.eps
             trace = _exact_trace(f, u) if probe is None else _estimated_trace(f, u, probe)
         return torch.cat([f.detach().flatten(1), trace[:, None]], dim=1)
 

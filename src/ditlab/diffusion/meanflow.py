@@ -14,7 +14,7 @@ jumps the whole interval at once: x_r = x_t − (t − r)·u. Differentiating (t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,11 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditlab.chance import SampleNoise
+from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance, as_guidance
-from ditlab.diffusion.paths import LinearPath, match
+from ditlab.diffusion.paths import LinearPath, Path, match
 from ditlab.diffusion.process import Condition, Process, evaluating
-from ditlab.diffusion.solvers import Solver
+from ditlab.diffusion.solvers import Denoiser, Noise, Solver
 from ditlab.diffusion.times import LogitNormal
 
 AVERAGE = "average"
@@ -179,6 +179,12 @@ class MeanFlow(Process):
 
     # ---- sampling
 
+    def stepper(self, solver: str | Solver, cond: Condition | None = None) -> Solver:
+        """Jumps by the average velocity under these conditions, for the name "average"; or another solver."""
+        if solver == AVERAGE or isinstance(solver, Jumps):
+            return Jumps(self, cond)
+        return super().stepper(solver, cond)
+
     def trajectory(
         self,
         n: int,
@@ -189,36 +195,20 @@ class MeanFlow(Process):
         guidance: float | Guidance | None = None,
         seed: int = 0,
         first: int = 0,
+        grid: str | Grid | Tensor | None = None,
+        shift: float = 1.0,
+        guide: Process | None = None,
     ) -> Iterator[tuple[float, Float[Tensor, "n ..."]]]:
         """The states (t, x_t) from noise to data: ``steps`` jumps by the average velocity, or another solver's steps.
 
         Raises:
             ValueError: guidance with the solver "average": it belongs into training.
         """
-        if solver != AVERAGE:
-            yield from super().trajectory(n, shape, cond, steps, solver, guidance, seed, first)
-            return
-        if as_guidance(guidance) is not None:
+        if isinstance(self.stepper(solver), Jumps) and as_guidance(guidance) is not None:
             raise ValueError(
-                f"guidance={guidance} cannot be added to an average velocity: train with it (--process.guidance), or "
-                "sample with another solver"
+                "an average velocity cannot be guided: train with process.guidance, or sample with another solver"
             )
-        yield from self._jumps(*self.begin(n, shape, cond, steps, seed, first), steps)
-
-    def evaluations(self, solver: str | Solver, steps: int) -> int:
-        """One for each jump; those of another solver."""
-        return steps if solver == AVERAGE else super().evaluations(solver, steps)
-
-    def _jumps(self, noise: SampleNoise, cond: Condition | None, steps: int) -> Iterator[tuple[float, Tensor]]:
-        """x_r = x_t − (t − r)·u(x_t, r, t) over equal intervals (the paper's eq. 12)."""
-        x = noise()
-        grid = torch.linspace(self.start, 0, steps + 1, dtype=torch.float64)
-        yield self.start, x
-        for t, r in pairwise(grid):
-            time, length = (value.to(x).expand(len(x)) for value in (t, t - r))
-            with torch.no_grad(), evaluating(self.network):
-                x = x - (t - r).to(x.dtype) * self.predict(x, time, _over(cond, length))
-            yield float(r), x
+        return super().trajectory(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
 
     def sample(
         self,
@@ -230,9 +220,35 @@ class MeanFlow(Process):
         guidance: float | Guidance | None = None,
         seed: int = 0,
         first: int = 0,
+        grid: str | Grid | Tensor | None = None,
+        shift: float = 1.0,
+        guide: Process | None = None,
     ) -> Float[Tensor, "n ..."]:
         """Draw samples as ``Process.sample`` does, by default in one jump: one evaluation of the network each."""
-        return super().sample(n, shape, cond, steps, solver, guidance, seed, first)
+        return super().sample(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """x_r = x_t − (t − r)·u(x_t, r, t): the whole step at once, exactly if u is (the paper's eq. 12).
+
+    A solver that asks its process for the average velocity under ``cond``, and nothing of the denoiser.
+    """
+
+    process: MeanFlow
+    cond: Condition | None
+    order = 1
+
+    def step(
+        self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
+        time, length = (value.to(x).expand(len(x)) for value in (t, t - r))
+        self.process.evaluations += len(x)
+        with torch.no_grad(), evaluating([self.process.network]):
+            return x - (t - r).to(x.dtype) * self.process.predict(x, time, _over(self.cond, length)), None
+
+    def evaluations(self, steps: int) -> int:
+        return steps
 
 
 def _over(cond: Condition | None, length: Tensor) -> Condition:

@@ -34,13 +34,24 @@ class Path(Protocol):
 
     finite_velocity: bool  # is dx_t/dt finite on all of [0, 1]?
 
+    @property
+    def first(self) -> float:
+        """The least time above the data that a network is trained at: 0, or the first published step."""
+        ...
+
     def __call__(self, t: Tensor) -> Coefficients: ...
 
     def slope(self, t: Tensor) -> Slope: ...
 
-    def time(self, clock: Tensor) -> Tensor:
-        """The time t at which ``slope(t).clock`` is ``clock``."""
+    def time_at(self, angle: Tensor) -> Tensor:
+        """The time t at which atan2(s, a) is ``angle``, from 0 at the data to π/2 at pure noise."""
         ...
+
+
+def same_path(one: Path, other: Path) -> bool:
+    """Do two paths mix data and noise alike at all times (looked at in 64 of them)?"""
+    t = torch.linspace(0, 1, 64, dtype=torch.float64)
+    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(one(t)[:2], other(t)[:2], strict=True))
 
 
 def match(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -54,6 +65,7 @@ class LinearPath:
     """a = 1 − t, s = t: the straight line of flow matching (Lipman et al. 2023; Liu et al. 2023)."""
 
     finite_velocity = True
+    first = 0.0
 
     def __call__(self, t: Tensor) -> Coefficients:
         return Coefficients(a=1 - t, s=t, da=-torch.ones_like(t), ds=torch.ones_like(t))
@@ -63,8 +75,8 @@ class LinearPath:
         one = torch.ones_like(t)
         return Slope(scale=one, clock=t, p=-one, q=one)
 
-    def time(self, clock: Tensor) -> Tensor:
-        return clock
+    def time_at(self, angle: Tensor) -> Tensor:
+        return angle.sin() / (angle.sin() + angle.cos())
 
 
 def _angle_slope(c: Coefficients) -> Slope:
@@ -77,6 +89,7 @@ class CosinePath:
     """a = cos(πt/2), s = sin(πt/2): the continuous variance-preserving path (Albergo & Vanden-Eijnden 2023)."""
 
     finite_velocity = True
+    first = 0.0
 
     def __call__(self, t: Tensor) -> Coefficients:
         angle = t * (math.pi / 2)
@@ -86,8 +99,8 @@ class CosinePath:
     def slope(self, t: Tensor) -> Slope:
         return _angle_slope(self(t))
 
-    def time(self, clock: Tensor) -> Tensor:
-        return clock / (math.pi / 2)
+    def time_at(self, angle: Tensor) -> Tensor:
+        return angle / (math.pi / 2)
 
 
 class DiscreteVP:
@@ -104,13 +117,17 @@ class DiscreteVP:
 
     def __init__(self, betas: Float[Tensor, " steps"]) -> None:
         self.steps = len(betas)
+        self.first = 1 / self.steps
         log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
         self.log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])  # (steps + 1,)
 
+    def table(self, device: torch.device) -> Float[Tensor, " nodes"]:
+        """log ᾱ at the nodes t = 0, 1/steps … 1, as exact as the device can hold it."""
+        return self.log_alpha_bar.to(device, torch.float32 if device.type == "mps" else torch.float64)
+
     def __call__(self, t: Tensor) -> Coefficients:
-        exact = torch.float32 if t.device.type == "mps" else torch.float64
-        table = self.log_alpha_bar.to(t.device, exact)
-        position = t.to(exact).clamp(0, 1) * self.steps
+        table = self.table(t.device)
+        position = t.to(table).clamp(0, 1) * self.steps
         left = position.floor().clamp(max=self.steps - 1).long()
         rise = table[left + 1] - table[left]
         log_alpha_bar = table[left] + (position - left) * rise
@@ -123,12 +140,12 @@ class DiscreteVP:
     def slope(self, t: Tensor) -> Slope:
         return _angle_slope(self(t))
 
-    def time(self, clock: Tensor) -> Tensor:
-        table = self.log_alpha_bar.to(clock.device, clock.dtype)
-        log_alpha_bar = torch.log1p(-clock.sin().square()).clamp(min=table[-1])  # ᾱ = cos² of the angle
+    def time_at(self, angle: Tensor) -> Tensor:
+        table = self.table(angle.device)
+        log_alpha_bar = torch.log1p(-angle.to(table).sin().square()).clamp(min=float(table[-1]), max=0)
         right = torch.searchsorted(-table, -log_alpha_bar).clamp(1, self.steps)
-        left = right - 1
-        return (left + (log_alpha_bar - table[left]) / (table[right] - table[left])) / self.steps
+        position = right - 1 + (log_alpha_bar - table[right - 1]) / (table[right] - table[right - 1])
+        return (position / self.steps).to(angle.dtype)
 
 
 def named_betas(schedule: Literal["linear", "cosine"], steps: int) -> Float[Tensor, " steps"]:

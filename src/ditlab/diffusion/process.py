@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditlab.chance import SampleNoise
-from ditlab.diffusion.guidance import Guidance, as_guidance
-from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, Path, match, named_betas
+from ditlab.diffusion.grids import Grid, sampling_times
+from ditlab.diffusion.guidance import Guidance, Passes, as_guidance
+from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, Path, match, named_betas, same_path
 from ditlab.diffusion.solvers import Denoiser, Solver, as_solver, integrate
 from ditlab.diffusion.targets import Estimate, compose, determinant, find_target, resolve
 from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Times, Uniform
+from ditlab.diffusion.variance import variational_bound
 
 Condition = Mapping[str, Tensor]
 
@@ -29,7 +31,12 @@ class Process(nn.Module):
             dropped in training and classifier-free guidance is possible; otherwise they are always kept.
         path, target, times: where x_t lies, what the network predicts, when it is trained.
         condition_dropout: share of samples whose conditions are replaced by the null condition in ``loss``.
+
+    ``evaluations`` counts, over all samples drawn so far, how often the denoiser ran; the passes that make a guided
+    estimate are one.
     """
+
+    grid: ClassVar[str] = "uniform"  # of sampling times, unless told otherwise
 
     def __init__(self, network: Any, path: Path, target: str, times: Times, condition_dropout: float = 0.1) -> None:
         super().__init__()
@@ -41,6 +48,7 @@ class Process(nn.Module):
         self.target = find_target(target, path)
         self.times = times
         self.condition_dropout = condition_dropout
+        self.evaluations = 0
 
     # ---- training
 
@@ -69,9 +77,20 @@ class Process(nn.Module):
         t = t.to(x0.dtype)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         cond = self.drop(cond, generator)
-        prediction = self.predict(self.q_sample(x0, t, noise), t, cond)
+        x_t = self.q_sample(x0, t, noise)
+        prediction, variance = self.outputs(x_t, t, cond)
         error = prediction - compose(self.target, self.path(t), x0, noise)
-        return error.square().flatten(1).mean(1)
+        losses = error.square().flatten(1).mean(1)
+        if variance is None:
+            return losses
+        guess = resolve(self.target, self.path(t), x_t, prediction.detach())._replace(variance=variance)
+        return losses + self.variance_losses(x0, noise, t, guess)
+
+    def variance_losses(
+        self, x0: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."], t: Float[Tensor, " B"], guess: Estimate
+    ) -> Float[Tensor, " B"]:
+        """What trains a learned variance, one per sample, given the network's estimate; DDPM alone has one."""
+        raise NotImplementedError
 
     def loss(
         self, x0: Float[Tensor, "B ..."], cond: Condition | None = None, generator: torch.Generator | None = None
@@ -88,47 +107,99 @@ class Process(nn.Module):
         null = self.network.null_condition(cond)
         return {name: torch.where(_column(gone, value), null[name], value) for name, value in cond.items()}
 
+    def outputs(
+        self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network says of the target and, where it learns it, of the variance: f of ``Estimate``; like x."""
+        output = self.network(x, t, cond).to(x.dtype)
+        if not getattr(self.network, "learned_variance", False):
+            return output, None
+        prediction, variance = output.chunk(2, dim=1)
+        return prediction, (variance + 1) / 2
+
     def predict(self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None) -> Tensor:
         """What the network says of the target, shaped like x; a learned variance is left out."""
-        prediction = self.network(x, t, cond).to(x.dtype)
-        return prediction.chunk(2, dim=1)[0] if getattr(self.network, "learned_variance", False) else prediction
+        return self.outputs(x, t, cond)[0]
 
     # ---- sampling
 
-    def denoiser(self, cond: Condition | None = None, guidance: float | Guidance | None = None) -> Denoiser:
-        """A function (x_t, t) -> (x0, eps), with the condition and the guidance bound.
+    def estimate(self, x: Float[Tensor, "B ..."], t: Tensor, cond: Condition | None) -> Estimate:
+        """(x0, eps) and the learned variance at x_t, without guidance; t is () or (B,)."""
+        t = self.as_time(t)
+        y, variance = self.outputs(x, t.to(x.device, x.dtype).expand(len(x)), cond)
+        return resolve(self.target, self.path(t), x, y)._replace(variance=variance)
 
-        With guidance the conditional and the unconditional pass are one forward of twice the batch.
+    def denoiser(
+        self,
+        cond: Condition | None = None,
+        guidance: float | Guidance | None = None,
+        guide: Process | None = None,
+    ) -> Denoiser:
+        """A function (x_t, t) -> (x0, eps, variance), with the condition and the guidance bound.
+
+        The strong pass has the condition. The weak one has the null condition, and both are one forward of twice the
+        batch; or it is the ``guide``'s with the same condition, or none (autoguidance, Karras et al. 2024).
+
+        Raises:
+            ValueError: guidance without a condition or a guide, a guide without guidance or on another path.
         """
-        guide = as_guidance(guidance)
-        if guide is not None and not cond:
-            raise ValueError("guidance needs a condition to strengthen: pass cond={'label': ...}")
-        if guide is not None and not hasattr(self.network, "null_condition"):
+        rule = as_guidance(guidance)
+        self._check_guidance(cond, rule, guide)
+        if guide is not None and guidance is None:
+            raise ValueError("a guide needs to know how strongly to guide: pass guidance=2.0, for example")
+
+        def strong(x: Tensor, t: Tensor) -> Estimate:
+            return self.estimate(x, t, cond)
+
+        def both(x: Tensor, t: Tensor) -> tuple[Estimate, Estimate]:
+            if guide is not None:
+                return strong(x, t), guide.estimate(x, t, cond)
+            assert cond
+            null = self.network.null_condition(cond)
+            twice = {name: torch.cat([value, null[name]]) for name, value in cond.items()}
+            pair = self.estimate(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, twice)
+            (x0, weak_x0), (eps, weak_eps) = pair.x0.chunk(2), pair.eps.chunk(2)
+            variance = None if pair.variance is None else pair.variance.chunk(2)[0]
+            return Estimate(x0, eps, variance), Estimate(weak_x0, weak_eps)
+
+        return strong if rule is None else lambda x, t: rule(Passes(x, t, self.path, strong, both))
+
+    def _check_guidance(self, cond: Condition | None, rule: Guidance | None, guide: Process | None) -> None:
+        if rule is None:
+            return
+        if guide is None and not cond:
+            raise ValueError(
+                "guidance needs a condition to strengthen: pass cond={'label': ...}, or a weaker process as guide"
+            )
+        if guide is None and not hasattr(self.network, "null_condition"):
             raise ValueError(
                 f"guidance needs {type(self.network).__name__}.null_condition(cond), which it does not have"
             )
+        if guide is not None and not same_path(self.path, guide.path):
+            raise ValueError(
+                "the guide is on another path from data to noise, so its x_t is another: use a guide that was trained "
+                "with the same process and schedule"
+            )
 
-        def estimate(x: Tensor, t: Tensor, cond: Condition | None) -> Estimate:
-            t = self.as_time(t)
-            y = self.predict(x, t.to(x.device, x.dtype).expand(len(x)), cond)
-            return resolve(self.target, self.path(t), x, y)
+    def stepper(self, solver: str | Solver, cond: Condition | None = None) -> Solver:  # noqa: ARG002 - for MeanFlow
+        """The solver of that name, for samples under these conditions.
 
-        def guided(x: Tensor, t: Tensor) -> Estimate:
-            assert guide is not None
-            assert cond
-            null = self.network.null_condition(cond)
-            both = {name: torch.cat([value, null[name]]) for name, value in cond.items()}
-            pair = estimate(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, both)
-            (strong_x0, weak_x0), (strong_eps, weak_eps) = pair.x0.chunk(2), pair.eps.chunk(2)
-            return guide(Estimate(strong_x0, strong_eps), Estimate(weak_x0, weak_eps), t)
-
-        return (lambda x, t: estimate(x, t, cond)) if guide is None else guided
+        Raises:
+            ValueError: an unknown name.
+        """
+        return as_solver(solver)
 
     @property
     def start(self) -> float:
         """The time sampling starts at: 1, or just below it where the target cannot tell x0 from pure noise."""
         d = determinant(self.target, self.path(torch.ones((), dtype=torch.float64)))
         return 1.0 if abs(float(d)) >= 1e-3 else 1 - 1e-3
+
+    def sampling_times(
+        self, steps: int, grid: str | Grid | Tensor | None = None, shift: float = 1.0
+    ) -> Float[Tensor, " N"]:
+        """The falling times that ``sample`` visits with these arguments."""
+        return sampling_times(self.grid if grid is None else grid, self.path, self.start, steps, shift)
 
     def trajectory(
         self,
@@ -140,19 +211,28 @@ class Process(nn.Module):
         guidance: float | Guidance | None = None,
         seed: int = 0,
         first: int = 0,
+        grid: str | Grid | Tensor | None = None,
+        shift: float = 1.0,
+        guide: Process | None = None,
     ) -> Iterator[tuple[float, Float[Tensor, "n ..."]]]:
-        """The states (t, x_t) from noise to data, steps + 1 of them; the arguments are those of ``sample``."""
-        noise, cond = self.begin(n, shape, cond, steps, seed, first)
-        denoise = self.denoiser(cond, guidance)
+        """The states (t, x_t) from noise to data, one for each time; the arguments are those of ``sample``."""
+        if n < 1:
+            raise ValueError(f"n={n} must be at least 1")
+        like = self.like()
+        cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
+        denoise = self.denoiser(cond, guidance, guide)
+        networks = [self.network] if guide is None else [self.network, guide.network]
 
         def in_evaluation(x: Tensor, t: Tensor) -> Estimate:
-            with torch.no_grad(), evaluating(self.network):
+            self.evaluations += len(x)
+            with torch.no_grad(), evaluating(networks):
                 return denoise(x, t)
 
-        grid = torch.linspace(self.start, 0, steps + 1, dtype=torch.float64)
+        noise = SampleNoise(seed, range(first, first + n), shape, like)
+        times = self.sampling_times(steps, grid, shift)
         start = noise()
-        yield self.start, start
-        for t, x in integrate(as_solver(solver), in_evaluation, self.path, start, grid, noise):
+        yield float(times[0]), start
+        for t, x in integrate(self.stepper(solver, cond), in_evaluation, self.path, start, times, noise):
             yield float(t), x
 
     def sample(
@@ -165,6 +245,9 @@ class Process(nn.Module):
         guidance: float | Guidance | None = None,
         seed: int = 0,
         first: int = 0,
+        grid: str | Grid | Tensor | None = None,
+        shift: float = 1.0,
+        guide: Process | None = None,
     ) -> Float[Tensor, "n ..."]:
         """Draw samples, never clipped. The network runs in evaluation mode, without gradients.
 
@@ -172,35 +255,20 @@ class Process(nn.Module):
             n: how many.
             shape: of one sample, such as (1, 16, 16) or (2,).
             cond: ``{"label": (n,) int64}``, or None.
-            steps: number of solver steps; Heun evaluates the network 2·steps − 1 times, the others ``steps`` times.
-            solver: ``"euler"`` (= ``"ddim"``), ``"heun"``, ``"ancestral"``, ``"dpm-solver++"``, or a Solver.
-            guidance: classifier-free guidance scale; None or 1 for none.
+            steps: number of solver steps; ``Solver.evaluations`` tells how often the network runs.
+            solver: a name in ``solvers.SOLVERS``, such as ``"heun"``, ``"ddim"`` or ``"dpm-solver++"``, or a Solver.
+            guidance: classifier-free guidance scale, or a Guidance; None or 1 for none.
             seed, first: sample i's noise depends on (seed, first + i) alone, whatever the batch.
-        """
-        walk = self.trajectory(
-            n, shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed, first=first
-        )
-        return deque(walk, maxlen=1).pop()[1]
-
-    def evaluations(self, solver: str | Solver, steps: int) -> int:
-        """How often the network runs for each sample, the two halves of a guided pass counted as one."""
-        return as_solver(solver).evaluations(steps)
-
-    def begin(
-        self, n: int, shape: Sequence[int], cond: Condition | None, steps: int, seed: int, first: int
-    ) -> tuple[SampleNoise, Condition | None]:
-        """What every walk from noise starts with: the noise of its samples, and the conditions on their device.
+            grid: the times, as ``grids.sampling_times`` takes them; None for the process's own: evenly spaced in t for
+                flow matching, evenly spaced published steps for DDPM.
+            shift: above 1 moves the times of a continuous grid towards the noise.
+            guide: a weaker process on the same path to guide away from, in the place of the null condition.
 
         Raises:
-            ValueError: no step, or no sample.
+            ValueError: arguments that do not go together.
         """
-        if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1")
-        if n < 1:
-            raise ValueError(f"n={n} must be at least 1")
-        like = self.like()
-        cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
-        return SampleNoise(seed, range(first, first + n), shape, like), cond
+        walk = self.trajectory(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
+        return deque(walk, maxlen=1).pop()[1]
 
     def like(self) -> Tensor:
         """An empty tensor on the network's device, in fp32 (fp64 for a network in fp64)."""
@@ -214,9 +282,10 @@ def _column(mask: Tensor, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(network: Any) -> Iterator[None]:
+def evaluating(networks: Sequence[Any]) -> Iterator[None]:
     """Evaluation mode, and afterwards every module back in the mode it was in."""
-    before = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
+    modules = (module for network in networks if isinstance(network, nn.Module) for module in network.modules())
+    before = [(module, module.training) for module in modules]
     try:
         for module, _ in before:
             module.training = False
@@ -266,8 +335,9 @@ class FlowMatching(Process):
 class DDPM(Process):
     """Denoising diffusion on a discrete variance-preserving path (Ho et al. 2020).
 
-    A network with ``learned_variance`` has 2C channels out; the first C are trained and used, the variance is not: the
-    ancestral step takes the posterior's.
+    A network with ``learned_variance`` has 2C channels out, and the second half is the variance of the ancestral step.
+    It is trained by L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16): the term of the variational bound in bits per
+    dimension, its mean detached, times 0.001·steps, which is the published 1 at 1000 steps.
 
     Args:
         network: any ``f(x, t, cond)`` with an output shaped like x.
@@ -275,7 +345,11 @@ class DDPM(Process):
         schedule: ``"linear"`` or ``"cosine"`` betas.
         target: ``"eps"``, ``"x0"`` or ``"v"``.
         condition_dropout: share of training samples whose conditions are dropped.
+        first_term: of a learned variance's bound at k = 0: data are 8-bit ``"pixels"`` in [−1, 1], or have a
+            ``"density"``, as latents do.
     """
+
+    grid = "respaced"
 
     def __init__(
         self,
@@ -285,10 +359,21 @@ class DDPM(Process):
         target: Literal["eps", "x0", "v"] = "eps",
         *,
         condition_dropout: float = 0.1,
+        first_term: Literal["pixels", "density"] = "pixels",
     ) -> None:
+        if first_term not in ("pixels", "density"):
+            raise ValueError(f"unknown first term {first_term!r}; choose 'pixels' or 'density'")
         path = DiscreteVP(named_betas(schedule, steps))
         super().__init__(network, path, target, Nodes(steps), condition_dropout)
+        self.path: DiscreteVP = path
         self.steps = steps
+        self.first_term: Literal["pixels", "density"] = first_term
+
+    def variance_losses(
+        self, x0: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."], t: Float[Tensor, " B"], guess: Estimate
+    ) -> Float[Tensor, " B"]:
+        """λ·L_vlb, with λ = 0.001 for the sum over all steps, of which each sample has one."""
+        return 0.001 * self.steps * variational_bound(self.path, t, x0, noise, guess, self.first_term)
 
     def as_time(self, t: Tensor) -> Tensor:
         """Times as floats in [0, 1]; whole numbers are published indices k.

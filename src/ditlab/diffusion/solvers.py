@@ -7,16 +7,19 @@ synchronisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ditlab.diffusion.paths import Path
+from ditlab.diffusion.paths import Coefficients, Path
 from ditlab.diffusion.targets import Estimate
+from ditlab.diffusion.variance import log_variance
 
 Denoiser = Callable[[Tensor, Tensor], Estimate]
 Noise = Callable[[], Tensor]
@@ -24,7 +27,9 @@ Noise = Callable[[], Tensor]
 
 @runtime_checkable
 class Solver(Protocol):
-    """One step. ``order`` is that of convergence; ``state`` is what a multistep method remembers, None at first."""
+    """One step. ``order`` is that of convergence (of averages, for a solver that draws noise); ``state`` is what a
+    multistep method remembers, None at first.
+    """
 
     @property
     def order(self) -> int: ...
@@ -33,8 +38,11 @@ class Solver(Protocol):
         self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]: ...
 
-    def evaluations(self, steps: int) -> int:
-        """How often the network runs, per sample, over a whole trajectory of that many steps."""
+    def evaluations(self, steps: int) -> int | None:
+        """How often the network runs, per sample, over a whole trajectory of that many steps; None: no one knows yet.
+
+        What it came to is counted in ``Process.evaluations``.
+        """
         ...
 
 
@@ -50,7 +58,8 @@ class Euler:
 
     Args:
         eta: share of the noise drawn anew, σ² = eta²·s_r²·(1 − SNR_t/SNR_r). 0 is deterministic; 1 is DDPM's ancestral
-            step with the posterior variance β̃ (Ho et al. 2020, eq. 7), on any path.
+            step with the posterior variance β̃ (Ho et al. 2020, eq. 7), on any path, or with the variance that the
+            network learned (Nichol & Dhariwal 2021, eq. 15), between β̃ and the β = 1 − ᾱ_t/ᾱ_r of this very step.
     """
 
     eta: float = 0.0
@@ -69,10 +78,21 @@ class Euler:
         ct, cr = path(t), path(r)
         fresh = self.eta**2 * cr.s**2 * (1 - (ct.a * cr.s / (cr.a * ct.s)) ** 2)
         kept = torch.sqrt(cr.s**2 - fresh)
-        return cr.a * estimate.x0 + kept * estimate.eps + fresh.sqrt() * noise(), None
+        spread = fresh.sqrt()
+        if self.eta == 1 and estimate.variance is not None:
+            spread = torch.exp(log_variance(estimate.variance, 1 - (ct.a / cr.a) ** 2, fresh) / 2)
+        return cr.a * estimate.x0 + kept * estimate.eps + spread * noise(), None
 
     def evaluations(self, steps: int) -> int:
         return steps
+
+
+def trapezoid(path: Path, x: Tensor, first: Estimate, second: Estimate, t: Tensor, r: Tensor) -> Tensor:
+    """From x at t to r by the mean of the slopes at both ends, in the path's clock."""
+    at, ar = path.slope(t), path.slope(r)
+    rise = (ar.clock - at.clock) / 2 * ar.scale
+    move = at.p * first.x0 + at.q * first.eps + ar.p * second.x0 + ar.q * second.eps
+    return ar.scale / at.scale * x + rise * move
 
 
 @dataclass(frozen=True)
@@ -89,23 +109,36 @@ class Heun:
     ) -> tuple[Tensor, None]:
         first = denoise(x, t)
         predicted = rebuild(path, first, r)
-        if r == 0:
-            return predicted, None
-        second = denoise(predicted, r)
-        at, ar = path.slope(t), path.slope(r)
-        rise = (ar.clock - at.clock) / 2 * ar.scale
-        move = at.p * first.x0 + at.q * first.eps + ar.p * second.x0 + ar.q * second.eps
-        return ar.scale / at.scale * x + rise * move, None
+        return (predicted if r == 0 else trapezoid(path, x, first, denoise(predicted, r), t, r)), None
 
     def evaluations(self, steps: int) -> int:
         return 2 * steps - 1
 
 
 class Remembered(NamedTuple):
-    """The last estimate of x0 and the log signal-to-noise ratio λ = log(a/s) it was made at."""
+    """An estimate of x0, the log signal-to-noise ratio λ = log(a/s) it was made at, and the one before it."""
 
     x0: Tensor
     log_snr: Tensor
+    before: Remembered | None = None
+
+
+def second_order(now: Remembered, before: Remembered, h: Tensor) -> Tensor:
+    """The x0 of DPM-Solver++(2M): now + (now − before)·h/(2·h_before), with h the step in λ."""
+    return now.x0 + h / (2 * (now.log_snr - before.log_snr)) * (now.x0 - before.x0)
+
+
+def exponential(path: Path, x: Tensor, data: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    """(s_r/s_t)·x + (a_r − a_t·s_r/s_t)·data: exact in λ where the data prediction is constant."""
+    ct, cr = path(t), path(r)
+    ratio = cr.s / ct.s
+    return ratio * x + (cr.a - ct.a * ratio) * data
+
+
+def log_snr(path: Path, t: Tensor) -> Tensor:
+    """λ = log(a/s)."""
+    c = path(t)
+    return torch.log(c.a / c.s)
 
 
 @dataclass(frozen=True)
@@ -122,17 +155,179 @@ class DPMSolverPlusPlus:
         self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: Remembered | None, noise: Noise
     ) -> tuple[Tensor, Remembered]:
         estimate = denoise(x, t)
-        ct, cr = path(t), path(r)
-        now = Remembered(estimate.x0, torch.log(ct.a / ct.s))
+        now = Remembered(estimate.x0, log_snr(path, t))
         if state is None or r == 0:
             return rebuild(path, estimate, r), now
-        h, h_before = torch.log(cr.a / cr.s) - now.log_snr, now.log_snr - state.log_snr
-        data = estimate.x0 + h / (2 * h_before) * (estimate.x0 - state.x0)
-        ratio = cr.s / ct.s
-        return ratio * x + (cr.a - ct.a * ratio) * data, now
+        return exponential(path, x, second_order(now, state, log_snr(path, r) - now.log_snr), t, r), now
 
     def evaluations(self, steps: int) -> int:
         return steps
+
+
+@dataclass(frozen=True)
+class DPMSolverPlusPlus3M:
+    """DPM-Solver++(3M): third-order multistep in the data prediction (Lu et al. 2022, appendix B).
+
+    x0 as a function of λ is taken as the parabola through its last three estimates, and integrated exactly:
+    x_r = (s_r/s_t)·x + a_r·(φ1·x0 + φ2·x0′ + φ3·x0″), φ1 = 1 − e^−h, φ2 = h − φ1, φ3 = h²/2 − φ2.
+
+    An error of a start is made once only, so third order needs starting steps with errors of h³: the first is Heun's,
+    the second DPM-Solver++(2M)'s. The last step, to r = 0 where λ is infinite, is of first order. Where λ is infinite
+    at the start too, its estimate gives no slope, and the second step is of first order and the third of second.
+    """
+
+    order = 3
+
+    def step(
+        self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: Remembered | None, noise: Noise
+    ) -> tuple[Tensor, Remembered]:
+        estimate = denoise(x, t)
+        now = Remembered(estimate.x0, log_snr(path, t), None if state is None else state._replace(before=None))
+        if r == 0:
+            return rebuild(path, estimate, r), now
+        if state is None:
+            return trapezoid(path, x, estimate, denoise(rebuild(path, estimate, r), r), t, r), now
+        h, h1 = log_snr(path, r) - now.log_snr, now.log_snr - state.log_snr
+        if state.before is None:
+            return exponential(path, x, second_order(now, state, h), t, r), now
+        h2 = state.log_snr - state.before.log_snr
+        near, far = (now.x0 - state.x0) / h1, (state.x0 - state.before.x0) / h2
+        bend = (near - far) / (h1 + h2)  # half the second derivative
+        phi1 = -torch.expm1(-h)
+        phi2 = h - phi1
+        phi3 = h**2 / 2 - phi2
+        data = phi1 * now.x0 + phi2 * (near + h1 * bend) + 2 * phi3 * bend
+        return path(r).s / path(t).s * x + path(r).a * data, now
+
+    def evaluations(self, steps: int) -> int:
+        return steps if steps == 1 else steps + 1
+
+
+DiffusionForm = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
+
+DIFFUSION: dict[str, Callable[[Coefficients, Tensor], Tensor]] = {
+    "constant": lambda c, t: torch.ones_like(t),
+    "sbdm": lambda c, t: torch.where(c.a > 1e-3, 2 * (c.s * c.ds - c.da / c.a * c.s**2), math.inf),
+    "sigma": lambda c, t: c.s,
+    "linear": lambda c, t: t,
+    "decreasing": lambda c, t: ((1 - torch.cos(math.pi * t)) / 2) ** 2,
+    "increasing-decreasing": lambda c, t: torch.sin(math.pi * t) ** 2,
+}
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    """The reverse SDE with a diffusion w(t) of choice; the marginals are the flow's (Ma et al. 2024, "SiT").
+
+    x_r = x + (r − t)·(velocity − ½·w·score) + √(w·(t − r))·z, with score = −eps/s. Where w is infinite (``"sbdm"`` at
+    pure noise, of which there is nothing to renew) a step is the flow's alone. ``order`` is the weak one, of averages.
+
+    Args:
+        form: w over ``norm``, in our direction of time: 1; 2·(s·s′ − s²·a′/a), which is a variance-preserving path's β;
+            s; t; sin⁴(πt/2); sin²(πt). SiT's released sampler draws √(2·form·dt) instead: its norm n is 2n here, for
+            ``"sbdm"`` n.
+        norm: scale of w; 0 is the flow without noise.
+        last_step: the one to r = 0 draws no noise; it is the ``"mean"`` of the step, the flow's own ``"euler"`` step,
+            or x0 as the network sees it (``"tweedie"``).
+    """
+
+    form: DiffusionForm = "sigma"
+    norm: float = 1.0
+    last_step: Literal["mean", "euler", "tweedie"] = "mean"
+    order = 1
+
+    def __post_init__(self) -> None:
+        if self.form not in DIFFUSION:
+            raise ValueError(f"unknown diffusion form {self.form!r}; choose one of {', '.join(DIFFUSION)}")
+        if self.last_step not in ("mean", "euler", "tweedie"):
+            raise ValueError(f"unknown last step {self.last_step!r}; choose 'mean', 'euler' or 'tweedie'")
+        if not (math.isfinite(self.norm) and self.norm >= 0):
+            raise ValueError(f"norm={self.norm} must be at least 0")
+
+    def step(
+        self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
+        estimate, c = denoise(x, t), path(t)
+        if r == 0 and self.last_step == "tweedie":
+            return rebuild(path, estimate, r), None
+        w = self.norm * DIFFUSION[self.form](c, t)
+        if not w.isfinite() or (r == 0 and self.last_step == "euler"):
+            w = torch.zeros_like(w)
+        mean = x + (r - t) * (c.da * estimate.x0 + (c.ds + w / (2 * c.s)) * estimate.eps)
+        return (mean if r == 0 or w == 0 else mean + torch.sqrt(w * (t - r)) * noise()), None
+
+    def evaluations(self, steps: int) -> int:
+        return steps
+
+
+def largest_of_samples(error: Tensor) -> Tensor:
+    """The largest root mean square among the samples: no hard one hides behind easy ones."""
+    return error.flatten(1).square().mean(1).sqrt().max()
+
+
+@dataclass(frozen=True)
+class DormandPrince:
+    """Dormand–Prince 5(4) with adaptive steps, by torchdiffeq: as many evaluations as the tolerances ask for.
+
+    It solves the flow in t, or in the angle atan2(s, a) where dx/dt is infinite. The grid says at which times x_t
+    comes out, not where it steps; all of them are held at once. On a discrete path it stops at the first published
+    step, below which no network was trained, and rebuilds from there. The worst sample of a batch sets the step, so a
+    sample depends on its batch within the tolerances.
+
+    Args:
+        rtol, atol: tolerated error of a step, relative and absolute, as a root mean square over a sample.
+
+    Raises:
+        ValueError: torchdiffeq is not installed, or a tolerance is not above 0.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    order = 5
+
+    def __post_init__(self) -> None:
+        if find_spec("torchdiffeq") is None:
+            raise ValueError("the solver 'dopri5' needs torchdiffeq: pip install 'ditlab[ode]'")
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"rtol={self.rtol} and atol={self.atol} must be above 0")
+
+    def step(
+        self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
+        *_, (_, x) = self.walk(denoise, path, x, torch.stack([t, r]))
+        return x, None
+
+    def walk(self, denoise: Denoiser, path: Path, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(t, x_t) at all times of the grid but the first."""
+        from torchdiffeq import odeint
+
+        def slope(clock: Tensor, u: Tensor) -> Tensor:
+            clock = clock.to("cpu", torch.float64)
+            t = clock if path.finite_velocity else path.time_at(clock)
+            if path.finite_velocity:
+                c, estimate = path(t), denoise(u, t)
+                return c.da * estimate.x0 + c.ds * estimate.eps
+            at = path.slope(t)
+            estimate = denoise(at.scale * u, t)
+            return at.p * estimate.x0 + at.q * estimate.eps
+
+        stops = grid[grid > path.first]
+        if grid[-1] <= path.first:
+            stops = torch.cat([stops, grid.new_tensor([path.first])])
+        scale, clock = (torch.ones_like(stops), stops) if path.finite_velocity else path.slope(stops)[:2]
+        options = {"norm": largest_of_samples}
+        states = odeint(slope, x / scale[0], clock, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
+        reached = dict(zip(stops.tolist(), zip(scale, states, strict=True), strict=True))
+        for t in grid[1:]:
+            if float(t) in reached:
+                factor, u = reached[float(t)]
+                yield t, factor * u
+            else:
+                factor, u = reached[path.first]
+                yield t, rebuild(path, denoise(factor * u, stops[-1]), t)
+
+    def evaluations(self, steps: int) -> int | None:
+        return None
 
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
@@ -141,6 +336,9 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "heun": Heun,
     "ancestral": lambda: Euler(eta=1.0),
     "dpm-solver++": DPMSolverPlusPlus,
+    "dpm-solver++3m": DPMSolverPlusPlus3M,
+    "euler-maruyama": EulerMaruyama,
+    "dopri5": DormandPrince,
 }
 
 
@@ -161,6 +359,9 @@ def integrate(
     solver: Solver, denoise: Denoiser, path: Path, x: Tensor, grid: Tensor, noise: Noise
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk ``grid``, N + 1 falling times, from x at ``grid[0]``; yield (t, x_t) after each of the N steps."""
+    if isinstance(solver, DormandPrince):
+        yield from solver.walk(denoise, path, x, grid)
+        return
     state = None
     for t, r in pairwise(grid):
         x, state = solver.step(denoise, path, x, t, r, state, noise)

@@ -19,10 +19,15 @@ Target = Callable[[Coefficients], tuple[Tensor, Tensor]]
 
 
 class Estimate(NamedTuple):
-    """What a denoiser says about x_t: the clean data and the noise, each shaped like x_t."""
+    """What a denoiser says about x_t: the clean data and the noise, each shaped like x_t.
+
+    ``variance``, where a DDPM's network learned it, is the fraction f of Nichol & Dhariwal 2021, eq. 15: the noise of
+    a step has log variance f·log β + (1 − f)·log β̃. It is not clamped to [0, 1].
+    """
 
     x0: Tensor
     eps: Tensor
+    variance: Tensor | None = None
 
 
 TARGETS: dict[str, Target] = {

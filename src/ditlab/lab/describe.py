@@ -40,15 +40,10 @@ def describe(lens: Lens) -> dict[str, Any]:
         "parameters": parameter_count(lens.network),
         "macs": lens.scenes.macs,
         "sampling": config.sampling.model_dump(),
-        "solvers": [name for name in SOLVERS if name != "ddim"] + (["average"] if few_steps else []),
+        "solvers": [name for name in SOLVERS if name not in ("ddim", "dopri5")] + (["average"] if few_steps else []),
         "max_steps": MAX_STEPS,
         "sections": _sections(lens),
     }
-
-
-def _no_gates(lens: Lens, kind: str) -> str:
-    conditioning = getattr(lens.run.config.network, "conditioning", None)
-    return f"{kind} has no adaLN-Zero gates." if conditioning is None else f"{kind} with {conditioning} has no gates."
 
 
 def _sections(lens: Lens) -> dict[str, str | None]:
@@ -56,7 +51,7 @@ def _sections(lens: Lens) -> dict[str, str | None]:
     kind = KINDS[lens.run.config.network.kind]
     no_patches = None if isinstance(lens.network, DiT) else f"{kind} cuts nothing into patches."
     no_attention = None if lens.layers else f"{kind} has no attention."
-    no_gates = None if modulated_blocks(lens.network) else _no_gates(lens, kind)
+    no_gates = None if modulated_blocks(lens.network) else f"{kind} has no adaLN-Zero gates."
     return {
         "flow": None,
         "patches": no_patches,

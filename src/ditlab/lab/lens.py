@@ -24,7 +24,7 @@ from ditlab.lab import maps
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
-from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, joined
+from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, evaluations_of, joined
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
 
@@ -88,10 +88,10 @@ class Lens:
 
     @cached_property
     def _sizes(self) -> list[tuple[int, int]]:
-        """Heads and patches of each attention layer, from one forward pass."""
+        """Heads and tokens of each attention layer, from one forward pass."""
         layers = range(len(attention_layers(self.network)))
         kept = maps.queries_and_keys(self.network, self._forward(self._any), layers) if layers else {}
-        return [(kept[layer].q.shape[1], kept[layer].patches) for layer in layers]
+        return [(kept[layer].q.shape[1], kept[layer].q.shape[2]) for layer in layers]
 
     @property
     def layers(self) -> list[int]:
@@ -155,7 +155,7 @@ class Lens:
         """
         scene = self.scenes.scene(input, t, label)
         kept = self._attention_of(scene, layer, head)
-        tokens = kept.patches
+        tokens = kept.q.shape[2]
         rows = self._per_query(kept, head, layer, scene)
         return Answer(
             {"map": maps.whole_map(kept, head)} | {name: value[0] for name, value in rows.items()},
@@ -270,9 +270,9 @@ class Lens:
     ) -> Answer:
         """From noise to data: times, and at each x_t and what the network says there, (steps + 1, n, *shape)."""
         passes = 1 if guidance in (None, 1) else 2
-        evaluations = self.process.evaluations(solver, steps) * passes
         if not 1 <= steps <= MAX_STEPS:
             raise InputError(f"steps={steps} must be between 1 and {MAX_STEPS}")
+        evaluations = evaluations_of(self.process, solver, steps) * passes
         work = (evaluations + (steps + 1) * passes) * n * self.scenes.macs
         check_work(work, self.scenes.like.device, "ask for fewer steps or samples")
         held = 4 * 4 * (steps + 1) * n * math.prod(self.run.shape)
@@ -284,6 +284,7 @@ class Lens:
         walk = self.process.trajectory(
             n, self.run.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed
         )
+        before = self.process.evaluations
         for t, x in walk:
             look()
             prediction, x0, eps = self._estimate(x, t, cond, guidance)
@@ -291,7 +292,8 @@ class Lens:
                 frames[name].append(value)
             times.append(t)
         arrays = {name: torch.stack(values) for name, values in frames.items()}
-        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(evaluations))
+        spent = (self.process.evaluations - before) // n * passes
+        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(spent))
 
     @torch.no_grad()
     def field(self, *, t: float = 0.5, size: int = 24) -> Answer:
@@ -328,8 +330,9 @@ class Lens:
         time = torch.tensor(t, dtype=torch.float64)
         if guidance in (None, 1):
             y = self.process.predict(x, time.to(x.device, x.dtype).expand(len(x)), cond)
-            return y, *resolve(self.process.target, self.process.path(time), x, y)
-        x0, eps = self.process.denoiser(cond, guidance)(x, time)
+            x0, eps, _ = resolve(self.process.target, self.process.path(time), x, y)
+            return y, x0, eps
+        x0, eps, _ = self.process.denoiser(cond, guidance)(x, time)
         return compose(self.process.target, self.process.path(time), x0, eps), x0, eps
 
     def _attention_of(self, scene: Scene, layer: int, head: Head) -> maps.QueriesAndKeys:
@@ -372,8 +375,8 @@ class Lens:
         return self.grids[0]
 
     def _check_query(self, query: int, kept: maps.QueriesAndKeys) -> None:
-        if not 0 <= query < kept.patches:
-            raise InputError(f"patch {query} is not there: there are patches 0 to {kept.patches - 1}")
+        if not 0 <= query < kept.q.shape[2]:
+            raise InputError(f"patch {query} is not there: there are patches 0 to {kept.q.shape[2] - 1}")
 
 
 def _numbered(folder: Path, ending: str) -> list[tuple[int, Path]]:

@@ -10,15 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditlab.build import build_dataset
+from ditlab.build import build_dataset, build_drawing
 from ditlab.chance import SampleNoise
 from ditlab.data.datasets import Dataset
+from ditlab.diffusion.process import Process
 from ditlab.errors import InputError, Missing
 from ditlab.lab.images import OwnImages
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import Run
 
 KEPT = 32  # trajectories
+ADAPTIVE = 400  # evaluations to be ready for, where a solver cannot say how many it will need
 MAX_WORK = {"cpu": 1.2e13, "cuda": 1e15, "mps": 1e14}  # multiply-accumulates of one answer: minutes
 
 
@@ -34,6 +36,19 @@ def check_work(multiply_accumulates: float, device: torch.device, instead: str) 
             f"this would cost {multiply_accumulates / 1e12:.0f}·10¹² multiply-accumulates, and {limit / 1e12:.0f}·10¹² "
             f"are the limit: {instead}"
         )
+
+
+def evaluations_of(process: Process, solver: str, steps: int) -> int:
+    """How often a trajectory is expected to run the network.
+
+    Raises:
+        InputError: the process cannot be sampled so.
+    """
+    try:
+        process.sampling_times(steps)
+        return process.stepper(solver).evaluations(steps) or ADAPTIVE
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 class Scene(NamedTuple):
@@ -134,17 +149,11 @@ class Scenes:
         """A trajectory as the run's own configuration draws it."""
         own = self.run.config.sampling
         guided = cond is not None and own.guidance != 1
-        evaluations = self.run.process.evaluations(own.solver, own.steps) * (2 if guided else 1)
+        evaluations = evaluations_of(self.run.process, own.solver, own.steps) * (2 if guided else 1)
         check_work(evaluations * self.macs, self.like.device, "choose a training example or draw an image")
         return list(
             self.run.process.trajectory(
-                1,
-                self.run.shape,
-                cond=cond,
-                steps=own.steps,
-                solver=own.solver,
-                guidance=own.guidance if guided else None,
-                seed=seed,
+                1, self.run.shape, cond=cond, seed=seed, **build_drawing(own, self.run.process, guided)
             )
         )
 
