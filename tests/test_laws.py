@@ -202,7 +202,7 @@ def test_adaptive_steps_heed_the_worst_sample():
 @pytest.mark.parametrize("form", DIFFUSION)
 @pytest.mark.parametrize("path", ["linear", "cosine"])
 def test_weak_order(path, form):
-    """On a Gaussian a step is affine, x → A·x + B + C·z: mean and variance go through it exactly, and err as 1/steps."""
+    """On a Gaussian a step is affine, x → A·x + B + C·z: mean and variance go through it exactly and err as 1/steps."""
     path, solver, one = PATHS[path], EulerMaruyama(form), Mixture([[0.8]], 0.6)
 
     def moments(t):

@@ -1,10 +1,14 @@
 """One process code for data of any shape; conditions, guidance, noise and modes."""
 
+import re
+
 import pytest
 import torch
 
 import ditlab
 from ditlab.chance import generator_for
+from ditlab.config import SolverName
+from ditlab.diffusion.solvers import SOLVERS
 
 SHAPES = {"points": (2,), "grey": (1, 16, 16), "rectangle": (3, 8, 12)}
 PROCESSES = {"flow": ditlab.FlowMatching, "ddpm": ditlab.DDPM}
@@ -85,7 +89,7 @@ def test_ddpm_takes_a_network_with_learned_variance():
     assert ddpm.sample(2, (2, 8, 8), steps=3, solver="ancestral").shape == (2, 2, 8, 8)
 
 
-@pytest.mark.parametrize("solver", ["euler", "ddim", "heun", "ancestral", "dpm-solver++"])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "dopri5"])  # its steps heed the whole batch
 def test_a_sample_does_not_depend_on_its_batch(solver):
     process = ditlab.FlowMatching(shaken(network_for((1, 16, 16))))
     together = process.sample(5, (1, 16, 16), steps=6, solver=solver, seed=3)
@@ -95,6 +99,30 @@ def test_a_sample_does_not_depend_on_its_batch(solver):
     assert torch.equal(start[0][:2], start[1])
     other = process.sample(5, (1, 16, 16), steps=6, solver=solver, seed=4)
     assert (other - together).abs().max() > 0.1
+
+
+def test_the_solvers_names_are_the_commands_choices():
+    assert set(SolverName.__args__) == set(SOLVERS)
+
+
+@pytest.mark.parametrize("make", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_evaluations_are_as_foretold(make, solver, steps):
+    network = shaken(ditlab.MLPDenoiser())
+    calls = []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    process = make(network)
+    assert process.sample(5, (2,), steps=steps, solver=solver).isfinite().all()
+    foretold = SOLVERS[solver]().evaluations(steps)
+    assert process.evaluations == 5 * len(calls)
+    assert len(calls) == foretold if foretold is not None else len(calls) > steps
+
+
+def test_a_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setattr("ditlab.diffusion.solvers.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=re.escape("pip install 'ditlab[ode]'")):
+        ditlab.FlowMatching(ditlab.MLPDenoiser()).sample(1, (2,), solver="dopri5")
 
 
 def test_trajectory_runs_from_noise_to_the_sample():
@@ -196,6 +224,10 @@ def test_guidance_of_one_or_none_is_off():
         (lambda: ditlab.FlowMatching(labelled()).sample(0, (1, 16, 16)), "at least 1"),
         (lambda: ditlab.FlowMatching(labelled()).sample(1, (1, 16, 16), steps=0), "at least 1"),
         (lambda: ditlab.ClassifierFree(float("nan")), "finite"),
+        (lambda: ditlab.EulerMaruyama("round"), "increasing-decreasing"),
+        (lambda: ditlab.EulerMaruyama(last_step="noise"), "tweedie"),
+        (lambda: ditlab.EulerMaruyama(norm=-1.0), "at least 0"),
+        (lambda: ditlab.DormandPrince(rtol=0.0), "above 0"),
         (lambda: ditlab.FlowMatching(ditlab.DiT(learned_variance=True)), "learned_variance=False"),
     ],
 )

@@ -14,6 +14,8 @@ from ditlab.diffusion.targets import Estimate
 
 LEAST_PROBABILITY = 1e-12  # of a pixel's level: beyond it the loss is flat, so that one odd pixel cannot rule a batch
 
+FAR = 30.0  # standard deviations: well beyond that probability, and the slope of log_ndtr can still be computed
+
 
 def log_variance(fraction: Tensor, beta: Tensor, beta_tilde: Tensor) -> Tensor:
     """f·log β + (1 − f)·log β̃ (eq. 15), shaped like the fraction."""
@@ -74,7 +76,7 @@ def pixel_surprise(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     The 256 levels −1 … 1 are 2/255 apart; the first and the last take all that lies beyond them.
     """
     rate = torch.exp(-log_variance / 2)
-    lower, upper = (x - mean - 1 / 255) * rate, (x - mean + 1 / 255) * rate
+    lower, upper = (((x - mean + edge) * rate).clamp(-FAR, FAR) for edge in (-1 / 255, 1 / 255))
     flip = lower + upper > 0  # the upper tail is read as the lower one, where small differences are exact
     below = torch.special.log_ndtr(torch.where(flip, -upper, lower))
     above = torch.special.log_ndtr(torch.where(flip, -lower, upper))
