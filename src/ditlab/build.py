@@ -52,7 +52,7 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
             raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
         if config.process.guidance != 1 and num_classes is None:
             raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
-        arguments["interval"] = True
+        arguments |= {"interval": True, "time_scale": config.process.time_scale}
     if isinstance(config.network, MLPConfig):
         return MLPDenoiser(shape, num_classes=num_classes, **arguments)
     if len(shape) != 3:
@@ -71,7 +71,7 @@ def build_process(config: Config, network: Any) -> Process:
     Raises:
         InputError: its settings do not go together.
     """
-    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind"})
+    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind", "time_scale"})
     kinds: dict[str, type[FlowMatching | DDPM | MeanFlow]] = {
         "flow": FlowMatching,
         "ddpm": DDPM,

@@ -150,6 +150,7 @@ class MeanFlowConfig(Section):
 
     prefix: ClassVar[str] = "process."
     kind: Annotated[Literal["meanflow"], tyro.conf.Suppress] = "meanflow"
+    time_scale: float = Field(30.0, gt=0, description="the network's sinusoids see time_scale * t; 1000 elsewhere")
     flow_share: float = Field(0.75, ge=0, le=1, description="share of samples trained as in flow matching, with r = t")
     times_mean: float = Field(-0.4, description="of the logit-normal density that t and r are drawn from")
     times_std: float = Field(1.0, gt=0, description="of the logit-normal density that t and r are drawn from")

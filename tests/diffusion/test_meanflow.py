@@ -11,7 +11,7 @@ from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import FlowMatching
 from tests.diffusion.test_process import shaken
 
-MEAN, STD = 0.6, 0.7
+MEAN, STD = 0.6, 0.8
 
 
 def average_velocity(z, t, length):
@@ -185,14 +185,14 @@ def test_bf16_leaves_the_target_alone():
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
-def trained(steps, n=512):
-    """A small MLP on N(MEAN, STD²) in one dimension."""
+def trained(steps, n=1024):
+    """A small MLP on N(MEAN, STD²) in one dimension, by MeanFlow alone; t and r spread over all of [0, 1]."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ditlab.MLPDenoiser((1,), hidden=64, depth=2, interval=True)
-    process = MeanFlow(network, adaptive_power=0.0, flow_share=0.5, times_mean=0.0, times_std=1.5)
+        network = ditlab.MLPDenoiser((1,), hidden=64, depth=2, interval=True, time_scale=3.0)
+    process = MeanFlow(network, adaptive_power=0.0, flow_share=0.5, times_mean=-1.0, times_std=2.0, tangent="marginal")
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         x0 = MEAN + STD * torch.randn(n, 1, generator=generator_for("data", step))
@@ -205,14 +205,16 @@ def trained(steps, n=512):
 
 
 def test_training_finds_the_average_velocity():
-    """Root mean square error over what is drawn there, t and r uniform: below 1e-2."""
-    network = trained(1500)
+    """Mean absolute error over intervals spread evenly and z as the path has it there: 1e-2, of values of size 1."""
+    network = trained(1000)
     t, length = intervals(20_000, 17, torch.float32)
     spread = ((1 - t) ** 2 * STD**2 + t**2).sqrt()
     z = ((1 - t) * MEAN + spread * torch.randn(len(t), generator=generator_for(18)))[:, None]
+    truth = average_velocity(z, t, length)
     with torch.no_grad():
-        error = network(z, t, {"interval": length}) - average_velocity(z, t, length)
-    assert error.square().mean().sqrt() < 1e-2
+        error = (network(z, t, {"interval": length}) - truth).abs()
+    assert truth.std() > 0.5
+    assert error.mean() < 1e-2
 
 
 @pytest.mark.parametrize(

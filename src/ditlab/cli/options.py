@@ -76,7 +76,7 @@ class EvalOptions(DrawingOptions):
     n: int = Field(1000, ge=2, le=10**7, description="how many samples")
     nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
     nll_n: int | None = Field(
-        None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 128 images"
+        None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 256 images"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
 
