@@ -151,7 +151,7 @@ def test_each_block_is_the_identity_at_initialisation():
     network = ditlab.DiT()
     tokens, c = torch.randn(3, 16, 64, generator=generator_for(3)), torch.randn(3, 64, generator=generator_for(4))
     for block in network.blocks:
-        assert torch.equal(block(tokens, c), tokens)
+        assert torch.equal(block(tokens, ditlab.Conditions(c, (c,), None, None)), tokens)
 
 
 def test_a_change_in_one_patch_reaches_all_tokens_in_one_layer():
@@ -162,11 +162,12 @@ def test_a_change_in_one_patch_reaches_all_tokens_in_one_layer():
         network(x, t)
     assert all((m > 0).all() for m in record.attention.values())
     block, c = network.blocks[0], torch.randn(1, 64, generator=generator_for(6))
+    conditions = ditlab.Conditions(c, (c,), None, None)
     tokens = torch.randn(1, 16, 64, generator=generator_for(7))
     for patch in range(16):
         changed = tokens.clone()
         changed[:, patch] += torch.randn(64, generator=generator_for(8, patch))
-        moved = (block(changed, c) - block(tokens, c)).abs().amax(-1)
+        moved = (block(changed, conditions) - block(tokens, conditions)).abs().amax(-1)
         assert (moved > 0).all()
 
 
@@ -195,6 +196,13 @@ def test_sincos_positions_equal_diffusers():
         ({"image_size": 0}, "height=0"),
         ({"time_features": 3}, "even"),
         ({"embedders": "none"}, "per-block"),
+        ({"embedders": "per-block", "conditioning": "in-context"}, "embedders='shared'"),
+        ({"norm": "batch"}, "'layer' or 'rms'"),
+        ({"mlp": "relu"}, "swiglu"),
+        ({"rotary": True, "dim": 24, "heads": 4}, "6 wide"),
+        ({"text_dim": 0}, "text_dim=0"),
+        ({"scalars": ("label",)}, "'label' cannot name"),
+        ({"scalars": ("a", "a")}, "'a' cannot name"),
     ],
 )
 def test_wrong_sizes_name_the_fix(unchecked, options, message):

@@ -75,7 +75,7 @@ def _forward_with_hooks(
         return hook
 
     def keep_input(store: dict[str, Any]) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             store["x"], store["conditions"] = inputs[:2]
 
         return hook

@@ -94,7 +94,7 @@ def probe(
         record.cross_tokens = network.token_names(cond, network.context)
 
     def on_gates(layer: int) -> Any:
-        def hook(_: nn.Module, __: tuple[Tensor, ...], modulation: BlockModulation) -> None:
+        def hook(_: nn.Module, __: tuple[Any, ...], modulation: BlockModulation) -> None:
             branches = record.gates.setdefault(layer, {})
             for branch, part in modulation._asdict().items():
                 record._store(branches, branch, part.gate.detach().float())
