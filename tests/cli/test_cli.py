@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import ditlab
 from ditlab.cli.main import main
 
 SMALL = ["--batch-size", "8", "--network.dim", "16", "--network.depth", "1", "--network.heads", "2"]
@@ -81,6 +83,46 @@ def test_sample_pictures_and_arrays(here, capsys, tmp_path):
         assert arrays["labels"].tolist() == [7, 7, 7]
 
 
+def test_all_that_was_drawn_with_is_recorded(here, capsys, tmp_path):
+    out = tmp_path / "a.npz"
+    drawing = ["--steps", 3, "--solver", "dpm-solver++3m", "--grid", "karras", "--shift", 2]
+    guided = ["--guidance", 3, "--guidance-interval", 0.2, 0.8, "--guidance-rescale", 0.5, "--guidance-channels", 1]
+    _, text, _ = call(capsys, "eval", "digits", "--n", 100, *drawing, *guided, "--json")
+    expected = {"solver": "dpm-solver++3m", "steps": 3, "grid": "karras", "shift": 2, "guidance": 3}
+    expected |= {"guidance_interval": [0.2, 0.8], "guidance_rescale": 0.5, "guidance_channels": 1, "evaluations": 4}
+    assert expected.items() <= json.loads(text).items()
+    _, text, _ = call(capsys, "sample", "digits", "--n", 4, *drawing, *guided, "--out", out, "--json")
+    assert {name: value for name, value in expected.items() if name != "evaluations"}.items() <= json.loads(
+        text
+    ).items()
+    with np.load(out) as arrays:
+        by_command = arrays["samples"]
+    guidance = ditlab.Interval(ditlab.Rescaled(ditlab.ClassifierFree(3.0, 1), 0.5), 0.2, 0.8)
+    same = ditlab.load("digits").sample(
+        4, steps=3, solver="dpm-solver++3m", grid="karras", shift=2.0, guidance=guidance
+    )
+    np.testing.assert_array_equal(by_command, same.numpy())
+    _, text, _ = call(capsys, "eval", "circles", "--n", 50, "--solver", "dopri5", "--steps", 1, "--json")
+    assert json.loads(text)["evaluations"] > 1
+    assert json.loads(text)["grid"] == "uniform"
+
+
+def test_a_weaker_run_guides_an_unlabelled_one(here, capsys, tmp_path):
+    words = ["--n", 4, "--steps", 2, "--json", "--guidance", 3, "--guide", "circles", "--weights", "raw"]
+    _, text, _ = call(capsys, "sample", "circles", *words, "--out", tmp_path / "a.npz")
+    figures = json.loads(text)
+    assert (figures["guide"], figures["guide_step"], figures["guidance"]) == ("runs/circles", 4, 3)
+    strong, weak = ditlab.load("circles", weights="ema"), ditlab.load("circles", weights="raw")
+    drawn = strong.sample(4, steps=2, guidance=3.0, guide=weak)
+    lerped = strong.process.denoiser(None, 3.0, weak.process)
+    assert not torch.equal(drawn, strong.sample(4, steps=2))
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor(0.5)
+    a, b = strong.process.denoiser()(x, t).x0, weak.process.denoiser()(x, t).x0
+    torch.testing.assert_close(lerped(x, t).x0, b + 3 * (a - b), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="pass guidance="):
+        strong.sample(4, steps=2, guide=weak)
+
+
 @pytest.mark.parametrize(
     ("run", "keys"),
     [
@@ -142,6 +184,10 @@ WRONG = [
     (["train", "circles", "--process.target", "v"], "process.target"),
     (["train", "points", "--network", "dit"], "--network mlp"),
     (["train", "points", "--data.name", "moon"], "moons"),
+    (["train", "circles", "--process", "ddpm", "--process.steps", "30", "--sampling.steps", "40"], "at most 30"),
+    (["train", "circles", "--process", "ddpm", "--sampling.shift", "2"], "grid='uniform'"),
+    (["train", "digits", "--sampling.guidance-interval", "0.8", "0.2"], "low < high"),
+    (["train", "circles", "--sampling.guidance-interval", "0.8", "1.2"], "guidance_interval.1=1.2"),
     (["train", "circles", "--name", "../up"], "no name for a folder"),
     (["train", "circles", "--device", "tpu"], "tpu"),
     (["train", "--resume", "runs/nowhere"], "ditlab demo"),
@@ -169,7 +215,15 @@ def test_wrong_input_gets_a_short_message_and_leaves_nothing(unchecked, in_tmp, 
         (["sample", "digits", "--label", "10"], "from 0 to 9"),
         (["sample", "digits", "--label", "-1"], "from 0 to 9"),
         (["sample", "circles", "--label", "1"], "trained without labels"),
-        (["sample", "circles", "--guidance", "2"], "trained without labels"),
+        (["sample", "circles", "--guidance", "2"], "--guide RUN"),
+        (["sample", "circles", "--guide", "circles"], "add --guidance 2"),
+        (["sample", "circles", "--guide", "nowhere", "--guidance", "2"], "no run at nowhere"),
+        (["sample", "circles", "--guide", "digits", "--guidance", "2"], "choose a run of the same data"),
+        (["sample", "circles", "--grid", "leading"], "choose 'uniform'"),
+        (["sample", "circles", "--grid", "even"], "karras"),
+        (["sample", "circles", "--shift", "0"], "shift=0"),
+        (["sample", "digits", "--guidance-rescale", "2"], "guidance_rescale=2"),
+        (["eval", "digits", "--guidance-interval", "0.8", "0.2"], "low < high"),
         (["sample", "circles", "--guidance", "nan"], "guidance=nan"),
         (["sample", "circles", "--out", "x.gif"], ".png"),
         (["sample", "circles", "--out", "x"], ".npz"),

@@ -314,3 +314,9 @@ def test_answers_are_float32():
     answer = Answer({"x": torch.arange(3)}, word="yes")
     assert answer["x"].dtype == np.float32
     assert answer.meta == {"word": "yes"}
+
+
+def test_an_adaptive_trajectory_counts_what_it_spent(lens):
+    walk = lens.trajectory(solver="dopri5", steps=2)
+    assert walk["t"].tolist() == pytest.approx([1, 0.5, 0])
+    assert int(walk.meta["evaluations"]) > 2

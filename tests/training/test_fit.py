@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import ditlab
+from ditlab.build import build_dataset
 from ditlab.chance import generator_for
-from ditlab.config import Config
+from ditlab.config import Config, SamplingConfig
 from ditlab.errors import TrainingError
-from ditlab.fit import fit
+from ditlab.fit import fit, preview
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
 from ditlab.training.ema import EMA
@@ -329,3 +330,26 @@ def test_asking_for_huge_pages_changes_no_number():
         assert all(torch.isfinite(block).all() for block in blocks)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_previews_are_drawn_as_the_configuration_says():
+    sampling = SamplingConfig(
+        steps=3, solver="dpm-solver++3m", grid="karras", shift=2.0, guidance=3.0, guidance_interval=(0.2, 0.8)
+    )
+    config = tiny("digits", sampling=sampling.model_copy(update={"guidance_rescale": 0.5}))
+    state = TrainState(config, build_dataset(config))
+    for _ in zip(range(3), train(state, build_dataset(config)), strict=False):
+        pass
+    samples, columns = preview(state, (1, 8, 8), 10)
+    expected = state.averaged_process.sample(
+        60,
+        (1, 8, 8),
+        {"label": torch.arange(60) % 10},
+        steps=3,
+        solver="dpm-solver++3m",
+        grid="karras",
+        shift=2.0,
+        guidance=ditlab.Interval(ditlab.Rescaled(3.0, 0.5), 0.2, 0.8),
+    )
+    assert columns == 10
+    assert torch.equal(samples, expected)

@@ -1,0 +1,157 @@
+"""Which solver draws the best circles in how many evaluations? Writes the table of docs/solvers.md.
+
+    python benchmarks/solvers.py runs/circles --out docs/solvers.md        MINUTES on one CPU core
+
+1,000 samples of a trained circles run, seed 0, for each solver and number of evaluations of the network: the share that
+are valid circles, and the energy distance to 2,000 data. A solver takes as many steps as fit into the evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ditlab import load
+from ditlab.diffusion.solvers import SOLVERS, DormandPrince, Solver, as_solver
+from ditlab.evaluation.measures import measure_circles
+from ditlab.run import Run
+
+EVALUATIONS = (1, 2, 5, 10, 20, 50)
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
+GRIDS: tuple[dict[str, Any], ...] = (
+    {"grid": "uniform"},
+    {"grid": "uniform", "shift": 0.5},
+    {"grid": "uniform", "shift": 2.0},
+    {"grid": "quadratic"},
+    {"grid": "karras"},
+)
+
+
+def steps_for(solver: Solver, evaluations: int) -> int | None:
+    """The most steps that take no more evaluations than that; None if even one takes more."""
+    fitting = [steps for steps in range(1, evaluations + 1) if (solver.evaluations(steps) or 0) <= evaluations]
+    return max(fitting, default=None)
+
+
+def measure(run: Run, n: int, solver: str | Solver, steps: int, **grid: Any) -> dict[str, float]:
+    """The figures of n samples, and how many evaluations each took."""
+    before = run.process.evaluations
+    figures = measure_circles(run.sample(n, steps=steps, solver=solver, seed=0, **grid).cpu(), 0)
+    figures = {**figures, "evaluations": (run.process.evaluations - before) / n}
+    print(solver, steps, grid, figures, file=sys.stderr, flush=True)
+    return figures
+
+
+def cell(figures: dict[str, float]) -> str:
+    """Valid and energy distance."""
+    return f"{100 * figures['valid']:.1f} % · {figures['energy_distance']:.3f}"
+
+
+def table_of_solvers(run: Run, n: int) -> list[str]:
+    """Rows of Markdown, a solver each."""
+    lines = ["| solver | " + " | ".join(map(str, EVALUATIONS)) + " |", "|---" * (len(EVALUATIONS) + 1) + "|"]
+    for name in SOLVERS:
+        if name in ("ddim", "dopri5"):
+            continue
+        cells = []
+        for evaluations in EVALUATIONS:
+            steps = steps_for(as_solver(name), evaluations)
+            cells.append("" if steps is None else cell(measure(run, n, name, steps)))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def table_of_grids(run: Run, n: int, evaluations: int) -> list[str]:
+    """Rows of Markdown, a grid each."""
+    names = ("euler", "heun", "dpm-solver++", "dpm-solver++3m")
+    lines = ["| grid | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for grid in GRIDS:
+        cells = []
+        for name in names:
+            steps = steps_for(as_solver(name), evaluations)
+            assert steps is not None
+            cells.append(cell(measure(run, n, name, steps, **grid)))
+        words = grid["grid"] + (f", shift {grid['shift']:g}" if "shift" in grid else "")
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def table_of_tolerances(run: Run, n: int) -> list[str]:
+    """Rows of Markdown, a tolerance of Dormand–Prince each."""
+    lines = ["| tolerance | evaluations | valid · energy distance |", "|---|---|---|"]
+    for tolerance in TOLERANCES:
+        figures = measure(run, n, DormandPrince(tolerance, tolerance), 1)
+        lines.append(f"| {tolerance:g} | {figures['evaluations']:.0f} | {cell(figures)} |")
+    return lines
+
+
+def machine() -> str:
+    """The processor's name, and the threads in use."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, threads: {torch.get_num_threads()}"
+
+
+def page(run: Run, n: int, command: str) -> str:
+    """The whole page."""
+    real = measure_circles(torch.zeros(2, 1, 16, 16), 0)["energy_distance_floor"]
+    device = next(run.process.parameters()).device.type
+    return "\n".join(
+        [
+            "# Solvers",
+            "",
+            f"`{command}`",
+            "",
+            f"{n:,} samples of seed 0 from a run of the `circles` recipe (step {run.step:,}, averaged weights), for",
+            "each solver and number of evaluations of the network: the share of valid circles · the energy distance to",
+            f"2,000 data, for which fresh data score {real:.3f}. A solver takes as many steps as fit into the",
+            f"evaluations (Heun 25 in 50). Drawn on {device.upper()} ({machine()}), torch {torch.__version__}.",
+            "",
+            "## By evaluations",
+            "",
+            "Times evenly spaced, the default.",
+            "",
+            *table_of_solvers(run, n),
+            "",
+            "`euler` is `ddim` too. `euler-maruyama` has the noise σ = t.",
+            "",
+            "## By grid, in 10 evaluations",
+            "",
+            *table_of_grids(run, n, 10),
+            "",
+            "## Dormand–Prince, adaptive",
+            "",
+            "Relative and absolute tolerance alike, and one output time; the worst of each 500 samples sets the steps.",
+            "",
+            *table_of_tolerances(run, n),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", help="folder of a circles run, or its name in runs/")
+    parser.add_argument("--out", help="file to write; without, the page is printed")
+    parser.add_argument("--n", type=int, default=1000, help="samples (1000)")
+    options = parser.parse_args()
+    run = load(options.run)
+    if run.config.data.kind != "circles":
+        parser.error(f"{options.run} holds {run.config.data.kind}: train one with ditlab train circles")
+    text = page(run, options.n, shlex.join(["python", *sys.argv]))
+    if options.out is None:
+        print(text)
+    else:
+        Path(options.out).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
