@@ -11,7 +11,7 @@ from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import FlowMatching
 from tests.diffusion.test_process import shaken
 
-MEAN, STD = 0.6, 0.8
+MEAN, STD = 0.6, 0.7
 
 
 def average_velocity(z, t, length):

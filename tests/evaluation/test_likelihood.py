@@ -43,7 +43,7 @@ def test_densities_are_those_that_points_are_drawn_from(name):
     axis = (torch.arange(cells * fine, dtype=torch.float64) + 0.5) / (cells * fine) * 4.8 - 2.4
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).reshape(-1, 2)
     mass = DENSITIES[name](grid).exp().reshape(cells, fine, cells, fine).sum((1, 3)) * (4.8 / (cells * fine)) ** 2
-    assert float(mass.sum()) == pytest.approx(1, abs=2e-3)
+    assert float(mass.sum()) == pytest.approx(1, abs=5e-3)
     n = 100_000
     points = POINTS[name](n, generator_for(0))
     index = ((points + 2.4) / 4.8 * cells).long()
@@ -53,7 +53,7 @@ def test_densities_are_those_that_points_are_drawn_from(name):
 
 
 def test_held_out_data_are_none_that_were_trained_on():
-    half_a, half_b = digit_halves()
+    half_b = digit_halves()[1]
     images, cond = Digits().held_out(0, 10_000)
     assert len(images) == len(half_b.images)
     assert torch.cdist(images.flatten(1), half_b.images.flatten(1)).amin(1).max() == 0
