@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
+    from ditlab.diffusion.likelihood import log_likelihood
+    from ditlab.diffusion.meanflow import MeanFlow
     from ditlab.diffusion.process import DDPM, FlowMatching, Process
     from ditlab.diffusion.solvers import (
         DormandPrince,
@@ -47,7 +49,9 @@ _HOME = {
     "SinEmb": "networks.embeddings",
     "DDPM": "diffusion.process",
     "FlowMatching": "diffusion.process",
+    "MeanFlow": "diffusion.meanflow",
     "Process": "diffusion.process",
+    "log_likelihood": "diffusion.likelihood",
     "Estimate": "diffusion.targets",
     "Solver": "diffusion.solvers",
     "Euler": "diffusion.solvers",
@@ -90,6 +94,7 @@ __all__ = [
     "Interval",
     "MLPDenoiser",
     "MLPVelocity",
+    "MeanFlow",
     "Modulation",
     "PatchEmbed",
     "Process",
@@ -101,6 +106,7 @@ __all__ = [
     "export_run",
     "import_checkpoint",
     "load",
+    "log_likelihood",
     "probe",
     "register_conditioning",
 ]

@@ -13,6 +13,7 @@ from ditlab.config import (
     DigitsData,
     DiTConfig,
     ExternalData,
+    MeanFlowConfig,
     MLPConfig,
     PointsData,
     SamplingConfig,
@@ -20,8 +21,8 @@ from ditlab.config import (
 )
 from ditlab.data.datasets import Circles, Dataset, Digits, External, Points
 from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
+from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import DDPM, FlowMatching, Process
-from ditlab.diffusion.solvers import as_solver
 from ditlab.errors import InputError
 from ditlab.networks.dit import DiT
 from ditlab.networks.mlp import MLPDenoiser
@@ -49,6 +50,12 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
     """
     arguments: dict[str, Any] = config.network.model_dump(exclude={"kind"})
     shape, num_classes = dataset.shape, dataset.num_classes
+    if isinstance(config.process, MeanFlowConfig):
+        if isinstance(config.network, UNetConfig):
+            raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
+        if config.process.guidance != 1 and num_classes is None:
+            raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
+        arguments |= {"interval": True, "time_scale": config.process.time_scale}
     if isinstance(config.network, MLPConfig):
         return MLPDenoiser(shape, num_classes=num_classes, **arguments)
     if len(shape) != 3:
@@ -67,8 +74,12 @@ def build_process(config: Config, network: Any) -> Process:
     Raises:
         InputError: its settings do not go together.
     """
-    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind"})
-    kinds: dict[str, type[FlowMatching] | type[DDPM]] = {"flow": FlowMatching, "ddpm": DDPM}
+    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind", "time_scale"})
+    kinds: dict[str, type[FlowMatching | DDPM | MeanFlow]] = {
+        "flow": FlowMatching,
+        "ddpm": DDPM,
+        "meanflow": MeanFlow,
+    }
     try:
         return kinds[config.process.kind](network, **arguments)
     except ValueError as error:
@@ -83,7 +94,7 @@ def build_drawing(sampling: SamplingConfig, process: Process, guided: bool) -> d
     """
     grid = None if sampling.grid == "auto" else sampling.grid
     try:
-        solver = as_solver(sampling.solver)
+        solver = process.stepper(sampling.solver)
         process.sampling_times(sampling.steps, grid, sampling.shift)
         guidance = _guidance(sampling) if guided and sampling.guidance != 1 else None
     except ValueError as error:

@@ -166,6 +166,25 @@ class DDPMConfig(Section):
     )
 
 
+class MeanFlowConfig(Section):
+    """MeanFlow: average velocities, for sampling in one step or a few."""
+
+    prefix: ClassVar[str] = "process."
+    kind: Annotated[Literal["meanflow"], tyro.conf.Suppress] = "meanflow"
+    time_scale: float = Field(30.0, gt=0, description="the network's sinusoids see time_scale * t; 1000 elsewhere")
+    flow_share: float = Field(0.75, ge=0, le=1, description="share of samples trained as in flow matching, with r = t")
+    times_mean: float = Field(-0.4, description="of the logit-normal density that t and r are drawn from")
+    times_std: float = Field(1.0, gt=0, description="of the logit-normal density that t and r are drawn from")
+    adaptive_power: float = Field(1.0, ge=0, description="p of the loss weight 1/(squared error + c)^p")
+    adaptive_offset: float = Field(1e-3, gt=0, description="c of the loss weight")
+    tangent: Literal["conditional", "marginal"] = Field(
+        "conditional", description="velocity along which the network is differentiated: eps - x0, or its own"
+    )
+    guidance: float = Field(1.0, description="classifier-free guidance scale folded into training; 1 is off")
+    guidance_mix: float = Field(0.0, ge=0, lt=1, description="share of the network's own velocity in the guided one")
+    condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
+
+
 class MuonConfig(Section):
     """Muon for the matrices of the blocks, AdamW for everything else."""
 
@@ -186,7 +205,9 @@ class AdamWConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
 
 
-SolverName = Literal["euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5"]
+SolverName = Literal[
+    "euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5", "average"
+]
 GridName = Literal["auto", "uniform", "quadratic", "karras", "respaced", "leading"]
 Interval = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
 
@@ -209,12 +230,12 @@ class SamplingConfig(Section):
 
 DataConfig = Annotated[CirclesData | PointsData | DigitsData | ExternalData, Field(discriminator="kind")]
 NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="kind")]
-ProcessConfig = Annotated[FlowConfig | DDPMConfig, Field(discriminator="kind")]
+ProcessConfig = Annotated[FlowConfig | DDPMConfig | MeanFlowConfig, Field(discriminator="kind")]
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
 
 KINDS: dict[str, dict[str, type[Section]]] = {
     "network": {"dit": DiTConfig, "unet": UNetConfig, "mlp": MLPConfig},
-    "process": {"flow": FlowConfig, "ddpm": DDPMConfig},
+    "process": {"flow": FlowConfig, "ddpm": DDPMConfig, "meanflow": MeanFlowConfig},
     "optimizer": {"muon": MuonConfig, "adamw": AdamWConfig},
 }
 
@@ -245,3 +266,17 @@ class Config(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     preview_every: int = Field(500, ge=1, description="steps between pictures drawn from the same noise")
     record_every: int = Field(100, ge=1, description="steps between recordings of gates and branches")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Config:
+        """Refuse settings of several sections that do not go together."""
+        sampling, few_steps = self.sampling, self.process.kind == "meanflow"
+        if few_steps and self.compile:
+            raise ConfigError("compile=True: meanflow differentiates the network as it is; leave compile out")
+        if sampling.solver == "average" and not few_steps:
+            raise ConfigError("sampling.solver=average: only --process meanflow learns an average velocity")
+        if sampling.solver == "average" and sampling.guidance != 1:
+            raise ConfigError(
+                f"sampling.guidance={sampling.guidance:g}: an average velocity is guided in training: process.guidance"
+            )
+        return self

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditlab.build import build_drawing
+from ditlab.build import build_dataset, build_drawing
 from ditlab.config import CirclesData, DigitsData, ExternalData, PointsData, SamplingConfig
+from ditlab.data.datasets import HeldOut
 from ditlab.errors import InputError
+from ditlab.evaluation.likelihood import measure_likelihood
 from ditlab.evaluation.measures import measure_circles, measure_digits, measure_points
 from ditlab.run import Run
 
 
-def evaluate(run: Run, n: int = 1000, *, seed: int = 0, guide: Run | None = None, **sampling: Any) -> dict[str, Any]:
+def evaluate(
+    run: Run,
+    n: int = 1000,
+    *,
+    seed: int = 0,
+    guide: Run | None = None,
+    nll: bool = False,
+    nll_n: int | None = None,
+    **sampling: Any,
+) -> dict[str, Any]:
     """The figures of ``ditlab eval``: those of the data's kind, and everything that decided them.
 
     ``evaluations`` is how often the network ran for each sample, counted, the passes of a guided one as one.
@@ -20,6 +31,7 @@ def evaluate(run: Run, n: int = 1000, *, seed: int = 0, guide: Run | None = None
         run: what to measure.
         n, seed: how many samples, and which.
         guide: a weaker run to guide away from.
+        nll, nll_n: whether to add the negative log-likelihood of held-out data, without guidance, and of how many.
         sampling: fields of ``SamplingConfig``, such as ``steps=25, solver="heun", guidance=2.0``; the others are its
             defaults.
 
@@ -47,9 +59,18 @@ def evaluate(run: Run, n: int = 1000, *, seed: int = 0, guide: Run | None = None
             labels = run.labels(n)
             assert labels is not None
             figures = measure_digits(samples, labels)
+    if nll:
+        figures |= _likelihood(run, nll_n, seed)
     drawn = drawn_with(run, settings, guide)
     evaluations = int(evaluations) if evaluations.is_integer() else round(evaluations, 1)
     return figures | {"n": n, "seed": seed, **drawn, "evaluations": evaluations, "run_step": run.step}
+
+
+def _likelihood(run: Run, n: int | None, seed: int) -> dict[str, Any]:
+    dataset = build_dataset(run.config)
+    if not isinstance(dataset, HeldOut):
+        raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
+    return measure_likelihood(run.process, dataset, n, seed)
 
 
 def drawn_with(run: Run, settings: SamplingConfig, guide: Run | None) -> dict[str, Any]:

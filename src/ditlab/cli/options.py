@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.config import KINDS, Config, GridName, Interval, Section, SolverName
+from ditlab.config import KINDS, Config, GridName, Interval, SamplingConfig, Section, SolverName
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
@@ -75,6 +75,10 @@ class EvalOptions(DrawingOptions):
     """Draw samples and measure them against real data."""
 
     n: int = Field(1000, ge=2, le=10**7, description="how many samples")
+    nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
+    nll_n: int | None = Field(
+        None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 256 images"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
 
 
@@ -135,7 +139,8 @@ class ExportOptions(Section):
 class TrainOptions(Config):
     """Train a recipe into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm, --optimizer muon|adamw.
+    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow,
+    --optimizer muon|adamw.
     """
 
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
@@ -207,4 +212,6 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
     for name, kind in kinds.items():
         if kind is not None and kind != values[name].kind:
             values[name] = KINDS[name][kind]()
+            if kind == "meanflow":
+                values["sampling"] = SamplingConfig(solver="average", steps=1)
     return TrainOptions(**values)

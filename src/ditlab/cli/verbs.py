@@ -190,7 +190,8 @@ def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:
     from ditlab.evaluate import evaluate as measure
 
     settings, guide = _drawing(run, options)
-    return measure(run, options.n, seed=options.seed, guide=guide, **settings.model_dump())
+    drawn = settings.model_dump()
+    return measure(run, options.n, seed=options.seed, guide=guide, nll=options.nll, nll_n=options.nll_n, **drawn)
 
 
 def _last_loss(folder: RunFolder) -> float | None:

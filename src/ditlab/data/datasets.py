@@ -10,7 +10,7 @@ from ditlab.chance import generator_for
 from ditlab.data.circles import SIZE, circles
 from ditlab.data.digits import digit_halves
 from ditlab.data.order import sample_order
-from ditlab.data.points import POINTS
+from ditlab.data.points import DENSITIES, POINTS
 from ditlab.errors import InputError
 
 
@@ -33,14 +33,32 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class HeldOut(Dataset, Protocol):
+    """Data of which some are never trained on.
+
+    ``levels`` is how many values a pixel can have, equally spaced from −1 to 1; None where values are continuous.
+    """
+
+    levels: int | None
+
+    def held_out(self, seed: int, n: int) -> Batch:
+        """n samples, or all there are if they are fewer, that training does not see."""
+        ...
+
+
 class Circles:
     """Fresh discs for ever."""
 
     shape: tuple[int, ...] = (1, SIZE, SIZE)
     num_classes: int | None = None
+    levels: int | None = 256
 
     def batch(self, seed: int, position: int, size: int) -> Batch:
         return Batch(circles(size, generator_for(seed, "circles", position)).images, {})
+
+    def held_out(self, seed: int, n: int) -> Batch:
+        return Batch(circles(n, generator_for(seed, "evaluation", "held out")).images, {})
 
 
 class Points:
@@ -48,13 +66,18 @@ class Points:
 
     shape: tuple[int, ...] = (2,)
     num_classes: int | None = None
+    levels: int | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.sampler = POINTS[name]
+        self.log_density = DENSITIES.get(name)
 
     def batch(self, seed: int, position: int, size: int) -> Batch:
         return Batch(self.sampler(size, generator_for(seed, self.name, position)), {})
+
+    def held_out(self, seed: int, n: int) -> Batch:
+        return Batch(self.sampler(n, generator_for(seed, "evaluation", "held out")), {})
 
 
 class Digits:
@@ -62,10 +85,16 @@ class Digits:
 
     shape: tuple[int, ...] = (1, 8, 8)
     num_classes: int | None = 10
+    levels: int | None = 17
 
     def batch(self, seed: int, position: int, size: int) -> Batch:
         images, labels = digit_halves()[0]
         chosen = sample_order(seed, position, size, len(labels))
+        return Batch(images[chosen], {"label": labels[chosen]})
+
+    def held_out(self, seed: int, n: int) -> Batch:
+        images, labels = digit_halves()[1]
+        chosen = sample_order(seed, 0, min(n, len(labels)), len(labels))
         return Batch(images[chosen], {"label": labels[chosen]})
 
 

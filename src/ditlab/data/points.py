@@ -22,6 +22,14 @@ def gaussians(n: int, generator: torch.Generator | None = None) -> Float[Tensor,
     return centre + GAUSSIANS_STD * torch.randn(n, 2, generator=generator)
 
 
+def gaussians_log_density(x: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    """The density that ``gaussians`` draws from, in nats."""
+    angle = torch.arange(8) * (math.pi / 4)
+    centres = GAUSSIANS_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1).to(x)  # (8, 2)
+    squares = (x[:, None] - centres).square().sum(2) / GAUSSIANS_STD**2  # (n, 8)
+    return torch.logsumexp(-squares / 2, dim=1) - math.log(8 * 2 * math.pi * GAUSSIANS_STD**2)
+
+
 def moons(n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n 2"]:
     """Two interleaved half circles of radius 1, with noise of standard deviation 0.06."""
     angle = math.pi * torch.rand(n, generator=generator)
@@ -46,6 +54,13 @@ def checkerboard(n: int, generator: torch.Generator | None = None) -> Float[Tens
     return torch.stack([column, row], dim=1) - 2.0 + torch.rand(n, 2, generator=generator)
 
 
+def checkerboard_log_density(x: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+    """The density that ``checkerboard`` draws from, in nats: 1/8 on black squares, 0 elsewhere."""
+    square = x.floor()
+    black = (square.abs() <= 2).all(1) & (square < 2).all(1) & (square.sum(1) % 2 == 0)
+    return torch.where(black, -math.log(8.0), -math.inf)
+
+
 def spirals(n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n 2"]:
     """Two arms that wind once and a half around each other, radius up to 2, with noise of standard deviation 0.04."""
     turn = 3 * math.pi * torch.rand(n, generator=generator).sqrt()
@@ -60,4 +75,9 @@ POINTS: dict[str, Sampler] = {
     "swiss-roll": swiss_roll,
     "checkerboard": checkerboard,
     "spirals": spirals,
+}
+
+DENSITIES: dict[str, Callable[[Float[Tensor, "n 2"]], Float[Tensor, " n"]]] = {
+    "gaussians": gaussians_log_density,
+    "checkerboard": checkerboard_log_density,
 }

@@ -183,6 +183,14 @@ class Process(nn.Module):
                 "with the same process and schedule"
             )
 
+    def stepper(self, solver: str | Solver, cond: Condition | None = None) -> Solver:  # noqa: ARG002 - for MeanFlow
+        """The solver of that name, for samples under these conditions.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        return as_solver(solver)
+
     @property
     def start(self) -> float:
         """The time sampling starts at: 1, or just below it where the target cannot tell x0 from pure noise."""
@@ -212,21 +220,21 @@ class Process(nn.Module):
         """The states (t, x_t) from noise to data, one for each time; the arguments are those of ``sample``."""
         if n < 1:
             raise ValueError(f"n={n} must be at least 1")
-        like = self._like()
+        like = self.like()
         cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
         denoise = self.denoiser(cond, guidance, guide)
         networks = [self.network] if guide is None else [self.network, guide.network]
 
         def in_evaluation(x: Tensor, t: Tensor) -> Estimate:
             self.evaluations += len(x)
-            with torch.no_grad(), _evaluating(networks):
+            with torch.no_grad(), evaluating(networks):
                 return denoise(x, t)
 
         noise = SampleNoise(seed, range(first, first + n), shape, like)
         times = self.sampling_times(steps, grid, shift)
         start = noise()
         yield float(times[0]), start
-        for t, x in integrate(as_solver(solver), in_evaluation, self.path, start, times, noise):
+        for t, x in integrate(self.stepper(solver, cond), in_evaluation, self.path, start, times, noise):
             yield float(t), x
 
     def sample(
@@ -264,7 +272,7 @@ class Process(nn.Module):
         walk = self.trajectory(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
         return deque(walk, maxlen=1).pop()[1]
 
-    def _like(self) -> Tensor:
+    def like(self) -> Tensor:
         """An empty tensor on the network's device, in fp32 (fp64 for a network in fp64)."""
         weight = next(self.parameters(), torch.empty(0))
         return torch.empty(0, device=weight.device, dtype=torch.promote_types(torch.float32, weight.dtype))
@@ -276,7 +284,7 @@ def _column(mask: Tensor, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(networks: Sequence[Any]) -> Iterator[None]:
+def evaluating(networks: Sequence[Any]) -> Iterator[None]:
     """Evaluation mode, and afterwards every module back in the mode it was in."""
     modules = (module for network in networks if isinstance(network, nn.Module) for module in network.modules())
     before = [(module, module.training) for module in modules]

@@ -15,6 +15,7 @@ from ditlab.networks.dit import DiT
 def describe(lens: Lens) -> dict[str, Any]:
     """Shapes, sizes and choices of a run, and which sections of the page apply to it."""
     run, config = lens.run, lens.run.config
+    few_steps = config.process.kind == "meanflow"
     patches = None
     if isinstance(lens.network, DiT):
         embed = lens.network.patch_embed
@@ -27,7 +28,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "data": config.data.kind,
         "network": config.network.kind,
         "process": config.process.kind,
-        "noise_path": getattr(config.process, "path", "discrete"),
+        "noise_path": getattr(config.process, "path", "linear" if few_steps else "discrete"),
         "target": lens.process.target_name,
         "shape": list(run.shape),
         "step": run.step,
@@ -39,7 +40,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "parameters": parameter_count(lens.network),
         "macs": lens.scenes.macs,
         "sampling": config.sampling.model_dump(),
-        "solvers": [name for name in SOLVERS if name not in ("ddim", "dopri5")],
+        "solvers": [name for name in SOLVERS if name not in ("ddim", "dopri5")] + (["average"] if few_steps else []),
         "max_steps": MAX_STEPS,
         "sections": _sections(lens),
     }

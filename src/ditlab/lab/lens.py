@@ -88,10 +88,10 @@ class Lens:
 
     @cached_property
     def _sizes(self) -> list[tuple[int, int]]:
-        """Heads and patches of each attention layer, from one forward pass."""
+        """Heads and tokens of each attention layer, from one forward pass."""
         layers = range(len(attention_layers(self.network)))
         kept = maps.queries_and_keys(self.network, self._forward(self._any), layers) if layers else {}
-        return [(kept[layer].q.shape[1], kept[layer].patches) for layer in layers]
+        return [(kept[layer].q.shape[1], kept[layer].q.shape[2]) for layer in layers]
 
     @property
     def layers(self) -> list[int]:
@@ -155,7 +155,7 @@ class Lens:
         """
         scene = self.scenes.scene(input, t, label)
         kept = self._attention_of(scene, layer, head)
-        tokens = kept.patches
+        tokens = kept.q.shape[2]
         rows = self._per_query(kept, head, layer, scene)
         return Answer(
             {"map": maps.whole_map(kept, head)} | {name: value[0] for name, value in rows.items()},
@@ -375,8 +375,8 @@ class Lens:
         return self.grids[0]
 
     def _check_query(self, query: int, kept: maps.QueriesAndKeys) -> None:
-        if not 0 <= query < kept.patches:
-            raise InputError(f"patch {query} is not there: there are patches 0 to {kept.patches - 1}")
+        if not 0 <= query < kept.q.shape[2]:
+            raise InputError(f"patch {query} is not there: there are patches 0 to {kept.q.shape[2] - 1}")
 
 
 def _numbered(folder: Path, ending: str) -> list[tuple[int, Path]]:

@@ -14,7 +14,6 @@ from ditlab.build import build_dataset, build_drawing
 from ditlab.chance import SampleNoise
 from ditlab.data.datasets import Dataset
 from ditlab.diffusion.process import Process
-from ditlab.diffusion.solvers import as_solver
 from ditlab.errors import InputError, Missing
 from ditlab.lab.images import OwnImages
 from ditlab.networks.counts import multiply_accumulates
@@ -47,7 +46,7 @@ def evaluations_of(process: Process, solver: str, steps: int) -> int:
     """
     try:
         process.sampling_times(steps)
-        return as_solver(solver).evaluations(steps) or ADAPTIVE
+        return process.stepper(solver).evaluations(steps) or ADAPTIVE
     except ValueError as error:
         raise InputError(str(error)) from None
 

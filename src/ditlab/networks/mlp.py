@@ -25,6 +25,7 @@ class MLPDenoiser(nn.Module):
         depth: number of hidden layers.
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
         time_features: width of the sinusoidal features, also of an embedded label.
+        time_scale: the sinusoid sees time_scale · t.
         interval: whether the network takes ``cond["interval"]`` (B,), t − r: MeanFlow's second time. Absent is 0.
 
     Shapes: ``net(x (B, *shape), t (B,) in [0, 1], cond) -> (B, *shape)``. At initialisation the output is zero.
@@ -38,12 +39,13 @@ class MLPDenoiser(nn.Module):
         num_classes: int | None = None,
         time_features: int = 64,
         interval: bool = False,
+        time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
         check_sizes(shape=min(shape, default=0), hidden=hidden, depth=depth)
         self.shape = tuple(shape)
         self.num_classes = num_classes
-        self.time_scale = 1000.0
+        self.time_scale = time_scale
         self.sinusoid = SinEmb(time_features)
         self.labels = Labels(num_classes, time_features)
         self.interval = interval
