@@ -53,6 +53,7 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     config = config.model_copy(update={"precision": resolve_precision(config.precision, resolve_device(config.device))})
     dataset = build_dataset(config)
     state = TrainState(config, dataset)
+    _check_null_label(state, dataset)
     done = folder.step if resume else None
     if done is not None:
         if config.steps < done:
@@ -73,6 +74,14 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
                 save_checkpoint(folder.checkpoints, state)
                 raise Interrupted(received[0], str(folder.path), state.step)
     return state
+
+
+def _check_null_label(state: TrainState, dataset: Dataset) -> None:
+    """Refuse, before anything is written, to train or preview without labels a network that cannot go without."""
+    goes_without = state.process.condition_dropout > 0 or state.config.sampling.guidance != 1
+    take_away: Any = getattr(state.network, "null_condition", None)
+    if dataset.num_classes is not None and goes_without and take_away is not None:
+        take_away({"label": torch.zeros(1, dtype=torch.int64, device=state.device)})
 
 
 class Recorder:

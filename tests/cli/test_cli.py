@@ -158,6 +158,7 @@ def test_the_networks_and_processes_swap_by_a_word(in_tmp, capsys):
             ["circles", "--network=mlp", "--network.hidden", "16"],
             ["digits", "--process", "ddpm", "--process.target", "v", "--optimizer", "adamw", *SMALL],
             ["points", "--process", "ddpm", "--process.schedule", "cosine"],
+            ["circles", "--network.qk-norm", "--network.norm", "rms", "--network.mlp", "swiglu", "--network.rotary"],
         )
     ):
         common = ["--steps", "2", "--name", f"r{i}", "--sampling.steps", "2", "--batch-size", "4"]
@@ -180,6 +181,8 @@ WRONG = [
     (["train", "--json"], "recipe comes before"),
     (["train", "circles", "--network.patch-size", "5"], "divides 16"),
     (["train", "circles", "--network.heads", "5"], "heads=5"),
+    (["train", "circles", "--network.conditioning", "flim"], "adaln-zero, adaln, film, in-context, cross-attention"),
+    (["train", "digits", "--network.no-null-label"], "condition_dropout 0"),
     (["train", "circles", "--network.patch-size", "5", "--dry-run"], "divides 16"),
     (["train", "circles", "--process.target", "v"], "process.target"),
     (["train", "points", "--network", "dit"], "--network mlp"),

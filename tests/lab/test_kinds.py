@@ -96,3 +96,15 @@ def test_an_unknown_kind_is_named(in_tmp, capsys):
     assert said.count("\n") == 1
     assert "choose one of adaln-zero, adaln, film" in said
     assert not (in_tmp / "runs").exists()
+
+
+def test_a_network_without_a_null_label_trains_and_is_looked_into(in_tmp):
+    options = ["--network.no-null-label", "--process.condition-dropout", "0", "--sampling.guidance", "1"]
+    sizes = ["--network.dim", "16", "--network.depth", "2", "--network.embedders", "per-block", "--steps", "2"]
+    assert main(["train", "digits", *options, *sizes, "--batch-size", "4", "--sampling.steps", "2"]) == 0
+    lens = Lens(in_tmp / "runs" / "digits")
+    own = lens.own(np.zeros((1, 8, 8), np.uint8))
+    assert lens.input(input=own).meta["label"] == "0"
+    assert lens.flow()["parameters"] == sum(p.numel() for p in lens.network.parameters())
+    with pytest.raises(InputError, match="has no null label"):
+        lens.input(input=own, label=-1)

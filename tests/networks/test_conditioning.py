@@ -1,5 +1,11 @@
 """Laws of every kind of conditioning, ditlab's own and one registered here; and of the conditions they carry."""
 
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -274,10 +280,9 @@ def test_rotary_products_depend_on_differences_alone():
     torch.testing.assert_close(products[1:, 2:, 1:, 2:], products[:-1, :-2, :-1, :-2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(5, 7))
     assert (products[0, 0, 0, 1] - products[0, 0, 1, 0]).abs() > 1e-3  # rows and columns are told apart
-    by_hand = torch.view_as_real(
-        torch.view_as_complex(q.view(8, 2))
-        * torch.exp(1j * torch.cat([6 * 10000.0 ** (-torch.arange(4) / 4), 2 * 10000.0 ** (-torch.arange(4) / 4)]))
-    ).flatten()
+    rates = 10000.0 ** (-torch.arange(4) / 4)
+    by_hand = torch.complex(*q.chunk(2)) * torch.exp(1j * torch.cat([6 * rates, 2 * rates]))  # column 6, row 2
+    by_hand = torch.cat([by_hand.real, by_hand.imag])
     torch.testing.assert_close(turned_q[2, 6], by_hand, rtol=1e-4, atol=1e-5)
 
 
@@ -309,3 +314,39 @@ def test_qk_norm_bounds_the_products():
     q, k, _ = seen[0]
     assert (q @ k.transpose(-1, -2)).abs().max() / 8**0.5 <= 8**0.5 * 1.001
     torch.testing.assert_close(q.square().mean(-1), torch.ones(4, 2, 16), rtol=1e-3, atol=0)
+
+
+COMPILED = """
+import torch, ditlab
+from ditlab.networks.conditioning import CONDITIONINGS
+torch.manual_seed(0)
+x, t, text = torch.randn(2, 1, 16, 16), torch.rand(2), torch.randn(2, 3, 5)
+cond = {"label": torch.tensor([0, 3]), "radius": torch.tensor([0.5, torch.nan]), "text": text, "interval": t / 2}
+for kind in CONDITIONINGS:
+    network = ditlab.DiT(
+        dim=16, depth=1, heads=2, conditioning=kind, num_classes=3, scalars=("radius",), text_dim=5, interval=True,
+        qk_norm=True, norm="rms", mlp="swiglu", rotary=True,
+    )
+    for p in network.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    difference = torch.compile(network, fullgraph=True)(x, t, cond) - network(x, t, cond)
+    assert difference.abs().max() < 1e-5, kind
+"""
+
+
+@pytest.mark.slow
+def test_every_kind_compiles_into_one_graph():
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=600)
+
+
+def test_the_example_of_the_page_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(CONDITIONINGS, "scale-and-gate")
+    page = (Path(__file__).parents[2] / "docs" / "conditioning.md").read_text()
+    script = tmp_path / "scale_and_gate.py"
+    script.write_text(page.split("```python\n")[1].split("```")[0])
+    words = ["train", "circles", "--network.conditioning", "scale-and-gate", "--dry-run", "--json"]
+    monkeypatch.setattr(sys, "argv", [str(script), *words])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stop.value.code == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 185_936  # as many as with FiLM

@@ -270,6 +270,7 @@ def test_without_a_null_label_every_sample_needs_one():
             call()
     with pytest.raises(ValueError, match="0 to 3, not"):
         network(x, t, {"label": torch.tensor([0, 1, 4])})
+    assert multiply_accumulates(network, (1, 16, 16)) == multiply_accumulates(ditlab.DiT(num_classes=4), (1, 16, 16))
     with pytest.raises(ditlab.InputError, match="without guidance"):
         ditlab.FlowMatching(network).sample(3, (1, 16, 16), {"label": torch.arange(3)}, guidance=2.0, steps=1)
 

@@ -298,12 +298,12 @@ def test_ema_by_hand():
 def test_bf16_keeps_time_and_modulation_in_full_precision():
     network = shaken(ditlab.DiT())
     seen = {}
-    for name in ("conditioner", "blocks.0.modulation.linear", "blocks.0.attn.qkv"):
+    for name in ("conditioner.time", "blocks.0.modulation.linear", "blocks.0.attn.qkv"):
         network.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o.dtype))
     x, t = torch.randn(4, 1, 16, 16, generator=generator_for(0)), torch.rand(4)
     with torch.autocast("cpu", torch.bfloat16):
         low = network(x, t)
-    assert seen["conditioner"] == seen["blocks.0.modulation.linear"] == torch.float32
+    assert seen["conditioner.time"] == seen["blocks.0.modulation.linear"] == torch.float32
     assert seen["blocks.0.attn.qkv"] == torch.bfloat16
     assert (low - network(x, t)).norm() / network(x, t).norm() < 0.02
 

@@ -164,8 +164,11 @@ class Scenes:
             if label is not None:
                 raise InputError(f"{self.run.folder.path} was trained without labels; leave the label out")
             return None
+        has_null = getattr(self.run.process.network, "null_label", True)
         if label is None:
-            return classes if default is None else default % classes
+            return (classes if has_null else 0) if default is None else default % classes
+        if label == -1 and not has_null:
+            raise InputError(f"{self.run.folder.path} has no null label; choose one from 0 to {classes - 1}")
         if not -1 <= label < classes:
             raise InputError(f"labels of {self.run.folder.path} run from 0 to {classes - 1} (-1 for none), not {label}")
         return classes if label == -1 else label

@@ -54,8 +54,15 @@ def _counted(network: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
     network = as_shapes(network).requires_grad_(False)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addcmul: _addcmul_operations})
     with counter:
-        network(torch.empty(1, *shape, device="meta"), torch.empty(1, device="meta"), None)
+        network(*_inputs(network, shape, 1))
     return counter
+
+
+def _inputs(network: nn.Module, shape: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor, Any]:
+    """x, t and, for a network that has no null label, labels: shapes alone."""
+    x, t = torch.empty(batch_size, *shape, device="meta"), torch.empty(batch_size, device="meta")
+    needs_label = getattr(network, "num_classes", None) is not None and not getattr(network, "null_label", True)
+    return x, t, {"label": torch.empty(batch_size, dtype=torch.int64, device="meta")} if needs_label else None
 
 
 def _addcmul_operations(*_: object, out_shape: torch.Size, **__: object) -> int:
@@ -75,5 +82,5 @@ def activation_bytes(network: nn.Module, shape: tuple[int, ...], batch_size: int
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        network(torch.empty(batch_size, *shape, device="meta"), torch.empty(batch_size, device="meta"), None)
+        network(*_inputs(network, shape, batch_size))
     return sum(size for _, size in kept.values())

@@ -76,8 +76,9 @@ class ScaledDotProductAttention(nn.Module):
 class RotaryPositions(nn.Module):
     """Turn pairs of a head's values by angles that grow with the patch's column and row, so that q·k sees differences.
 
-    The first half of a head's width turns with the column, the second with the row, by position · 10000^(−i/(d/4))
-    (Su et al. 2021, eq. 34, in each axis, as Heo et al. 2024 do for images). Tokens after the patches are not turned.
+    Values i and i + d/2 are a pair; half of the pairs turn with the column, half with the row, by position ·
+    10000^(−i/(d/4)) (Su et al. 2021, eq. 34, in each axis, as Heo et al. 2024 do for images). Tokens after the patches
+    are not turned.
 
     Args:
         grid: rows and columns of patches; tokens run row by row.
@@ -103,10 +104,8 @@ class RotaryPositions(nn.Module):
 
     def forward(self, x: Float[Tensor, "B h M d"]) -> Float[Tensor, "B h M d"]:
         patches = len(self.cos)
-        own = x[:, :, :patches].float()
-        even, odd = own[..., ::2], own[..., 1::2]  # (B, h, N, d/2)
-        turned = torch.stack([even * self.cos - odd * self.sin, even * self.sin + odd * self.cos], dim=-1)
-        turned = turned.flatten(-2).to(x.dtype)
+        one, other = x[:, :, :patches].to(self.cos.dtype).chunk(2, dim=-1)  # (B, h, N, d/2) each
+        turned = torch.cat([one * self.cos - other * self.sin, one * self.sin + other * self.cos], dim=-1).to(x.dtype)
         return turned if x.shape[2] == patches else torch.cat([turned, x[:, :, patches:]], dim=2)
 
 
@@ -144,7 +143,8 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # 3 × (B, h, N, D/h)
         if self.q_norm is not None and self.k_norm is not None:
             with full_precision(q):
-                q, k = self.q_norm(q.float()).to(q.dtype), self.k_norm(k.float()).to(k.dtype)
+                exact = self.q_norm.weight.dtype
+                q, k = self.q_norm(q.to(exact)).to(q.dtype), self.k_norm(k.to(exact)).to(k.dtype)
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         mixed = self.attention(q, k, v) if mask is None else self.attention(q, k, v, mask)  # (B, h, N, D/h)
