@@ -88,6 +88,13 @@ def test_rescaling_gives_the_strong_spread_back_and_stays_on_the_path(process):
     assert torch.equal(process.denoiser(COND, Rescaled(4.0, 0.0))(X, T).eps, plain.eps)
 
 
+def test_published_indices_are_times_for_guidance_too():
+    process, guidance = ditlab.DDPM(Recorder()), Interval(Rescaled(4.0, 0.5), 0.2, 0.8)
+    by_index = process.denoiser(COND, guidance)(X, torch.tensor([10, 500, 990]))
+    by_time = process.denoiser(COND, guidance)(X, torch.tensor([0.011, 0.501, 0.991], dtype=torch.float64))
+    torch.testing.assert_close(by_index.x0, by_time.x0, rtol=1e-4, atol=1e-4)  # the index becomes a float32
+
+
 def test_wrappers_compose():
     process = ditlab.FlowMatching(Recorder())
     nested = Interval(Rescaled(ClassifierFree(4.0, channels=3), 0.7), 0.2, 0.8)

@@ -1,6 +1,7 @@
 """One process code for data of any shape; conditions, guidance, noise and modes."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import ditlab
 from ditlab.chance import generator_for
 from ditlab.config import SolverName
-from ditlab.diffusion.solvers import SOLVERS
+from ditlab.diffusion.solvers import SOLVERS, integrate
 
 SHAPES = {"points": (2,), "grey": (1, 16, 16), "rectangle": (3, 8, 12)}
 PROCESSES = {"flow": ditlab.FlowMatching, "ddpm": ditlab.DDPM}
@@ -117,6 +118,22 @@ def test_evaluations_are_as_foretold(make, solver, steps):
     foretold = SOLVERS[solver]().evaluations(steps)
     assert process.evaluations == 5 * len(calls)
     assert len(calls) == foretold if foretold is not None else len(calls) > steps
+
+
+def test_an_adaptive_trajectory_may_go_in_pieces():
+    """Also below the first published step, where it only rebuilds."""
+    process = ditlab.DDPM(shaken(ditlab.MLPDenoiser()).double(), steps=100)
+    whole = torch.tensor([0.5, 0.2, 0.01, 0.005, 0.0], dtype=torch.float64)
+    solver, x = ditlab.DormandPrince(), torch.randn(3, 2, dtype=torch.float64, generator=generator_for(0))
+    with torch.no_grad():
+        states = [x, *(y for _, y in integrate(solver, process.denoiser(), process.path, x, whole, torch.empty))]
+        for t, r in pairwise(whole):
+            y, _ = solver.step(process.denoiser(), process.path, x, t, r, None, torch.empty)
+            assert y.isfinite().all()
+        last = process.denoiser()(states[2], whole[2])
+        torch.testing.assert_close(states[4], last.x0)
+        alone = solver.step(process.denoiser(), process.path, states[2], whole[2], whole[4], None, torch.empty)[0]
+        torch.testing.assert_close(alone, last.x0)
 
 
 def test_a_missing_library_is_one_line(monkeypatch):

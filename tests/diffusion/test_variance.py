@@ -170,3 +170,5 @@ def test_a_dit_learns_its_variance():
 def test_a_wrong_first_term_is_named(unchecked):
     with pytest.raises(ValueError, match="'pixels' or 'density'"):
         ditlab.DDPM(None, first_term="latents")
+    with pytest.raises(ValueError, match="at least 2"):
+        ditlab.DDPM(ditlab.DiT(learned_variance=True), steps=1, schedule="cosine")

@@ -162,7 +162,9 @@ class Process(nn.Module):
             variance = None if pair.variance is None else pair.variance.chunk(2)[0]
             return Estimate(x0, eps, variance), Estimate(weak_x0, weak_eps)
 
-        return strong if rule is None else lambda x, t: rule(Passes(x, t, self.path, strong, both))
+        if rule is None:
+            return strong
+        return lambda x, t: rule(Passes(x, self.as_time(t), self.path, strong, both))
 
     def _check_guidance(self, cond: Condition | None, rule: Guidance | None, guide: Process | None) -> None:
         if rule is None:
@@ -363,6 +365,8 @@ class DDPM(Process):
     ) -> None:
         if first_term not in ("pixels", "density"):
             raise ValueError(f"unknown first term {first_term!r}; choose 'pixels' or 'density'")
+        if steps < 2 and getattr(network, "learned_variance", False):
+            raise ValueError(f"steps={steps} leaves no variance to learn: use at least 2, or learned_variance=False")
         path = DiscreteVP(named_betas(schedule, steps))
         super().__init__(network, path, target, Nodes(steps), condition_dropout)
         self.path: DiscreteVP = path

@@ -311,19 +311,20 @@ class DormandPrince:
             estimate = denoise(at.scale * u, t)
             return at.p * estimate.x0 + at.q * estimate.eps
 
-        stops = grid[grid > path.first]
-        if grid[-1] <= path.first:
-            stops = torch.cat([stops, grid.new_tensor([path.first])])
+        end = max(float(grid[-1]), min(float(grid[0]), path.first))
+        stops = torch.cat([grid[grid > end], grid.new_tensor([end])])
         scale, clock = (torch.ones_like(stops), stops) if path.finite_velocity else path.slope(stops)[:2]
-        options = {"norm": largest_of_samples}
-        states = odeint(slope, x / scale[0], clock, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
+        clock = clock.to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
+        options = {"rtol": self.rtol, "atol": self.atol, "options": {"norm": largest_of_samples}}
+        u = x / scale[0]
+        states = u[None] if len(stops) == 1 else odeint(slope, u, clock, method="dopri5", **options)
         reached = dict(zip(stops.tolist(), zip(scale, states, strict=True), strict=True))
         for t in grid[1:]:
             if float(t) in reached:
                 factor, u = reached[float(t)]
                 yield t, factor * u
             else:
-                factor, u = reached[path.first]
+                factor, u = reached[end]
                 yield t, rebuild(path, denoise(factor * u, stops[-1]), t)
 
     def evaluations(self, steps: int) -> int | None:
