@@ -8,7 +8,7 @@ jumps the whole interval at once: x_r = x_t − (t − r)·u. Differentiating (t
 
     u(x_t, r, t) = v − (t − r)·du/dt,        du/dt = v·∂u/∂x + ∂u/∂t
 
-(the paper's MeanFlow identity), whose right-hand side, computed from the network itself, is what the network is trained on.
+(the MeanFlow identity), whose right-hand side, computed from the network itself, is what the network is trained on.
 """
 
 from __future__ import annotations
