@@ -167,18 +167,21 @@ class DDPMConfig(Section):
 
 
 class MeanFlowConfig(Section):
-    """MeanFlow: average velocities, for sampling in one step or a few."""
+    """MeanFlow: average velocities, for sampling in one step or a few.
+
+    The paper's settings but for three that circles need (docs/few-steps.md): time_scale, times_std and tangent.
+    """
 
     prefix: ClassVar[str] = "process."
     kind: Annotated[Literal["meanflow"], tyro.conf.Suppress] = "meanflow"
     time_scale: float = Field(30.0, gt=0, description="the network's sinusoids see time_scale * t; 1000 elsewhere")
     flow_share: float = Field(0.75, ge=0, le=1, description="share of samples trained as in flow matching, with r = t")
     times_mean: float = Field(-0.4, description="of the logit-normal density that t and r are drawn from")
-    times_std: float = Field(1.0, gt=0, description="of the logit-normal density that t and r are drawn from")
+    times_std: float = Field(1.4, gt=0, description="of the logit-normal density that t and r are drawn from")
     adaptive_power: float = Field(1.0, ge=0, description="p of the loss weight 1/(squared error + c)^p")
     adaptive_offset: float = Field(1e-3, gt=0, description="c of the loss weight")
     tangent: Literal["conditional", "marginal"] = Field(
-        "conditional", description="velocity along which the network is differentiated: eps - x0, or its own"
+        "marginal", description="velocity along which the network is differentiated: eps - x0, or its own"
     )
     guidance: float = Field(1.0, description="classifier-free guidance scale folded into training; 1 is off")
     guidance_mix: float = Field(0.0, ge=0, lt=1, description="share of the network's own velocity in the guided one")

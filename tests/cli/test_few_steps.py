@@ -106,3 +106,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(here, capsys):
     assert call(capsys, "train", "--resume", "cut")[0] == 0
     ends = [here / "runs" / name / "checkpoints/step-00000004/ema.safetensors" for name in ("whole", "cut")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_the_lab_walks_by_average_velocities(here):
+    from ditlab.lab.describe import describe
+    from ditlab.lab.lens import Lens
+
+    lens = Lens(here / "runs/circles")
+    about = describe(lens)
+    assert "average" in about["solvers"]
+    assert about["noise_path"] == "linear"
+    answer = lens.trajectory(solver="average", steps=2, n=3)
+    assert answer["x"].shape == (3, 3, 1, 16, 16)
+    assert "average" not in describe(Lens(here / "runs/flow"))["solvers"]

@@ -185,13 +185,13 @@ def test_bf16_leaves_the_target_alone():
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
-def trained(steps, n=1024):
+def trained(steps, n):
     """A small MLP on N(MEAN, STD²) in one dimension, by MeanFlow alone; t and r spread over all of [0, 1]."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ditlab.MLPDenoiser((1,), hidden=64, depth=2, interval=True, time_scale=3.0)
     process = MeanFlow(network, adaptive_power=0.0, flow_share=0.5, times_mean=-1.0, times_std=2.0, tangent="marginal")
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.98))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
@@ -204,9 +204,12 @@ def trained(steps, n=1024):
     return average.module
 
 
-def test_training_finds_the_average_velocity():
-    """Mean absolute error over intervals spread evenly and z as the path has it there: 1e-2, of values of size 1."""
-    network = trained(1000)
+@pytest.mark.parametrize(
+    ("steps", "n", "within"), [(500, 512, 0.05), pytest.param(1200, 4096, 0.01, marks=pytest.mark.slow)]
+)
+def test_training_finds_the_average_velocity(unchecked, steps, n, within):
+    """Mean absolute error, of values of size 1, over intervals spread evenly and z as the path has it there."""
+    network = trained(steps, n)
     t, length = intervals(20_000, 17, torch.float32)
     spread = ((1 - t) ** 2 * STD**2 + t**2).sqrt()
     z = ((1 - t) * MEAN + spread * torch.randn(len(t), generator=generator_for(18)))[:, None]
@@ -214,7 +217,7 @@ def test_training_finds_the_average_velocity():
     with torch.no_grad():
         error = (network(z, t, {"interval": length}) - truth).abs()
     assert truth.std() > 0.5
-    assert error.mean() < 1e-2
+    assert error.mean() < within
 
 
 @pytest.mark.parametrize(

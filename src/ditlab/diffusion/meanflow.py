@@ -8,7 +8,7 @@ jumps the whole interval at once: x_r = x_t − (t − r)·u. Differentiating (t
 
     u(x_t, r, t) = v − (t − r)·du/dt,        du/dt = v·∂u/∂x + ∂u/∂t
 
-(the paper's eq. 6 and 8), whose right-hand side, computed from the network itself, is what the network is trained on.
+(the MeanFlow identity), whose right-hand side, computed from the network itself, is what the network is trained on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MeanFlow(Process):
         flow_share: share of each batch with r = t, where the loss is that of flow matching (the paper: 0.75).
         times_mean, times_std: t and r are the larger and the smaller of two logit-normal draws.
         adaptive_power, adaptive_offset: p and c of the weight 1/(Δ² + c)^p of a sample whose mean squared error is Δ²
-            (section 4.3; there Δ² is the sum). p = 0 is the plain squared error.
+            (the paper's Δ² is the sum). p = 0 is the plain squared error.
         tangent: along which velocity du/dt is taken: ``"conditional"``, eps − x0, as in the paper, or ``"marginal"``,
             the network's own u(x_t, t, t), which varies less (Geng et al. 2025b, "Improved Mean Flows").
         guidance: classifier-free guidance folded into the target, so that sampling needs one pass; 1 is off. It is the
@@ -144,7 +144,7 @@ class MeanFlow(Process):
         length: Float[Tensor, " B"],
         cond: Condition | None = None,
     ) -> Float[Tensor, "B ..."]:
-        """v − (t − r)·du/dt for the velocity v (eq. 10): what u(z, r, t) should be. Without gradients, never in bf16.
+        """v − (t − r)·du/dt for the velocity v: what u(z, r, t) should be. Without gradients, never in bf16.
 
         du/dt is one Jacobian-vector product, along v in z, 1 in t and, as r stands still, 1 in the interval. Attention
         runs in its plain form, which alone has a forward derivative.
@@ -160,7 +160,7 @@ class MeanFlow(Process):
         return velocity - match(length, z) * du
 
     def guided(self, velocity: Tensor, z: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """ω·v + κ·u(z, t, t | c) + (1 − ω − κ)·u(z, t, t), the velocity of the guided field (section 4.2, appendix B).
+        """ω·v + κ·u(z, t, t | c) + (1 − ω − κ)·u(z, t, t), the velocity of the guided field.
 
         Raises:
             ValueError: guidance without a condition.
@@ -230,7 +230,7 @@ class MeanFlow(Process):
 
 @dataclass(frozen=True)
 class Jumps:
-    """x_r = x_t − (t − r)·u(x_t, r, t): the whole step at once, exactly if u is (the paper's eq. 12).
+    """x_r = x_t − (t − r)·u(x_t, r, t): the whole step at once, exactly if u is.
 
     A solver that asks its process for the average velocity under ``cond``, and nothing of the denoiser.
     """
