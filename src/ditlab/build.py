@@ -55,7 +55,7 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
             raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
         if config.process.guidance != 1 and num_classes is None:
             raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
-        arguments |= {"interval": True, "time_scale": config.process.time_scale}
+        arguments["interval"] = True
     if isinstance(config.network, MLPConfig):
         return MLPDenoiser(shape, num_classes=num_classes, **arguments)
     if len(shape) != 3:
@@ -74,7 +74,7 @@ def build_process(config: Config, network: Any) -> Process:
     Raises:
         InputError: its settings do not go together.
     """
-    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind", "time_scale"})
+    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind"})
     kinds: dict[str, type[FlowMatching | DDPM | MeanFlow]] = {
         "flow": FlowMatching,
         "ddpm": DDPM,

@@ -135,6 +135,7 @@ class MLPConfig(Section):
     kind: Annotated[Literal["mlp"], tyro.conf.Suppress] = "mlp"
     hidden: int = Field(128, ge=1, description="width of the hidden layers")
     depth: int = Field(2, ge=1, description="number of hidden layers")
+    time_scale: float = Field(1000.0, description="the sinusoid sees time_scale times t")
 
 
 class FlowConfig(Section):
@@ -169,12 +170,12 @@ class DDPMConfig(Section):
 class MeanFlowConfig(Section):
     """MeanFlow: average velocities, for sampling in one step or a few.
 
-    The paper's settings but for three that circles need (docs/few-steps.md): time_scale, times_std and tangent.
+    The paper's settings but for two that circles need (docs/few-steps.md): times_std and tangent. A third is the
+    network's: a derivative in t needs a small time_scale.
     """
 
     prefix: ClassVar[str] = "process."
     kind: Annotated[Literal["meanflow"], tyro.conf.Suppress] = "meanflow"
-    time_scale: float = Field(30.0, gt=0, description="the network's sinusoids see time_scale * t; 1000 elsewhere")
     flow_share: float = Field(0.75, ge=0, le=1, description="share of samples trained as in flow matching, with r = t")
     times_mean: float = Field(-0.4, description="of the logit-normal density that t and r are drawn from")
     times_std: float = Field(1.4, gt=0, description="of the logit-normal density that t and r are drawn from")

@@ -58,7 +58,7 @@ def test_one_step_is_the_default(here, capsys, run):
         (["train", "circles", "--name", "x", "--process", "meanflow", "--process.guidance", "2"], "no labels"),
         (["train", "digits", "--name", "x", "--process", "meanflow", "--sampling.guidance", "2"], "process.guidance"),
         (["train", "circles", "--name", "x", "--sampling.solver", "average"], "--process meanflow"),
-        (["train", "circles", "--name", "x", "--process", "meanflow", "--process.time-scale", "0"], "time_scale=0"),
+        (["train", "circles", "--name", "x", "--process", "meanflow", "--process.times-std", "0"], "times_std=0"),
         (["sample", "digits", "--guidance", "2"], "process.guidance"),
         (["sample", "flow", "--solver", "average"], "unknown solver 'average'"),
         (["eval", "flow", "--nll", "--nll-n", "1"], "nll_n=1"),

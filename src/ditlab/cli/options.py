@@ -15,6 +15,8 @@ from ditlab.config import KINDS, Config, GridName, Interval, SamplingConfig, Sec
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
+MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
+
 Options = TypeVar("Options", bound=Section)
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -214,4 +216,6 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
             values[name] = KINDS[name][kind]()
             if kind == "meanflow":
                 values["sampling"] = SamplingConfig(solver="average", steps=1)
+                if "time_scale" in type(values["network"]).model_fields:
+                    values["network"] = values["network"].model_copy(update={"time_scale": MEANFLOW_TIME_SCALE})
     return TrainOptions(**values)
