@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ditlab.errors import ConfigError
 
@@ -213,7 +213,16 @@ SolverName = Literal[
     "euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5", "average"
 ]
 GridName = Literal["auto", "uniform", "quadratic", "karras", "respaced", "leading"]
-Interval = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _rising(interval: tuple[float, float]) -> tuple[float, float]:
+    if not interval[0] < interval[1]:
+        raise ValueError("the first time must be below the second")
+    return interval
+
+
+Interval = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
 class SamplingConfig(Section):

@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert main(["train", "circles", "--steps", "4", *SMALL]) == 0
+        assert main(["train", "circles", "--steps", "4", "--checkpoint-every", "2", *SMALL]) == 0
         assert main(["train", "digits", "--steps", "4", *SMALL]) == 0
         assert main(["train", "points", "--data.name", "moons", "--network", "mlp", "--steps", "4"]) == 0
     finally:
@@ -107,19 +107,21 @@ def test_all_that_was_drawn_with_is_recorded(here, capsys, tmp_path):
 
 
 def test_a_weaker_run_guides_an_unlabelled_one(here, capsys, tmp_path):
-    words = ["--n", 4, "--steps", 2, "--json", "--guidance", 3, "--guide", "circles", "--weights", "raw"]
+    guided = ["--guidance", 3, "--guide", "circles", "--guide-step", 2]
+    words = ["--n", 4, "--steps", 2, "--weights", "raw", "--json", *guided]
     _, text, _ = call(capsys, "sample", "circles", *words, "--out", tmp_path / "a.npz")
     figures = json.loads(text)
-    assert (figures["guide"], figures["guide_step"], figures["guidance"]) == ("runs/circles", 4, 3)
-    strong, weak = ditlab.load("circles", weights="ema"), ditlab.load("circles", weights="raw")
+    assert (figures["guide"], figures["guide_step"], figures["guidance"]) == ("runs/circles", 2, 3)
+    strong, weak = ditlab.load("circles", weights="raw"), ditlab.load("circles", weights="raw", step=2)
     drawn = strong.sample(4, steps=2, guidance=3.0, guide=weak)
     lerped = strong.process.denoiser(None, 3.0, weak.process)
     assert not torch.equal(drawn, strong.sample(4, steps=2))
     x, t = torch.randn(2, 1, 16, 16), torch.tensor(0.5)
     a, b = strong.process.denoiser()(x, t).x0, weak.process.denoiser()(x, t).x0
     torch.testing.assert_close(lerped(x, t).x0, b + 3 * (a - b), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="pass guidance="):
-        strong.sample(4, steps=2, guide=weak)
+    for off in (None, 1.0):
+        with pytest.raises(ValueError, match="pass guidance="):
+            strong.sample(4, steps=2, guide=weak, guidance=off)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ WRONG = [
     (["train", "points", "--data.name", "moon"], "moons"),
     (["train", "circles", "--process", "ddpm", "--process.steps", "30", "--sampling.steps", "40"], "at most 30"),
     (["train", "circles", "--process", "ddpm", "--sampling.shift", "2"], "grid='uniform'"),
-    (["train", "digits", "--sampling.guidance-interval", "0.8", "0.2"], "low < high"),
+    (["train", "digits", "--sampling.guidance-interval", "0.8", "0.2"], "below the second"),
     (["train", "circles", "--sampling.guidance-interval", "0.8", "1.2"], "guidance_interval.1=1.2"),
     (["train", "circles", "--name", "../up"], "no name for a folder"),
     (["train", "circles", "--device", "tpu"], "tpu"),
@@ -220,12 +222,17 @@ def test_wrong_input_gets_a_short_message_and_leaves_nothing(unchecked, in_tmp, 
         (["sample", "circles", "--guidance", "2"], "--guide RUN"),
         (["sample", "circles", "--guide", "circles"], "add --guidance 2"),
         (["sample", "circles", "--guide", "nowhere", "--guidance", "2"], "no run at nowhere"),
+        (["sample", "circles", "--guide", "circles", "--guidance", "2"], "--guide-step"),
+        (["sample", "digits", "--guide-step", "2"], "add --guide RUN"),
+        (["sample", "circles", "--guidance-rescale", "0.5"], "add --guidance 2"),
+        (["sample", "digits", "--guidance", "1", "--guidance-channels", "1"], "add --guidance 2"),
+        (["sample", "digits", "--guidance", "2", "--guidance-channels", "2", "--steps", "1"], "there are only 1"),
+        (["sample", "digits", "--guidance-interval", "0.8", "0.2"], "the first time must be below the second"),
         (["sample", "circles", "--guide", "digits", "--guidance", "2"], "choose a run of the same data"),
         (["sample", "circles", "--grid", "leading"], "choose 'uniform'"),
         (["sample", "circles", "--grid", "even"], "karras"),
         (["sample", "circles", "--shift", "0"], "shift=0"),
         (["sample", "digits", "--guidance-rescale", "2"], "guidance_rescale=2"),
-        (["eval", "digits", "--guidance-interval", "0.8", "0.2"], "low < high"),
         (["sample", "circles", "--guidance", "nan"], "guidance=nan"),
         (["sample", "circles", "--out", "x.gif"], ".png"),
         (["sample", "circles", "--out", "x"], ".npz"),
@@ -274,7 +281,7 @@ def test_full_disk(runs):
     assert "disk is full" in err
     assert "Traceback" not in err
     checkpoints = sorted(p.name for p in (runs / "runs/circles/checkpoints").iterdir())
-    assert checkpoints == ["LATEST", "step-00000004"]
+    assert checkpoints == ["LATEST", "step-00000002", "step-00000004"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -58,6 +58,7 @@ class DrawingOptions(Section):
         None, description="guide the first so many channels alone, published DiTs 3; None is the run's own"
     )
     guide: str | None = Field(None, description="a weaker run to guide away from, in the place of the null label")
+    guide_step: int | None = Field(None, ge=0, description="which checkpoint of that run; None is the newest")
     weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
     as_json: Json = False

@@ -131,7 +131,13 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> No
 def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | None]:
     """How to draw, as asked for and otherwise as the run's own configuration says, and the run to guide away from."""
     own = run.config.sampling.model_dump()
+    if options.guide is None and options.guide_step is not None:
+        raise InputError(f"--guide-step {options.guide_step} is a checkpoint of the run that guides: add --guide RUN")
     settings = SamplingConfig(**{name: _first(getattr(options, name), value) for name, value in own.items()})
+    if settings.guidance == 1:
+        refine = ("guidance_interval", "guidance_rescale", "guidance_channels")
+        if given := [f"--{name.replace('_', '-')}" for name in refine if getattr(options, name) is not None]:
+            raise InputError(f"{' and '.join(given)} refines guidance, which is off: add --guidance 2, for example")
     if options.guide is None:
         if run.num_classes is None and options.guidance not in (None, 1):
             raise InputError(
@@ -143,7 +149,13 @@ def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | N
         raise InputError(f"--guide {options.guide} needs to know how strongly to guide: add --guidance 2, for example")
     from ditlab.run import load
 
-    return settings, load(options.guide, weights=options.weights, device=options.device)
+    guide = load(options.guide, weights=options.weights, step=options.guide_step, device=options.device)
+    if guide.folder.path.resolve() == run.folder.path.resolve() and guide.step == run.step:
+        raise InputError(
+            f"--guide {options.guide} is the run itself, which changes nothing: name a weaker run, or an earlier "
+            f"checkpoint with --guide-step"
+        )
+    return settings, guide
 
 
 def _first(asked: Any, own: Any) -> Any:

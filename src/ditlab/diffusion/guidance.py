@@ -18,6 +18,7 @@ from torch import Tensor
 from ditlab.diffusion.paths import Path, match
 from ditlab.diffusion.solvers import Denoiser
 from ditlab.diffusion.targets import Estimate
+from ditlab.errors import InputError
 
 Pair = Callable[[Tensor, Tensor], tuple[Estimate, Estimate]]
 
@@ -83,6 +84,8 @@ class ClassifierFree:
         guided = torch.lerp(weak, strong, self.scale)
         if self.channels is None:
             return guided
+        if self.channels > guided.shape[1]:
+            raise InputError(f"guidance on the first {self.channels} channels: there are only {guided.shape[1]}")
         return torch.cat([guided[:, : self.channels], strong[:, self.channels :]], dim=1)
 
 

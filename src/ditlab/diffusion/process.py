@@ -99,7 +99,7 @@ class Process(nn.Module):
         return self.losses(x0, cond, generator=generator).mean()
 
     def drop(self, cond: Condition | None, generator: torch.Generator | None) -> Condition | None:
-        """Replace the conditions of some samples, drawn one by one, with the null condition."""
+        """Replace all conditions of some samples, drawn one by one, with the null condition."""
         if not cond or self.condition_dropout == 0 or not hasattr(self.network, "null_condition"):
             return cond
         first = next(iter(cond.values()))
@@ -145,7 +145,7 @@ class Process(nn.Module):
         """
         rule = as_guidance(guidance)
         self._check_guidance(cond, rule, guide)
-        if guide is not None and guidance is None:
+        if guide is not None and rule is None:
             raise ValueError("a guide needs to know how strongly to guide: pass guidance=2.0, for example")
 
         def strong(x: Tensor, t: Tensor) -> Estimate:

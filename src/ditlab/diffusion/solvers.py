@@ -174,6 +174,9 @@ class DPMSolverPlusPlus3M:
     An error of a start is made once only, so third order needs starting steps with errors of h³: the first is Heun's,
     the second DPM-Solver++(2M)'s. The last step, to r = 0 where λ is infinite, is of first order. Where λ is infinite
     at the start too, its estimate gives no slope, and the second step is of first order and the third of second.
+
+    φ3 is the exact integral (the authors' code takes half of the last term, which is of second order). Over few, long
+    steps in λ a parabola overshoots: there DPM-Solver++(2M) is the better one.
     """
 
     order = 3
@@ -226,7 +229,7 @@ class EulerMaruyama:
     Args:
         form: w over ``norm``, in our direction of time: 1; s·s′ − s²·a′/a, half of a variance-preserving path's β; s;
             t; sin⁴(πt/2); sin²(πt).
-        norm: scale of w; 0 is the flow without noise.
+        norm: scale of w; 0 is the flow without noise. (SiT scales the cosine in ``"decreasing"`` instead.)
         last_step: the one to r = 0 draws no noise; it is x0 as the network sees it (``"tweedie"``), the ``"mean"`` of
             the step, as SiT publishes its samples, or the flow's own ``"euler"`` step. The mean takes too much noise
             away unless the step is small.

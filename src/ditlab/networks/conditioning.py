@@ -91,7 +91,7 @@ class Conditioning(nn.Module):
 
     def forward(self, conditions: Conditions) -> BlockModulation:
         """What is done to both branches."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is a kind of conditioning without forward(conditions)")
 
     def between(self, x: Float[Tensor, "B N D"], conditions: Conditions) -> Float[Tensor, "B N D"]:
         """The tokens after whatever is to happen between attention and MLP: nothing."""
@@ -109,6 +109,8 @@ CONDITIONINGS: dict[str, type[Conditioning]] = {}
 
 def register_conditioning(name: str) -> Callable[[Kind], Kind]:
     """A decorator that makes a kind of conditioning known: ``DiT(conditioning=name)``, ``--network.conditioning name``.
+
+    Registered again, as a notebook's cell is, the latest is the one.
 
     Raises:
         ValueError: the name is that of a kind of ditlab's own.
@@ -130,7 +132,9 @@ def find_conditioning(name: str) -> type[Conditioning]:
         ValueError: there is none; those that are there are listed.
     """
     if name not in CONDITIONINGS:
-        raise ValueError(f"unknown conditioning {name!r}; choose one of {', '.join(CONDITIONINGS)}")
+        raise ValueError(
+            f"unknown conditioning {name!r}; choose one of {', '.join(CONDITIONINGS)}, or register it first"
+        )
     return CONDITIONINGS[name]
 
 

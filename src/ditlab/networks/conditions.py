@@ -34,12 +34,15 @@ def check_conditions(cond: Condition | None, batch: int | None, known: Checks) -
     """
     for name, value in (cond or {}).items():
         if not known:
-            raise ValueError(f"this network has no labels and takes no condition {name!r}; build it with num_classes")
+            build = "num_classes" if name == "label" else "what it is to be told"
+            raise ValueError(f"this network takes no conditions, and so no {name!r}; build it with {build}")
         if name not in known:
             raise ValueError(
                 f"this network takes no condition {name!r}; it takes {', '.join(map(repr, known))}"
                 + ("; build it with num_classes for labels" if name == "label" else "")
             )
+        if not isinstance(value, Tensor):
+            raise ValueError(f"condition {name!r} must be a tensor, not {type(value).__name__}")
         known[name](value, batch)
 
 

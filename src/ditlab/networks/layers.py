@@ -78,7 +78,7 @@ class RotaryPositions(nn.Module):
 
     Values i and i + d/2 are a pair; half of the pairs turn with the column, half with the row, by position ·
     10000^(−i/(d/4)) (Su et al. 2021, eq. 34, in each axis, as Heo et al. 2024 do for images). Tokens after the patches
-    are not turned.
+    are not turned: to them all patches keep their own, absolute place.
 
     Args:
         grid: rows and columns of patches; tokens run row by row.

@@ -18,9 +18,10 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def block_matrices(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The matrices inside a transformer's blocks, which Muon moves; none for other networks."""
-    named = network.named_parameters()
-    return {name: p for name, p in named if name.startswith("blocks.") and p.ndim == 2 and p.requires_grad}
+    """The weights of the linear layers in a transformer's blocks, which Muon moves; none for other networks."""
+    inside = ((name, module) for name, module in network.named_modules() if name.startswith("blocks."))
+    linear = {f"{name}.weight" for name, module in inside if isinstance(module, nn.Linear)}
+    return {name: p for name, p in network.named_parameters() if name in linear and p.requires_grad}
 
 
 class Optimizers:
