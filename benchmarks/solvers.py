@@ -142,7 +142,7 @@ def page(run: Run, n: int, command: str) -> str:
             "## On the command line, and in Python",
             "",
             "`ditlab sample RUN --solver dpm-solver++ --steps 10 --grid karras`. In Python `solver` may be an object",
-            "with settings: `ditlab.Euler(eta=0.5)`, `ditlab.EulerMaruyama(form='constant', norm=0.5, last_step='mean')`,",
+            "with settings: `ditlab.Euler(eta=0.5)`, `ditlab.EulerMaruyama(form='constant', last_step='mean')`,",
             "`ditlab.DormandPrince(rtol=1e-4)`; and `grid` a tensor of falling times of your own.",
             "",
         ]
