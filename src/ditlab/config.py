@@ -170,14 +170,14 @@ class DDPMConfig(Section):
 class MeanFlowConfig(Section):
     """MeanFlow: average velocities, for sampling in one step or a few.
 
-    The paper's settings but for two that circles need (docs/few-steps.md): times_std and tangent. A third is the
-    network's: a derivative in t needs a small time_scale.
+    The paper's settings but for those that circles were measured with (docs/few-steps.md): flow_share, times and tangent;
+    and the network's time_scale, which a derivative in t needs small.
     """
 
     prefix: ClassVar[str] = "process."
     kind: Annotated[Literal["meanflow"], tyro.conf.Suppress] = "meanflow"
-    flow_share: float = Field(0.75, ge=0, le=1, description="share of samples trained as in flow matching, with r = t")
-    times_mean: float = Field(-0.4, description="of the logit-normal density that t and r are drawn from")
+    flow_share: float = Field(0.5, ge=0, le=1, description="share of samples trained as in flow matching, with r = t")
+    times_mean: float = Field(0.0, description="of the logit-normal density that t and r are drawn from")
     times_std: float = Field(1.4, gt=0, description="of the logit-normal density that t and r are drawn from")
     adaptive_power: float = Field(1.0, ge=0, description="p of the loss weight 1/(squared error + c)^p")
     adaptive_offset: float = Field(1e-3, gt=0, description="c of the loss weight")
