@@ -170,7 +170,7 @@ class DDPMConfig(Section):
 class MeanFlowConfig(Section):
     """MeanFlow: average velocities, for sampling in one step or a few.
 
-    The paper's settings but for those that circles were measured with (docs/few-steps.md): flow_share, times and tangent;
+    The paper's settings but for those that circles were trained with (docs/few-steps.md): flow_share, times, tangent;
     and the network's time_scale, which a derivative in t needs small.
     """
 
