@@ -71,8 +71,11 @@ def _write_facebook(run: Run, path: Path) -> tuple[str, ...]:
     tensors = expressed(run, SIT if flow else FACEBOOK)
     network = run.config.network
     assert network.kind == "dit"
-    with path.open("wb") as stream:  # opened here, a full disk raises OSError like anywhere else
-        torch.save(to_theirs(tensors, facebook_names(network.depth)), stream)
+    with path.open("wb") as stream:
+        try:
+            torch.save(to_theirs(tensors, facebook_names(network.depth)), stream)
+        except RuntimeError as error:  # the archive's end cannot be written either, and says so in its own way
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     if not flow:
         return ()
     return (

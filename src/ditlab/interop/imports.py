@@ -78,7 +78,7 @@ def _reading(path: Path, format: Format) -> Iterator[None]:
     """What goes wrong while a file of others is read is the file's fault, whatever it is."""
     try:
         yield
-    except (InputError, OSError):
+    except (InputError, OSError, ImportError):
         raise
     except ConfigError as error:
         raise InputError(f"{path}: {error}") from None
