@@ -48,13 +48,13 @@ def read_torch(path: Path) -> Any:
         InputError: a folder, a damaged file, something else, or a pickle that would run code.
     """
     _must_be_file(path)
-    held, records = unpacked_size(path), _stored_records(path)
+    held, sizes = unpacked_size(path), _stored_sizes(path)
     if held > MOST_UNPACKED * path.stat().st_size:
         raise InputError(f"{path} is no checkpoint: {path.stat().st_size} bytes unpack to {held}")
     try:
-        if records is not None:
+        if sizes is not None:
             content, storages = _load(path, mmap=True)
-            if [size for _, size in sorted(storages)] == records:
+            if [size for _, size in sorted(storages)] == sizes:
                 return content
         return _load(path, mmap=False)[0]  # slower, and each record is compared with the size it should have
     except Exception as error:  # a hostile file can fail in any way
@@ -63,29 +63,30 @@ def read_torch(path: Path) -> Any:
 
 def unpacked_size(path: Path) -> int:
     """How many bytes a file holds once its records are unpacked, if it is a ZIP archive."""
+    return max(path.stat().st_size, sum(record.file_size for record in _records(path)))
+
+
+def _records(path: Path) -> list[zipfile.ZipInfo]:
+    """What a ZIP archive says it holds, in the order in the file; nothing of another file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return max(path.stat().st_size, sum(record.file_size for record in archive.infolist()))
+            return sorted(archive.infolist(), key=lambda record: record.header_offset)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error):
-        return path.stat().st_size
+        return []
 
 
-def _stored_records(path: Path) -> list[int] | None:
+def _stored_sizes(path: Path) -> list[int] | None:
     """Sizes of the tensors' records in the order in the file; None where it cannot be mapped into memory.
 
     torch maps a record as it lies in the file, even a compressed one, and asks nothing about its size.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = sorted(archive.infolist(), key=lambda record: record.header_offset)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error):
-        return None
+    records = _records(path)
     if any(
         record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size for record in records
     ):
         return None
-    names = re.compile(r"[^/]+/data/[^/]+")
-    return [record.file_size for record in records if names.fullmatch(record.filename) and record.file_size]
+    name = re.compile(r"[^/]+/data/[^/]+")
+    return [record.file_size for record in records if name.fullmatch(record.filename) and record.file_size] or None
 
 
 def _load(path: Path, mmap: bool) -> tuple[Any, list[tuple[int, int]]]:
