@@ -28,3 +28,8 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, run: str, step: int) -> None:
         super().__init__(f"stopped and saved at step {step}; go on with: ditlab train --resume {run}")
         self.signal_number = signal_number
+
+
+def printable(text: str) -> str:
+    """A message in one line, with everything escaped that a terminal would act upon."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,7 +8,10 @@ from typing import cast
 
 from ditlab.cli.options import ExportOptions, ImportOptions, parse
 from ditlab.cli.verbs import report, say
-from ditlab.config import ExternalData
+from ditlab.config import ExternalData, SamplingConfig
+from ditlab.errors import printable
+
+FEW = 50  # steps
 
 
 def import_(arguments: Sequence[str]) -> int:
@@ -26,7 +29,7 @@ def import_(arguments: Sequence[str]) -> int:
         time_frequency_shift=options.time_frequency_shift,
     )
     for note in imported.notes:
-        say(f"note: {note}")
+        say(f"note: {printable(note)}")
     config = imported.config
     data = cast(ExternalData, config.data)
     report(
@@ -42,8 +45,15 @@ def import_(arguments: Sequence[str]) -> int:
         },
         options.as_json,
     )
-    say(f"\nNext: ditlab sample {folder.path} --n 4 --out x.npz")
+    say(f"\nNext: ditlab sample {printable(str(folder.path))} --n 4 {_cost(config.sampling)}")
     return 0
+
+
+def _cost(sampling: SamplingConfig) -> str:
+    """The rest of a command that draws in a bearable time, and what its authors would take."""
+    steps = f"--steps {FEW} " if sampling.steps > FEW else ""
+    guided = "guided " if sampling.guidance != 1 else ""
+    return f"{steps}--out x.npz (published: {sampling.steps} {guided}steps)"
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -53,6 +63,6 @@ def export(arguments: Sequence[str]) -> int:
 
     exported = export_run(options.run, options.format, options.out, weights=options.weights, vae=options.vae)
     for note in exported.notes:
-        say(f"note: {note}")
+        say(f"note: {printable(note)}")
     report({"out": str(exported.path), "format": options.format, "weights": options.weights}, options.as_json)
     return 0

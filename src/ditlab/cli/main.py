@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.metadata import version
+from types import FrameType
 
 from ditlab.cli import interop, verbs
 from ditlab.cli.lab import lab
-from ditlab.errors import ConfigError, InputError, Interrupted, TrainingError
+from ditlab.errors import ConfigError, InputError, Interrupted, TrainingError, printable
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
@@ -22,6 +26,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "import": (interop.import_, "make a run of a published checkpoint"),
     "export": (interop.export, "write a run's network as others read it"),
 }
+SIGNALLED = (verbs.demo, verbs.train, lab)  # they take signals themselves
 
 
 def usage() -> str:
@@ -57,13 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a verb; what a person can mend ends in one line instead of a traceback."""
     try:
-        return verb(arguments)
+        with nullcontext() if verb in SIGNALLED else _terminable():
+            return verb(arguments)
     except (InputError, ConfigError) as error:
         return complain(str(error), 2)
     except TrainingError as error:
         return complain(str(error), 1)
     except Interrupted as stop:
         return complain(str(stop), 128 + stop.signal_number)
+    except _Terminated:
+        return complain("terminated", 143)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except BrokenPipeError:
@@ -77,7 +85,28 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         return complain(f"cannot use {error.filename}: {error.strerror}", 2)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: to be cleaned up after like Ctrl-C."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM be raised where Python is; training and the lab have handlers of their own."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python delivers no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def complain(message: str, status: int) -> int:
     """Print one line to stderr; return the status."""
-    print(f"ditlab: {message}", file=sys.stderr)
+    print(f"ditlab: {printable(message)}", file=sys.stderr)
     return status

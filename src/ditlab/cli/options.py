@@ -111,7 +111,9 @@ class ImportOptions(Section):
         description="what it is; the two kinds of state dict look alike and mean different things"
     )
     out: Annotated[str, tyro.conf.arg(metavar="RUN")] = Field(description="folder of the run that is made")
-    preset: str | None = Field(None, description="published size a state dict is to fit, such as DiT-XL/2")
+    preset: str | None = Field(
+        None, description="published size a state dict is to fit: DiT-S, -B, -L or -XL, with /8, /4 or /2"
+    )
     heads: int | None = Field(
         None, ge=1, description="attention heads of a state dict; None is the published number for its width"
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData, SamplingConfig
-from ditlab.diffusion.paths import named_betas
+from ditlab.config import Config, DiTConfig, ExternalData
 from ditlab.errors import InputError
+from ditlab.interop.diffusers_scheduler import read_scheduler
 from ditlab.interop.files import as_weights, read_json, read_model_folder, shortened
 from ditlab.interop.imported import STABLE_DIFFUSION_SCALE, Imported, check_shapes, external_data, ratio
+from ditlab.interop.settings import choice, class_name, number, shown, whole
 from ditlab.networks.embeddings import sincos_positions
 from ditlab.networks.keymaps import (
     DIFFUSERS_BLOCK,
@@ -38,18 +38,8 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-SCHEDULER_DEFAULTS: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-}
 GELU: dict[str, Literal["exact", "tanh"]] = {"gelu-approximate": "tanh", "gelu": "exact"}
-SCHEDULES: dict[str, Literal["linear", "cosine"]] = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-TARGETS: dict[str, Literal["eps", "x0", "v"]] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+MOST_NORM_EPS = 1e-5  # diffusers' default; above it the output changes
 
 
 def read_diffusers(folder: Path, frequency_shift: int) -> Imported:
@@ -72,21 +62,23 @@ def read_diffusers(folder: Path, frequency_shift: int) -> Imported:
     settings = _model_settings(home / "config.json")
     content = read_model_folder(home)
     size = sum(file.stat().st_size for file in home.glob("*.safetensors"))
-    theirs = as_weights(content, home, size)
-    depth = block_count(theirs, DIFFUSERS_BLOCK)
+    depth = block_count(content, DIFFUSERS_BLOCK)
     names = diffusers_names(depth)
-    if depth == 0 or (problems := differences(theirs, names)):
+    if depth == 0 or (problems := differences(content, names)):
         problems = ["no tensor is named transformer_blocks.0..."] if depth == 0 else problems
         raise InputError(f"{home} is not laid out as DiTTransformer2DModel: {shortened(problems)}")
-    process = _process(read_json(folder / "scheduler" / "scheduler_config.json") if pipeline else {}, folder)
+    if depth != settings["num_layers"]:
+        raise InputError(f"{home}: config.json says num_layers={settings['num_layers']}, and the weights have {depth}")
+    theirs = as_weights(content, home, size)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    process, sampling, notes = read_scheduler(scheduler if pipeline else None)
     data = _data(settings, folder)
     network, tensors = _network(settings, to_ours(theirs, names), depth, process.steps, frequency_shift)
     side = settings["sample_size"] // settings["patch_size"]
     tensors["positions"] = sincos_positions((side, side), network.dim)
     check_shapes(tensors, network, data, names, home)
-    sampling = SamplingConfig(solver="ddim", steps=50, grid="leading", guidance=4.0)  # DiTPipeline's
     config = Config(data=data, network=network, process=process, sampling=sampling, steps=1)
-    return Imported(config, tensors, tensors, _notes(settings))
+    return Imported(config, tensors, tensors, (*_notes(settings), *notes))
 
 
 def _model_settings(file: Path) -> dict[str, Any]:
@@ -94,19 +86,18 @@ def _model_settings(file: Path) -> dict[str, Any]:
     given = read_json(file)
     settings = {name: given.get(name, default) for name, default in MODEL_DEFAULTS.items()}
     settings["out_channels"] = settings["out_channels"] or settings["in_channels"]
-    kind = given.get("_class_name")
+    kind = class_name(given, file)
     if kind not in ("DiTTransformer2DModel", "Transformer2DModel"):
         raise InputError(f"{file} describes a {kind}, not a DiTTransformer2DModel")
     wanted = {"attention_bias": True, "norm_type": "ada_norm_zero", "norm_elementwise_affine": False}
     for name, value in wanted.items():
         if settings[name] != value:
-            raise InputError(f"{file}: {name}={settings[name]!r} is no DiT; a DiT has {value!r}")
-    if settings["activation_fn"] not in GELU:
-        raise InputError(f"{file}: activation_fn={settings['activation_fn']!r} is none of {', '.join(GELU)}")
-    numbers = [name for name, default in MODEL_DEFAULTS.items() if type(default) is int] + ["out_channels"]
-    for name in numbers:
-        if type(settings[name]) is not int or not 0 < settings[name] < 2**20:
-            raise InputError(f"{file}: {name}={settings[name]!r} is no size")
+            raise InputError(f"{file}: {name}={shown(settings[name])} is no DiT; a DiT has {value!r}")
+    choice(settings, "activation_fn", file, GELU)
+    if not 0 < number(settings, "norm_eps", file) <= MOST_NORM_EPS:
+        raise InputError(f"{file}: norm_eps={shown(settings['norm_eps'])} is not above 0 and at most {MOST_NORM_EPS:g}")
+    for name in (*(name for name, default in MODEL_DEFAULTS.items() if type(default) is int), "out_channels"):
+        whole(settings, name, file, 1, 2**20)
     if settings["out_channels"] not in (settings["in_channels"], 2 * settings["in_channels"]):
         raise InputError(f"{file}: out_channels={settings['out_channels']} is neither in_channels nor twice as many")
     side, rest = divmod(settings["sample_size"], settings["patch_size"])
@@ -148,43 +139,12 @@ def _data(settings: dict[str, Any], folder: Path) -> ExternalData:
     vae = folder / "vae"
     if not (vae / "config.json").is_file():
         return external_data(shape, settings["num_embeds_ada_norm"])
-    scale = read_json(vae / "config.json").get("scaling_factor", STABLE_DIFFUSION_SCALE)
-    if not isinstance(scale, int | float):
-        raise InputError(f"{vae / 'config.json'}: scaling_factor={scale!r} is no number")
-    return external_data(shape, settings["num_embeds_ada_norm"], float(scale), vae)
-
-
-def _process(given: dict[str, Any], folder: Path) -> DDPMConfig:
-    """The DDPM that a pipeline's scheduler describes; without one, the published one.
-
-    Raises:
-        InputError: a schedule or a prediction that DDPM has not, by name.
-    """
-    settings = {name: given.get(name, default) for name, default in SCHEDULER_DEFAULTS.items()}
-    file = folder / "scheduler" / "scheduler_config.json"
-    for name, known in (("beta_schedule", SCHEDULES), ("prediction_type", TARGETS)):
-        if settings[name] not in known:
-            raise InputError(f"{file}: {name}={settings[name]!r} is none of {', '.join(known)}")
-    for name in ("trained_betas", "rescale_betas_zero_snr"):
-        if settings[name]:
-            raise InputError(f"{file}: {name} is not supported: the betas must follow {', '.join(SCHEDULES)}")
-    steps = settings["num_train_timesteps"]
-    if type(steps) is not int or not 21 <= steps <= 10**5:
-        raise InputError(f"{file}: num_train_timesteps={steps!r} is not between 21 and 100000")
-    if settings["beta_schedule"] == "linear":
-        for name in ("beta_start", "beta_end"):
-            if not isinstance(settings[name], int | float):
-                raise InputError(f"{file}: {name}={settings[name]!r} is no number")
-        ends = torch.tensor([settings["beta_start"], settings["beta_end"]], dtype=torch.float64)
-        published = named_betas("linear", steps)[[0, -1]]
-        if not torch.allclose(ends, published, rtol=1e-6):
-            first, last = published.tolist()
-            raise InputError(
-                f"{file}: betas from {ends[0]:g} to {ends[1]:g} are not the published ones, {first:g} to {last:g}"
-            )
-    return DDPMConfig(
-        steps=steps, schedule=SCHEDULES[settings["beta_schedule"]], target=TARGETS[settings["prediction_type"]]
-    )
+    file = vae / "config.json"
+    given = {"scaling_factor": STABLE_DIFFUSION_SCALE} | read_json(file)
+    scale = number(given, "scaling_factor", file)
+    if scale <= 0:
+        raise InputError(f"{file}: scaling_factor={scale:g} must be above 0")
+    return external_data(shape, settings["num_embeds_ada_norm"], scale, vae)
 
 
 def _notes(settings: dict[str, Any]) -> tuple[str, ...]:

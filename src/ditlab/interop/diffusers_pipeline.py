@@ -15,15 +15,19 @@ from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData
 from ditlab.diffusion.paths import named_betas
 from ditlab.errors import InputError
 from ditlab.interop.conventions import DIFFUSERS, expressed
-from ditlab.interop.diffusers_folder import GELU, SCHEDULES, TARGETS
+from ditlab.interop.diffusers_folder import GELU
+from ditlab.interop.diffusers_scheduler import SCHEDULES, TARGETS
 from ditlab.interop.files import read_json
 from ditlab.interop.latents import vae_folder
+from ditlab.interop.settings import whole
 from ditlab.networks.keymaps import diffusers_names, to_theirs, with_own_embedders
 from ditlab.run import Run
 from ditlab.training.checkpoint import save_tensors
 
 VERSION = {"_diffusers_version": "0.35.0"}  # the oldest that reads these folders
 NULL_CLASS = 1000  # of DiTPipeline, whatever the network
+LATENT_CHANNELS = 4  # of an AutoencoderKL that does not say
+LEAST_NOTED = 0.001  # of the output
 COMPARED_AT = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the steps
 
 
@@ -40,7 +44,7 @@ def write_pipeline(run: Run, folder: Path, vae: str | Path | None) -> tuple[str,
         tensors = with_own_embedders(tensors, network.depth)
     own = data.vae if isinstance(data, ExternalData) else None
     autoencoder = vae if vae is not None else own
-    source = None if autoencoder is None else vae_folder(autoencoder)
+    source = None if autoencoder is None else _autoencoder(autoencoder, run)
 
     model = folder / "transformer"
     model.mkdir(parents=True)
@@ -105,13 +109,28 @@ def _index(with_vae: bool) -> dict[str, Any]:
     }
 
 
+def _autoencoder(path: str | Path, run: Run) -> Path:
+    """The folder of the autoencoder.
+
+    Raises:
+        InputError: it is not there, or is one for other latents.
+    """
+    source = vae_folder(path)
+    file = source / "config.json"
+    channels = whole({"latent_channels": LATENT_CHANNELS} | read_json(file), "latent_channels", file, 1, 2**20)
+    if channels != run.shape[0]:
+        raise InputError(
+            f"the autoencoder in {path} has {channels} latent channels; {run.folder.path} has {run.shape[0]}"
+        )
+    if not any(source.glob("*.safetensors")):
+        raise InputError(f"{source} holds no safetensors: save the autoencoder with safe_serialization=True")
+    return source
+
+
 def _copy_autoencoder(source: Path, target: Path, data: object) -> None:
     """The autoencoder's safetensors, and its configuration with the run's scale."""
     target.mkdir()
-    files = [*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")]
-    if not files:
-        raise InputError(f"{source} holds no safetensors: save the autoencoder with safe_serialization=True")
-    for file in files:
+    for file in (*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")):
         shutil.copyfile(file, target / file.name)
     config = read_json(source / "config.json")
     if isinstance(data, ExternalData) and data.latent_scale is not None:
@@ -135,8 +154,8 @@ def _notes(run: Run, network: DiTConfig, model: Path, vae: Path | None) -> tuple
         notes.append(
             f"DiTPipeline takes {NULL_CLASS} for no label, which here is {run.num_classes}: pass guidance_scale=1"
         )
-    if network.time_frequency_shift == 0:
-        difference = _difference(run, model)
+    difference = _difference(run, model) if network.time_frequency_shift == 0 else 0.0
+    if difference is None or difference >= LEAST_NOTED:
         size = "" if difference is None else f", which changes its output by up to {difference:.1%}"
         notes.append(
             f"diffusers spaces the frequencies of the time over half − 1 and this network over half{size}; mend it "

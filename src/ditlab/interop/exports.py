@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +12,7 @@ from ditlab.errors import InputError
 from ditlab.interop.conventions import FACEBOOK, SIT, expressed
 from ditlab.interop.diffusers_pipeline import write_pipeline
 from ditlab.interop.onnx_file import write_onnx
+from ditlab.interop.places import made_whole, must_be_free
 from ditlab.networks.keymaps import facebook_names, to_theirs
 from ditlab.run import Run, load
 
@@ -59,18 +58,10 @@ def export_run(
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(writers)}")
     if vae is not None and format != "diffusers":
         raise InputError(f"--vae goes with --format diffusers alone: {format} holds the network only")
-    if out.exists():
-        raise InputError(f"{out} is there already: choose another --out")
+    must_be_free(out)
     loaded = run if isinstance(run, Run) else load(run, weights=weights, device="cpu")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    workshop = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        workshop.mkdir()
-        notes = writers[format](loaded, workshop / out.name)
-        for made in sorted(workshop.iterdir(), key=lambda path: path.name == out.name):  # the file itself at last
-            made.replace(out.parent / made.name)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+    with made_whole(out) as path:
+        notes = writers[format](loaded, path)
     return Exported(out, notes)
 
 
@@ -80,7 +71,11 @@ def _write_facebook(run: Run, path: Path) -> tuple[str, ...]:
     tensors = expressed(run, SIT if flow else FACEBOOK)
     network = run.config.network
     assert network.kind == "dit"
-    torch.save(to_theirs(tensors, facebook_names(network.depth)), path)
+    with path.open("wb") as stream:
+        try:
+            torch.save(to_theirs(tensors, facebook_names(network.depth)), stream)
+        except RuntimeError as error:  # the archive's end cannot be written either, and says so in its own way
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     if not flow:
         return ()
     return (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData, FlowConfig, ProcessConfig, SamplingConfig
 from ditlab.errors import InputError
-from ditlab.interop.files import as_weights, read_torch, shortened
+from ditlab.interop.files import as_weights, named_tensors, read_torch, shortened, unpacked_size
 from ditlab.interop.imported import Imported, check_shapes, external_data, ratio
 from ditlab.networks.embeddings import sincos_positions
 from ditlab.networks.keymaps import FACEBOOK_BLOCK, block_count, differences, facebook_names, to_ours
@@ -25,6 +25,7 @@ from ditlab.networks.published import PRESETS, preset
 HEADS = {preset(name)["dim"]: preset(name)["heads"] for name in PRESETS}
 TIME = {"facebook-dit": (1000.0, -1.0), "sit": (-1.0, 1.0)}  # time_scale, time_offset
 Layout = Literal["facebook-dit", "sit"]
+PARALLEL = "module."
 
 
 def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | None, classes: int | None) -> Imported:
@@ -42,11 +43,7 @@ def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | Non
     """
     wanted = None if name is None else _preset(name)
     heads = heads if wanted is None else wanted["heads"]
-    content, size = read_torch(path), path.stat().st_size
-    trained = isinstance(content, dict) and {"model", "ema"} & content.keys()
-    model, ema = (content.get("model"), content.get("ema")) if trained else (content, None)
-    parts = {part: value for part, value in (("model", model), ("ema", ema)) if value is not None}
-    weights = {part: _ours(as_weights(value, path, size), path) for part, value in parts.items()}
+    weights, notes = _parts(path)
     first = next(iter(weights.values()))
     network = _network(first, layout, path, heads, classes)
     if wanted is not None:
@@ -59,17 +56,39 @@ def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | Non
         check_shapes(tensors, network, data, facebook_names(network.depth), path)
     config = Config(data=data, network=network, process=process, sampling=sampling, steps=1)
     either = next(iter(weights.values()))
-    return Imported(config, weights.get("model", either), weights.get("ema", either))
+    return Imported(config, weights.get("model", either), weights.get("ema", either), notes)
 
 
-def _ours(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _parts(path: Path) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
+    """The sets of weights in a file, under our names, and notes."""
+    content, held = read_torch(path), unpacked_size(path)
+    if isinstance(content, dict):
+        content = dict(dict.items(content))
+    trained = isinstance(content, dict) and {"model", "ema"} & content.keys()
+    parts = {part: content[part] for part in ("model", "ema") if content.get(part) is not None} if trained else {}
+    if not trained:
+        parts = {"model": content}
+    if not parts:
+        raise InputError(f"{path} holds no state dict: its model and its ema are None")
+    named = {part: named_tensors(value, path) for part, value in parts.items()}
+    prefixed = [part for part, tensors in named.items() if all(name.startswith(PARALLEL) for name in tensors)]
+    for part in prefixed:
+        named[part] = {name.removeprefix(PARALLEL): tensor for name, tensor in named[part].items()}
+    depths = {part: block_count(tensors, FACEBOOK_BLOCK) for part, tensors in named.items()}
+    if len(set(depths.values())) > 1:
+        raise InputError(f"{path}: its model has {depths['model']} blocks and its ema {depths['ema']}")
+    weights = {part: _ours(tensors, path, held) for part, tensors in named.items()}
+    return weights, (f"{PARALLEL} in front of all names, which DataParallel adds, is left out",) if prefixed else ()
+
+
+def _ours(tensors: dict[str, Tensor], path: Path, held: int) -> dict[str, Tensor]:
     depth = block_count(tensors, FACEBOOK_BLOCK)
     if depth == 0:
         raise InputError(f"{path} holds no DiT in the layout of facebookresearch/DiT: no tensor is named blocks.0...")
     names = facebook_names(depth)
     if problems := differences(tensors, names):
         raise InputError(f"{path} is not laid out as facebookresearch/DiT: {shortened(problems)}")
-    return to_ours(tensors, names)
+    return to_ours(as_weights(tensors, path, held), names)
 
 
 def _network(

@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditlab.errors import InputError
+
+KINDS = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+SAFETENSORS_KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+MOST_UNPACKED = 16  # times its size; weights hardly shrink
 
 
 class _Forgotten:
@@ -36,13 +48,59 @@ def read_torch(path: Path) -> Any:
         InputError: a folder, a damaged file, something else, or a pickle that would run code.
     """
     _must_be_file(path)
-    zipped = _is_zip(path)
+    held, sizes = unpacked_size(path), _stored_sizes(path)
+    if held > MOST_UNPACKED * path.stat().st_size:
+        raise InputError(f"{path} is no checkpoint: {path.stat().st_size} bytes unpack to {held}")
     try:
-        with torch.serialization.safe_globals([(_Forgotten, "argparse.Namespace")]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if sizes is not None:
+            content, storages = _load(path, mmap=True)
+            if [size for _, size in sorted(storages)] == sizes:
+                return content
+        return _load(path, mmap=False)[0]  # slower, and each record is compared with the size it should have
     except Exception as error:  # a hostile file can fail in any way
         raise InputError(_why_not(path, error)) from None
+
+
+def unpacked_size(path: Path) -> int:
+    """How many bytes a file holds once its records are unpacked, if it is a ZIP archive."""
+    return max(path.stat().st_size, sum(record.file_size for record in _records(path)))
+
+
+def _records(path: Path) -> list[zipfile.ZipInfo]:
+    """What a ZIP archive says it holds, in the order in the file; nothing of another file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(archive.infolist(), key=lambda record: record.header_offset)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error):
+        return []
+
+
+def _stored_sizes(path: Path) -> list[int] | None:
+    """Sizes of the tensors' records in the order in the file; None where it cannot be mapped into memory.
+
+    torch maps a record as it lies in the file, even a compressed one, and asks nothing about its size.
+    """
+    records = _records(path)
+    if any(
+        record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size for record in records
+    ):
+        return None
+    name = re.compile(r"[^/]+/data/[^/]+")
+    return [record.file_size for record in records if name.fullmatch(record.filename) and record.file_size] or None
+
+
+def _load(path: Path, mmap: bool) -> tuple[Any, list[tuple[int, int]]]:
+    """What a file holds, and the address and the size of each storage that was taken from it."""
+    storages: list[tuple[int, int]] = []
+
+    def on_cpu(storage: Any, _: str) -> Any:
+        if storage.nbytes():
+            storages.append((storage.data_ptr(), storage.nbytes()))
+        return storage
+
+    with torch.serialization.safe_globals([(_Forgotten, "argparse.Namespace")]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location=on_cpu, weights_only=True, mmap=mmap), storages
 
 
 def _why_not(path: Path, error: Exception) -> str:
@@ -55,20 +113,20 @@ def _why_not(path: Path, error: Exception) -> str:
     return f"{path} is no checkpoint of tensors: it is damaged, cut short or of another kind"
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(2) == b"PK"
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        InputError: a folder, or a damaged file.
+        InputError: a folder, a damaged file, or tensors that are no floating-point numbers.
     """
     _must_be_file(path)
+    path.open("rb").close()  # without permission this names the file, and the library does not
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as content:
+            kinds = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118 - no mapping
+            if other := [f"{name} is {kind}" for name, kind in kinds.items() if kind not in SAFETENSORS_KINDS]:
+                raise InputError(f"{path}: {shortened(other)}; it must be one of {', '.join(SAFETENSORS_KINDS)}")
+            return {name: content.get_tensor(name) for name in kinds}
     except SafetensorError as error:
         raise InputError(f"{path} is no whole safetensors file: {str(error)[:120]}") from None
 
@@ -82,8 +140,10 @@ def read_json(path: Path) -> dict[str, Any]:
     _must_be_file(path)
     try:
         value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path} is not valid JSON: it is nested too deep") from None
+    except ValueError as error:  # also bytes that are no text, and numbers of thousands of digits
+        raise InputError(f"{path} is not valid JSON: {str(error).split(';')[0][:120]}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object")
     return value
@@ -108,30 +168,54 @@ def read_model_folder(folder: Path) -> dict[str, Tensor]:
         )
         raise InputError(f"{folder}: {reason}")
     parts = read_json(index).get("weight_map")
-    if not isinstance(parts, dict) or any(str(part) != Path(str(part)).name for part in parts.values()):
+    if not isinstance(parts, dict) or not parts or not all(_is_file_name(part) for part in parts.values()):
         raise InputError(f"{index} names no files beside it")
     tensors: dict[str, Tensor] = {}
-    for part in sorted({str(part) for part in parts.values()}):
+    for part in sorted(set(parts.values())):
         tensors |= read_safetensors(folder / part)
     return tensors
 
 
-def as_weights(value: object, source: Path, file_size: int) -> dict[str, Tensor]:
-    """A state dict as dense fp32 tensors.
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {"/", "\\", "\0"}
+
+
+def named_tensors(value: object, source: Path) -> dict[str, Tensor]:
+    """A state dict as a plain dictionary, whatever kind of dictionary it was.
 
     Raises:
-        InputError: no state dict, a tensor that is none of numbers, larger than its file, or not finite.
+        InputError: no state dict.
     """
     if not isinstance(value, dict) or not value:
         raise InputError(f"{source} holds no state dict, which is a dictionary of tensors")
-    for name, tensor in value.items():
+    content = dict(dict.items(value))  # its own methods may have been replaced
+    for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise InputError(f"{source} holds no state dict: {str(name)[:60]!r} is no tensor")
-        if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_floating_point():
-            raise InputError(f"{source}: {name[:80]} is {tensor.dtype}, {tensor.layout}, not dense floats")
-        if tensor.numel() * tensor.element_size() > file_size:
-            raise InputError(f"{source}: {name[:80]} claims more numbers than the file holds")
-    weights = {name: tensor.detach().float() for name, tensor in value.items()}
+    return content
+
+
+def as_weights(tensors: dict[str, Tensor], source: Path, held: int) -> dict[str, Tensor]:
+    """Tensors as dense fp32 ones, converted only when all that can be told from their shapes is right.
+
+    Args:
+        tensors: from the file.
+        source: the file.
+        held: bytes in the file, unpacked.
+
+    Raises:
+        InputError: a tensor that is none of numbers, more numbers than the file holds, or numbers that are not finite.
+    """
+    claimed = 0
+    for name, tensor in tensors.items():
+        dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized)
+        if not dense or tensor.dtype not in KINDS or tensor.device.type != "cpu":
+            kind = "nested" if tensor.is_nested else f"{tensor.layout}, on {tensor.device.type}"
+            raise InputError(f"{source}: {name[:80]} is {tensor.dtype}, {kind}, not dense floats")
+        claimed += tensor.numel() * tensor.element_size()
+        if claimed > held:
+            raise InputError(f"{source} claims more numbers than the file holds, up to {name[:80]}")
+    weights = {name: tensor.detach().float() for name, tensor in tensors.items()}
     if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise InputError(f"{source} holds NaN or infinite weights: {shortened(bad)}")
     return weights

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ditlab.errors import InputError
+from ditlab.errors import ConfigError, InputError
 from ditlab.interop.diffusers_folder import read_diffusers
 from ditlab.interop.facebook import read_facebook
 from ditlab.interop.imported import Imported
+from ditlab.interop.places import made_whole, must_be_free
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import write_checkpoint
 
@@ -51,34 +52,45 @@ def import_checkpoint(
         InputError: whatever is wrong, in one line.
     """
     path, out = Path(path), Path(out)
-    if out.exists():
-        raise InputError(f"{out} is there already: choose another --out")
+    must_be_free(out)
     if not path.exists():
         raise InputError(f"there is nothing at {path}")
     if format == "diffusers":
         told = {"--preset": preset, "--heads": heads, "--num-classes": num_classes}
         if given := [option for option, value in told.items() if value is not None]:
             raise InputError(f"{', '.join(given)}: the config.json of a diffusers model says that; leave it out")
-        shift = 1 if time_frequency_shift is None else time_frequency_shift
-        return ImportedRun(_write(out, imported := read_diffusers(path, shift)), imported)
+        with _reading(path, format):
+            imported = read_diffusers(path, 1 if time_frequency_shift is None else time_frequency_shift)
+        return ImportedRun(_write(out, imported), imported)
     if format not in ("facebook-dit", "sit"):
         raise InputError(f"unknown format {format!r}; choose facebook-dit, sit or diffusers")
     if time_frequency_shift == 1:
         raise InputError("--time-frequency-shift 1 is diffusers' own; networks of this format have 0: leave it out")
     if preset is not None and heads is not None:
         raise InputError("--preset tells the number of heads: leave --heads out")
-    return ImportedRun(_write(out, imported := read_facebook(path, format, preset, heads, num_classes)), imported)
+    with _reading(path, format):
+        imported = read_facebook(path, format, preset, heads, num_classes)
+    return ImportedRun(_write(out, imported), imported)
+
+
+@contextmanager
+def _reading(path: Path, format: Format) -> Iterator[None]:
+    """What goes wrong while a file of others is read is the file's fault, whatever it is."""
+    try:
+        yield
+    except (InputError, OSError, ImportError):
+        raise
+    except ConfigError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise InputError(f"{path} is no checkpoint of {format} that can be read: {reason}") from error
 
 
 def _write(out: Path, imported: Imported) -> RunFolder:
-    """Write the run under another name and move it to its place when it is whole."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        folder = RunFolder(temporary)
+    """Write the run; it is at its place when it is whole."""
+    with made_whole(out) as path:
+        folder = RunFolder(path)
         folder.write_config(imported.config)
         write_checkpoint(folder.checkpoints, 0, imported.model, imported.ema, {})
-        temporary.replace(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return RunFolder(out)

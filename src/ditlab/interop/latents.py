@@ -13,6 +13,7 @@ from torch import Tensor
 from ditlab.config import ExternalData
 from ditlab.errors import InputError
 from ditlab.interop.files import read_json
+from ditlab.interop.settings import class_name
 from ditlab.run import Run
 
 Decoder = Callable[[Tensor], Tensor]
@@ -68,9 +69,10 @@ def vae_folder(path: str | Path) -> Path:
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no folder of an autoencoder: there is no config.json in it; give --vae FOLDER")
-    kind = read_json(folder / "config.json").get("_class_name")
+    file = folder / "config.json"
+    kind = class_name(read_json(file), file)
     if kind != "AutoencoderKL":
-        raise InputError(f"{folder / 'config.json'} describes a {kind}, not an AutoencoderKL")
+        raise InputError(f"{file} describes a {kind}, not an AutoencoderKL")
     return folder
 
 

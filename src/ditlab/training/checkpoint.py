@@ -44,9 +44,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file; a full disk raises ``OSError`` like anywhere else."""
+    """Write a safetensors file, as readable as any other; a full disk raises ``OSError`` like anywhere else."""
     try:
+        path.touch()
+        mode = path.stat().st_mode
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+        path.chmod(mode)  # the library replaces the file by one for its owner alone
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -85,7 +88,10 @@ def write_checkpoint(
 
 def _write_files(folder: Path, step: int, parts: dict[str, dict[str, Tensor]]) -> None:
     for name, tensors in parts.items():
-        save_tensors(folder / f"{name}.safetensors", tensors)
+        if name == "ema" and tensors is parts["model"]:
+            _link(folder / "model.safetensors", folder / "ema.safetensors")
+        else:
+            save_tensors(folder / f"{name}.safetensors", tensors)
     (folder / "state.json").write_text(json.dumps({"step": step, "torch": torch.__version__}))
     files = [folder / name for name in FILES]
     manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
@@ -159,6 +165,14 @@ def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
     load_weights(state.ema.network, checkpoint / "ema.safetensors")
     state.optimizers.load_state_dict(load_file(checkpoint / "optimizer.safetensors"))
     state.step = json.loads((checkpoint / "state.json").read_text())["step"]
+
+
+def _link(file: Path, other: Path) -> None:
+    """The same content under another name, once on the disk where the file system can."""
+    try:
+        other.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, other)
 
 
 def _sha256(file: Path) -> str:
