@@ -81,6 +81,8 @@ class Film {
     const scale = Math.max(1, Math.round(96 / width));
     const [w, tall, gap] = [width * scale, height * scale, 6];
     [this.canvas.width, this.canvas.height] = [count * (w + gap), 2 * tall + gap];
+    // Few frames stay as large as many are.
+    this.root.style.maxInlineSize = `max(20rem, ${count * 120}px)`;
     const context = this.canvas.getContext("2d");
     if (!context) return;
     context.imageSmoothingEnabled = false;
@@ -159,9 +161,10 @@ export function imagesView(run) {
   const extra = thirdChoice(run, () => redraw());
   const chosen = () => /** @type {"velocity" | "noise"} */ (extra?.querySelector("select")?.value ?? "noise");
   return {
-    intro: "Both sides start from the same noise and walk to t = 0. At every step the network says what it sees; the solver turns that into the next image. A cheaper solver asks less often, and ends somewhere else.",
+    intro: "Both sides start from the same noise and walk to t = 0. At every step the network says what it sees; the solver turns that into the next image. A cheaper solver asks less often, and ends somewhere else."
+      + (run.process === "meanflow" ? " The solver “average” jumps by the mean velocity over each of its steps; the pictures show what the network says of the moment itself, a span of 0." : ""),
     n: 1,
-    unit: "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
+    unit: run.data === "external" ? "is the mean |A − B| over all values at t = 0" : "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
     extra,
     side: (onPick) => {
       const made = side(run, chosen, onPick);

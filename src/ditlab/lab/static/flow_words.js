@@ -104,5 +104,8 @@ const PARTS = { time: told, label: told, interval: told, scalar: told, text: tol
 export function meaning(node, target, model) {
   if (model && PARTS[node.kind]) return PARTS[node.kind](node, model);
   const [text, formula] = (node.kind === "other" && CLASSES[node.class ?? ""]) || MEANING[node.kind] || MEANING.other;
-  return node.kind === "output" ? [TARGETS[target] ?? text, formula] : [text, formula];
+  if (node.kind !== "output") return [text, formula];
+  // The first half of twice as many channels is what the target says.
+  const half = model && node.out[1] === 2 * model.input.out[1] ? " The second half of the channels says how widely a step of DDPM spreads." : "";
+  return [(TARGETS[target] ?? text) + half, formula];
 }
