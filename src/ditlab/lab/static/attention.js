@@ -125,7 +125,8 @@ function intro(run) {
   const sum = tokens.length
     ? ` In this network the conditions (${listed(tokens)}) are tokens too, and every patch gives them a part of its attention: its shares over the picture add up to less than 100 %, and the numbers below say where the rest goes.`
     : " The shares of one patch add up to 100 %.";
-  return run.patches ? INTRO + sum : `${INTRO}${sum} In this network a “patch” is one pixel of the ${rows} × ${cols} feature map on which its attention works.`;
+  const channels = run.shape[0] > 3 ? ` Of the ${run.shape[0]} channels of x the first three are shown, as colours, and brightness is the mean of them all, cut off at −1 and 1: “on the object” need not mean an object.` : "";
+  return run.patches ? INTRO + sum + channels : `${INTRO}${sum} In this network a “patch” is one pixel of the ${rows} × ${cols} feature map on which its attention works.`;
 }
 
 /** @param {HTMLElement} root @param {Run} run */

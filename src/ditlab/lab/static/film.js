@@ -123,7 +123,9 @@ function between(run) {
       copy(a.canvas, imageCanvas({ shape, data: left }));
       copy(b.canvas, imageCanvas({ shape, data: right }));
       copy(apart.canvas, imageCanvas({ shape, data: left.map((value, i) => value - right[i]) }, { signed: true }));
-      if (!low.hasChildNodes()) low.append(legend({ scale: "diverging", low: "−1", high: "1", label: "A − B" }), legend({ scale: "diverging", low: "−3", high: "3", label: third(run) }));
+      if (low.hasChildNodes()) return;
+      if (shape[0] >= 3) low.append(h("p", { class: "quiet" }, `In each channel: A − B from −1 (dark) to 1 (bright), ${third(run)} from −3 to 3.`));
+      else low.append(legend({ scale: "diverging", low: "−1", high: "1", label: "A − B" }), legend({ scale: "diverging", low: "−3", high: "3", label: third(run) }));
     },
   };
 }
