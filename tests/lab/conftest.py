@@ -1,5 +1,7 @@
 """Small real runs to look inside, trained once for each worker."""
 
+import os
+
 import pytest
 
 from ditlab.cli.main import main
@@ -7,6 +9,7 @@ from ditlab.config import Config
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
+from tests.lab.browser import ARGUMENTS, find_browser
 
 EVERY = {"checkpoint_every": 20, "preview_every": 20, "record_every": 10, "log_every": 10}
 RUNS = {
@@ -38,6 +41,31 @@ def runs(tmp_path_factory):
     unet = RECIPES["circles"]().model_dump() | {"network": {"kind": "unet", "width": 8}, "steps": 2, "batch_size": 4}
     train_into(folder / "unet", Config(**(unet | {"precision": "fp32"})))
     return folder
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory):
+    """A folder with tiny runs of digits, one for each kind of conditioning that the others do not have."""
+    folder = tmp_path_factory.mktemp("kinds") / "runs"
+    for kind in ("film", "in-context", "cross-attention"):
+        network = {"kind": "dit", "patch_size": 2, "dim": 32, "depth": 3, "heads": 2, "conditioning": kind}
+        changes = {"network": network, "steps": 20, "batch_size": 16, "precision": "fp32", "warmup_steps": 2}
+        train_into(folder / kind, Config(**(RECIPES["digits"]().model_dump() | changes)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = find_browser()
+    if path is None:
+        reason = "NO BROWSER: the tests of the page need Chromium (python -m tests.lab.browser)"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,59 @@ def test_maps_are_those_of_a_probe_cut_to_the_patches(run):
     assert (elsewhere > 1e-3).any() == (run.config.network.conditioning == "in-context")
 
 
+def test_statistics_are_among_patches_and_what_is_left_goes_to_the_conditions(run):
+    lens, where = Lens(run), {"input": "data:3", "t": 0.4}
+    answer = lens.attention(**where, layer=1, head=1)
+    table, summary = lens.attention_statistics(**where), lens.attention_summary()
+    a, m = answer["map"].astype(np.float64), answer["object_share"]
+    if lens.condition_tokens:
+        assert lens.condition_tokens == ("time",)
+        np.testing.assert_allclose(answer["to_tokens"].sum(1), 1 - a.sum(1), atol=1e-5)
+        assert table["to_tokens"][1, 1] == pytest.approx(1 - a.sum(1).mean(), abs=1e-5)
+        assert ((summary["to_tokens"] > 0) & (summary["to_tokens"] < 1)).all()
+        a /= a.sum(1, keepdims=True)
+    else:
+        assert "to_tokens" not in {*answer, *table, *summary}
+    np.testing.assert_allclose(a.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(answer["inside"], a @ m, atol=1e-5)
+    np.testing.assert_allclose(answer["entropy"], -(a * np.log2(a)).sum(1), atol=1e-4)
+    assert table["inside"][1, 1] == pytest.approx(m @ (a @ m) / m.sum(), abs=1e-5)
+    assert answer.meta["tokens"] == "16"
+
+
+def test_cross_attention_is_that_of_a_probe(run):
+    lens = Lens(run)
+    if run.config.network.conditioning != "cross-attention":
+        with pytest.raises(InputError, match="no cross-attention"):
+            lens.cross_attention()
+        return
+    scene = lens.scenes.scene("data:3", 0.4, None)
+    with ditlab.probe(lens.network) as record, torch.no_grad():
+        lens.network(scene.x, torch.tensor([scene.t]), scene.cond)
+    share = lens.cross_attention(input="data:3", t=0.4)["share"]
+    np.testing.assert_allclose(share, torch.stack([record.cross[i].mean((0, 1, 2)) for i in range(2)]), atol=1e-6)
+    assert lens.cross_tokens == record.cross_tokens == ("time",)
+
+
+def test_the_diagram_says_what_reaches_what(run):
+    diagram, kind = Lens(run).flow(), run.config.network.conditioning
+    vector = kind not in ("in-context", "cross-attention")
+    for node in diagram["nodes"]:
+        if node["kind"] in ("modulation", "final"):
+            assert node["steered"] == vector
+        if node["block"] is not None:
+            assert node["gated"] == (kind in GATED)
+    kinds = [node["kind"] for node in diagram["nodes"]]
+    assert kinds.count("cross") == (2 if kind == "cross-attention" else 0)
+    assert diagram["tokens"] == {
+        "sequence": ["time"] if kind == "in-context" else [],
+        "cross": ["time"] if kind == "cross-attention" else [],
+    }
+    if kind == "in-context":
+        assert kinds[kinds.index("join") + 1] == "modulation"
+        assert kinds[-4:] == ["cut", "final", "unpatchify", "output"]
+
+
 def test_the_diagram_adds_up(run):
     lens = Lens(run)
     diagram = lens.flow()
@@ -87,7 +140,8 @@ def test_the_diagram_adds_up(run):
     assert diagram["parameters"] == sum(p.numel() for p in lens.network.parameters())
     assert sum(node["parameters"] for node in nodes) == diagram["parameters"]
     assert 0.9 * diagram["macs"] <= sum(node["macs"] for node in nodes) <= diagram["macs"]
-    assert ("modulation" in {node["kind"] for node in nodes}) == (run.config.network.conditioning in GATED)
+    kinds = {node["kind"] for node in nodes}
+    assert {"modulation", "attention", "mlp"} <= kinds
 
 
 def test_an_unknown_kind_is_named(in_tmp, capsys):

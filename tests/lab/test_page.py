@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import os
 import re
 from contextlib import contextmanager
 from urllib.parse import parse_qs, urlsplit
@@ -16,7 +15,6 @@ from ditlab.lab.api import create_app
 from ditlab.lab.lens import Answer
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Worker
-from tests.lab.browser import ARGUMENTS, find_browser
 from tests.lab.shell import serving
 
 PATIENCE = 30_000  # milliseconds
@@ -32,20 +30,6 @@ PANELS = (
     "Watch the gates open",
     "Denoise",
 )
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = find_browser()
-    if path is None:
-        reason = "NO BROWSER: the tests of the page need Chromium (python -m tests.lab.browser)"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -83,14 +83,15 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
 
 
 def _shape(output: Any) -> list[int]:
-    """Shape of a tensor; of nested tuples of tensors, such as a modulation, their number and the shape of one."""
+    """Shape of a tensor; of nested tuples of tensors, such as a modulation, how many different ones and one's shape."""
     if isinstance(output, Tensor):
         return list(output.shape)
-    leaves = _leaves(output)
-    return [len(leaves), *leaves[0].shape]
+    leaves = {id(leaf): leaf for leaf in tensors_of(output)}
+    return [len(leaves), *next(iter(leaves.values())).shape]
 
 
-def _leaves(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in nested tuples, such as a modulation, in order."""
     if value is None:  # a gate that a modulation does not have
         return []
-    return [value] if isinstance(value, Tensor) else [leaf for part in value for leaf in _leaves(part)]
+    return [value] if isinstance(value, Tensor) else [leaf for part in value for leaf in tensors_of(part)]

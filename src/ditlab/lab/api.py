@@ -105,6 +105,7 @@ QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
     "attention/row": (OneRow, lambda lens, q, _: lens.attention_row(**q.arguments)),
     "attention/thumbnails": (AllHeads, lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look)),
     "attention/summary": (Query, lambda lens, _, look: lens.attention_summary(look=look)),
+    "attention/cross": (Where, lambda lens, q, _: lens.cross_attention(**q.arguments)),
     "gates": (Query, lambda lens, _, __: lens.gates()),
     "trajectory": (Walk, lambda lens, q, look: _trajectory(lens, q, look)),
     "field": (Field2D, lambda lens, q, _: lens.field(**q.arguments)),

@@ -36,6 +36,8 @@ def describe(lens: Lens) -> dict[str, Any]:
         "patches": patches,
         "positions": getattr(config.network, "positions", None),
         "attention": layers,
+        "condition_tokens": list(lens.condition_tokens),
+        "cross_tokens": list(lens.cross_tokens),
         "has_gates": bool(modulated_blocks(lens.network)),
         "parameters": parameter_count(lens.network),
         "macs": lens.scenes.macs,

@@ -100,6 +100,8 @@ def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator
         yield "input", where, lens.input(**where)
         if not layers:
             continue
+        if run["cross_tokens"]:
+            yield "attention/cross", where, lens.cross_attention(**where)
         for layer in layers:
             for head in [*range(layer["heads"]), "mean"]:
                 one = where | {"layer": layer["layer"], "head": head}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ditlab.chance import SampleNoise
@@ -24,6 +21,7 @@ from ditlab.lab import maps
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
+from ditlab.lab.recordings import gate_recordings, numbered
 from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, evaluations_of, joined
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
@@ -115,6 +113,16 @@ class Lens:
         if not self.layers:
             raise InputError(f"{KINDS[self.run.config.network.kind]} has no attention")
 
+    @property
+    def condition_tokens(self) -> tuple[str, ...]:
+        """Names of the tokens that follow the patches in the sequence; of most networks there are none."""
+        return self.network.token_names(None) if isinstance(self.network, DiT) else ()
+
+    @property
+    def cross_tokens(self) -> tuple[str, ...]:
+        """Names of the tokens that cross-attention reads; empty without."""
+        return self.network.token_names(None, self.network.context) if isinstance(self.network, DiT) else ()
+
     # ---- shape flow and patches
 
     def flow(self) -> dict[str, Any]:
@@ -151,11 +159,13 @@ class Lens:
     ) -> Answer:
         """The map of a head, rows are queries, and statistics of each row; see ``inspection.statistics``.
 
-        Where there are more than 256 tokens, the map holds means over cells; the statistics are exact.
+        Where there are more than 256 tokens, the map holds means over cells; the statistics are exact. Where conditions
+        are tokens of the sequence too, rows of the map sum to less than 1: ``to_tokens`` (N, K) holds what goes to each
+        of the ``condition_tokens``, and the statistics are those of the rest, divided by its sum.
         """
         scene = self.scenes.scene(input, t, label)
         kept = self._attention_of(scene, layer, head)
-        tokens = kept.q.shape[2]
+        tokens = kept.patches
         rows = self._per_query(kept, head, layer, scene)
         return Answer(
             {"map": maps.whole_map(kept, head)} | {name: value[0] for name, value in rows.items()},
@@ -199,7 +209,10 @@ class Lens:
     def attention_statistics(
         self, *, input: str = "data:0", t: float = 0.3, label: int | None = None, look: Look = look_away
     ) -> Answer:
-        """Statistics of every map, (L, h + 1) each; the last column is that of the mean over heads."""
+        """Statistics of every map, (L, h + 1) each; the last column is that of the mean over heads.
+
+        Where there are ``condition_tokens``, ``to_tokens`` is what goes to them all, a mean over queries.
+        """
         scene = self.scenes.scene(input, t, label)
         table: dict[str, list[Tensor]] = {}
         for layer, kept in self._each_layer(scene, look):
@@ -208,6 +221,16 @@ class Lens:
             for name in found[0]:
                 table.setdefault(name, []).append(torch.cat([numbers[name] for numbers in found]))
         return Answer({name: torch.stack(rows) for name, rows in table.items()})
+
+    def cross_attention(self, *, input: str = "data:0", t: float = 0.3, label: int | None = None) -> Answer:
+        """Of each layer's cross-attention, what it gives to each of the K ``cross_tokens``: (L, K), rows sum to 1.
+
+        Means over heads and patches.
+        """
+        if not self.cross_tokens:
+            raise InputError(f"{KINDS[self.run.config.network.kind]} like this one has no cross-attention")
+        scene = self.scenes.scene(input, t, label)
+        return Answer({"share": maps.cross_shares(self.network, self._forward(scene))})
 
     def attention_summary(self, *, look: Look = look_away) -> Answer:
         """Statistics over 64 training images at nine times, (T, L), of the mean over heads.
@@ -234,26 +257,11 @@ class Lens:
 
     def gates(self) -> Answer:
         """What the run recorded of its gates while it was trained, and its loss. Damaged recordings are left out."""
-        folder = self.run.folder
-        recordings = {
-            step: tensors for step, file in _numbered(folder.probes, "safetensors") if (tensors := _load(file))
-        }
-        if not recordings:
-            raise InputError(f"{folder.path} recorded no gates")
-        losses = [(line["step"], line["loss"]) for line in folder.read_metrics() if "loss" in line]
-        arrays = {
-            "step": torch.tensor(list(recordings)),
-            "t": next(iter(recordings.values()))["t"],
-            "loss_step": torch.tensor([step for step, _ in losses]),
-            "loss": torch.tensor([loss for _, loss in losses]),
-        }
-        for name in ("gate", "contribution", "effective_depth"):
-            arrays[name] = torch.stack([recording[name] for recording in recordings.values()])
-        return Answer(arrays, previews=repr(self.previews()))
+        return Answer(gate_recordings(self.run.folder), previews=repr(self.previews()))
 
     def previews(self) -> list[int]:
         """Steps at which the run left a picture drawn from the same noise."""
-        return [step for step, _ in _numbered(self.run.folder.samples, "png")]
+        return [step for step, _ in numbered(self.run.folder.samples, "png")]
 
     # ---- denoising
 
@@ -355,16 +363,24 @@ class Lens:
     def _map_statistics(self, kept: maps.QueriesAndKeys, head: Head, layer: int, scene: Scene) -> dict[str, Tensor]:
         """Means over the queries of a map, (B,) each."""
         rows = self._per_query(kept, head, layer, scene)
-        return map_statistics(rows, self.grids[layer], rows.pop("object_share"))
+        found = map_statistics(rows, self.grids[layer], rows["object_share"])
+        return found | ({"to_tokens": rows["to_tokens"].sum(-1).mean(-1)} if "to_tokens" in rows else {})
 
     def _per_query(self, kept: maps.QueriesAndKeys, head: Head, layer: int, scene: Scene) -> dict[str, Tensor]:
-        """Statistics of each row of a map, and how much of each patch is object, (B, N) each."""
+        """Statistics of each row of a map among patches, and how much of each patch is object, (B, N) each.
+
+        Where there are K tokens after the patches, also ``to_tokens``, (B, N, K): what each row gives them.
+        """
         grid = self.grids[layer]
         share = brightness(scene.x0, grid).cpu()
         chunks = []
         for queries in maps.row_chunks(kept):
-            rows = maps.map_rows(kept, head, queries).cpu()
-            chunks.append(query_statistics(rows, torch.tensor(queries), grid, share))
+            rows, others = maps.split_rows(kept, head, queries)
+            rows, others = rows.cpu(), others.cpu()
+            if others.shape[-1]:
+                rows = rows / rows.sum(-1, keepdim=True)
+            chunk = query_statistics(rows, torch.tensor(queries), grid, share)
+            chunks.append(chunk | ({"to_tokens": others} if others.shape[-1] else {}))
         found = {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
         return found | {"object_share": share}
 
@@ -375,19 +391,5 @@ class Lens:
         return self.grids[0]
 
     def _check_query(self, query: int, kept: maps.QueriesAndKeys) -> None:
-        if not 0 <= query < kept.q.shape[2]:
-            raise InputError(f"patch {query} is not there: there are patches 0 to {kept.q.shape[2] - 1}")
-
-
-def _numbered(folder: Path, ending: str) -> list[tuple[int, Path]]:
-    """The files of a run that are named after steps, in their order."""
-    named = ((re.fullmatch(rf"step-(\d{{8}})\.{ending}", file.name), file) for file in sorted(folder.glob("step-*")))
-    return [(int(match[1]), file) for match, file in named if match]
-
-
-def _load(file: Path) -> dict[str, Tensor] | None:
-    """A recording, or None if it is damaged."""
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError):
-        return None
+        if not 0 <= query < kept.patches:
+            raise InputError(f"patch {query} is not there: there are patches 0 to {kept.patches - 1}")

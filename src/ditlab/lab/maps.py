@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ditlab.inspection.probe import attention_layers, attention_map
 from ditlab.networks.dit import DiT
+from ditlab.networks.layers import CrossAttention
 
 Head = int | Literal["mean"]
 CHUNK = 128  # queries at a time: what is in memory at once grows with N, not with N²
@@ -62,9 +63,35 @@ def queries_and_keys(
 
 def map_rows(layer: QueriesAndKeys, head: Head, queries: Sequence[int]) -> Float[Tensor, "B Q N"]:
     """Rows of a head's map, or of the mean over all heads, to the patches; what is missing from 1 goes elsewhere."""
+    return split_rows(layer, head, queries)[0]
+
+
+def split_rows(
+    layer: QueriesAndKeys, head: Head, queries: Sequence[int]
+) -> tuple[Float[Tensor, "B Q N"], Float[Tensor, "B Q K"]]:
+    """``map_rows``, and what the same rows give to the K tokens after the patches: K is 0 where there are none."""
     heads = None if head == "mean" else [head]
-    maps = attention_map(layer.q, layer.k, heads, queries, layer.mask)[..., : layer.patches]  # (B, h, Q, N)
-    return maps.mean(1)
+    rows = attention_map(layer.q, layer.k, heads, queries, layer.mask).mean(1)  # (B, Q, M)
+    return rows[..., : layer.patches], rows[..., layer.patches :]
+
+
+@torch.no_grad()
+def cross_shares(network: nn.Module, forward: Callable[[], Any]) -> Float[Tensor, "L K"]:
+    """What each cross-attention of a network gives to each token it reads; mean over samples, heads and queries."""
+    shares: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        q, k, mask = inputs[0], inputs[1], inputs[3] if len(inputs) > 3 else None
+        shares.append(attention_map(q, k, mask=mask).mean((0, 1, 2)))
+
+    modules = [module.attention for module in network.modules() if isinstance(module, CrossAttention)]
+    handles = [module.register_forward_pre_hook(keep) for module in modules]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(shares)
 
 
 def row_chunks(layer: QueriesAndKeys) -> Iterator[list[int]]:

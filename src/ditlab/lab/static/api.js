@@ -9,10 +9,11 @@
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
  *   step: number}} RunSummary
  * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "external",
- *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm",
+ *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow",
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
  *   shape: number[], checkpoints: number[], step: number, num_classes: number | null,
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
+ *   condition_tokens: string[], cross_tokens: string[],
  *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,
  *   sampling: {steps: number, solver: string, guidance: number}, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run

@@ -4,7 +4,8 @@ import { arrays, at, floats, latest, query } from "./api.js";
 import { legend } from "./color.js";
 import { clear, figure, h } from "./dom.js";
 import { Grid } from "./grid.js";
-import { chosenHead, chosenLayer, chosenPatch, loadInput, loadMap, patchName, placeName, view } from "./maps.js";
+import { cross } from "./cross.js";
+import { chosenHead, chosenLayer, chosenPatch, listed, loadInput, loadMap, patchName, placeName, view } from "./maps.js";
 import { percent } from "./math.js";
 import { numbersTable } from "./numbers.js";
 import { panel, snippet } from "./panel.js";
@@ -115,12 +116,17 @@ class Pictures {
   }
 }
 
-const INTRO = "In every attention layer each patch asks all patches, itself included, and mixes what they answer. Click a patch, or move with the arrow keys: brighter means more of its attention. The shares of one patch add up to 100 %.";
+const INTRO = "In every attention layer each patch asks all patches, itself included, and mixes what they answer. Click a patch, or move with the arrow keys: brighter means more of its attention.";
 
-/** What "patch" means where nothing is cut into patches. @param {Run} run */
+/** What the shares of a patch add up to, and what "patch" means where nothing is cut into patches. @param {Run} run */
 function intro(run) {
   const [rows, cols] = run.attention[0].grid;
-  return run.patches ? INTRO : `${INTRO} In this network a “patch” is one pixel of the ${rows} × ${cols} feature map on which its attention works.`;
+  const tokens = run.condition_tokens;
+  const sum = tokens.length
+    ? ` In this network the conditions (${listed(tokens)}) are tokens too, and every patch gives them a part of its attention: its shares over the picture add up to less than 100 %, and the numbers below say where the rest goes.`
+    : " The shares of one patch add up to 100 %.";
+  const channels = run.shape[0] > 3 ? ` Of the ${run.shape[0]} channels of x the first three are shown, as colours, and brightness is the mean of them all, cut off at −1 and 1: “on the object” need not mean an object.` : "";
+  return run.patches ? INTRO + sum + channels : `${INTRO}${sum} In this network a “patch” is one pixel of the ${rows} × ${cols} feature map on which its attention works.`;
 }
 
 /** @param {HTMLElement} root @param {Run} run */
@@ -144,7 +150,9 @@ export function mount(root, run) {
   const pictures = new Pictures(run, describe);
   const thumbs = new Thumbnails(run);
   const numbers = numbersTable(run);
-  const overMany = summary(run);
+  const reads = cross(run);
+  // Of an imported network there are no training images to measure.
+  const overMany = run.data === "external" ? null : summary(run);
   const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
   const frame = panel({
     id: "attention", title: "What does each patch look at?", intro: intro(run),
@@ -165,7 +173,7 @@ export function mount(root, run) {
     if (now !== scene) return;
     pictures.show(now, row, patch);
     numbers.show(now, patch);
-    thumbs.show(patch).catch(frame.fail).then(overMany.start);
+    thumbs.show(patch).catch(frame.fail).then(() => overMany?.start());
   };
   const render = () => frame.attempt(async () => {
     scene = await load(run, nextScene());
@@ -180,7 +188,7 @@ export function mount(root, run) {
         figure("Its attention", "over x₀", pictures.heat.root),
         h("div", { class: "attention-words" }, pictures.heat.output, pictures.legend)),
       h("div", { class: "attention-side" }, directionChoice(), blend.root, figure("All layers and heads", "each on its own scale", thumbs.root))),
-    numbers.root, overMany.root);
+    numbers.root, reads?.root ?? "", overMany?.root ?? "");
   root.append(frame.root);
   onChange([...WHERE, "layer", "head"], render);
   onChange(["patch", "direction"], () => frame.attempt(repaint));

@@ -134,7 +134,7 @@ export class Comparison {
       const runs = Number(side.answer.meta.evaluations ?? NaN);
       side.head.replaceChildren(h("span", { class: `side side-${side.name}` }, side.name.toUpperCase()), ` ${title(side.setting)}`);
       side.note.textContent = `t = ${side.times[index].toFixed(2)}, after step ${index} of ${side.times.length - 1}`
-        + (Number.isFinite(runs) ? ` · ${runs} network evaluations in all${side.setting.guidance === 1 ? "" : " (guidance takes them in pairs, with and without the label)"}` : "");
+        + (Number.isFinite(runs) ? ` · ${runs} network ${runs === 1 ? "evaluation" : "evaluations"} in all${side.setting.guidance === 1 ? "" : " (guidance takes them in pairs, with and without the label)"}` : "");
       side.view.show(side.answer, index);
     }
     if (!a.answer || !b.answer) return;
@@ -145,9 +145,9 @@ export class Comparison {
   /** @param {Arrays} a @param {Arrays} b @returns {(Node | string)[]} */
   sentence(a, b) {
     const apart = this.view.distance(this.state(a, -1), this.state(b, -1));
-    const [runsA, runsB] = [a, b].map((one) => one.meta.evaluations ?? "?");
+    const [runsA, runsB] = [a, b].map((one) => (one.meta.evaluations === "1" ? "once" : `${one.meta.evaluations ?? "?"} times`));
     return [h("strong", { class: "compare-number" }, apart < 5e-4 ? apart.toExponential(1) : apart.toFixed(3)), ` ${this.view.unit}. `,
-      `A asked the network ${runsA} times, B ${runsB} times.`];
+      `A asked the network ${runsA}, B ${runsB}.`];
   }
 
   /** One state of a trajectory; −1 is the last. @param {Arrays} answer @param {number} index @param {string} [name] */

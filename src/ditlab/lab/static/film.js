@@ -81,6 +81,8 @@ class Film {
     const scale = Math.max(1, Math.round(96 / width));
     const [w, tall, gap] = [width * scale, height * scale, 6];
     [this.canvas.width, this.canvas.height] = [count * (w + gap), 2 * tall + gap];
+    // Few frames stay as large as many are.
+    this.root.style.maxInlineSize = `max(20rem, ${count * 120}px)`;
     const context = this.canvas.getContext("2d");
     if (!context) return;
     context.imageSmoothingEnabled = false;
@@ -121,7 +123,9 @@ function between(run) {
       copy(a.canvas, imageCanvas({ shape, data: left }));
       copy(b.canvas, imageCanvas({ shape, data: right }));
       copy(apart.canvas, imageCanvas({ shape, data: left.map((value, i) => value - right[i]) }, { signed: true }));
-      if (!low.hasChildNodes()) low.append(legend({ scale: "diverging", low: "−1", high: "1", label: "A − B" }), legend({ scale: "diverging", low: "−3", high: "3", label: third(run) }));
+      if (low.hasChildNodes()) return;
+      if (shape[0] >= 3) low.append(h("p", { class: "quiet" }, `In each channel: A − B from −1 (dark) to 1 (bright), ${third(run)} from −3 to 3.`));
+      else low.append(legend({ scale: "diverging", low: "−1", high: "1", label: "A − B" }), legend({ scale: "diverging", low: "−3", high: "3", label: third(run) }));
     },
   };
 }
@@ -159,9 +163,10 @@ export function imagesView(run) {
   const extra = thirdChoice(run, () => redraw());
   const chosen = () => /** @type {"velocity" | "noise"} */ (extra?.querySelector("select")?.value ?? "noise");
   return {
-    intro: "Both sides start from the same noise and walk to t = 0. At every step the network says what it sees; the solver turns that into the next image. A cheaper solver asks less often, and ends somewhere else.",
+    intro: "Both sides start from the same noise and walk to t = 0. At every step the network says what it sees; the solver turns that into the next image. A cheaper solver asks less often, and ends somewhere else."
+      + (run.process === "meanflow" ? " The solver “average” jumps by the mean velocity over each of its steps; the pictures show what the network says of the moment itself, a span of 0." : ""),
     n: 1,
-    unit: "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
+    unit: run.data === "external" ? "is the mean |A − B| over all values at t = 0" : "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
     extra,
     side: (onPick) => {
       const made = side(run, chosen, onPick);

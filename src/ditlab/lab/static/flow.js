@@ -5,7 +5,8 @@ import { WHERE, onChange, select, selection, whichWeights, where } from "./state
 import { diverging, grey } from "./color.js";
 import { percent } from "./math.js";
 import { panel, snippet } from "./panel.js";
-import { meaning, milliseconds, outText, shapeText, short, transformer } from "./flow_model.js";
+import { milliseconds, outText, shapeText, shapes, short, transformer } from "./flow_model.js";
+import { meaning } from "./flow_words.js";
 import { narrowScene, wideScene } from "./flow_scene.js";
 import { chainScene } from "./flow_chain.js";
 import { drawScene } from "./flow_draw.js";
@@ -163,7 +164,8 @@ class ShapeFlow {
 
   /** @param {Node} node @returns {string} */
   sentence(node) {
-    return `${node.title}: ${node.in.map(shapeText).join(" and ")} to ${outText(node)}, ${node.parameters.toLocaleString("en")} parameters, `
+    const takes = node.in.map(shapeText).filter(Boolean).join(" and ");
+    return `${node.title}: ${takes ? `${takes} to ` : ""}${outText(node)}, ${node.parameters.toLocaleString("en")} parameters, `
       + `${short(node.macs)} multiply-accumulates, ${milliseconds(node.ms)}.`;
   }
 
@@ -178,7 +180,7 @@ class ShapeFlow {
 
   /** What the card says of a part. @param {Node} node @param {Flow} flow @returns {(HTMLElement | string)[]} */
   contents(node, flow) {
-    const [text, formula] = meaning(node, this.run.target);
+    const [text, formula] = meaning(node, this.run.target, transformer(flow));
     const share = (/** @type {number} */ part, /** @type {number} */ all) => (all > 0 ? part / all : 0);
     const where = node.block === null || node.kind === "block" ? "" : `, block ${node.block}`;
     return [
@@ -186,7 +188,7 @@ class ShapeFlow {
       h("p", { class: "flow-text" }, text),
       formula ? h("p", { class: "flow-formula" }, formula) : "",
       h("dl", { class: "flow-numbers" },
-        row("shape", `${node.in.map(shapeText).join(", ")} → ${outText(node)}`),
+        row("shape", shapes(node)),
         row("parameters", node.parameters.toLocaleString("en"), share(node.parameters, flow.parameters)),
         row("multiply-accumulates", short(node.macs), share(node.macs, flow.macs)),
         row("time", milliseconds(node.ms), share(node.ms, flow.ms))),
@@ -242,7 +244,7 @@ class ShapeFlow {
     return table("Every part, in the order a batch passes. Shapes are without the batch.",
       ["part", "name", "in", "out", "parameters", "multiply-accumulates", "time"],
       flow.nodes.map((node) => [
-        node.block === null ? node.title : `${node.title}, block ${node.block}`, node.name, node.in.map(shapeText).join(", "), outText(node),
+        node.block === null ? node.title : `${node.title}, block ${node.block}`, node.name, node.in.map(shapeText).join(", ") || "–", outText(node),
         node.parameters.toLocaleString("en"), node.macs.toLocaleString("en"), milliseconds(node.ms),
       ]));
   }

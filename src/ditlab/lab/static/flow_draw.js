@@ -94,12 +94,12 @@ function outline(box, actions) {
   return [rect(0, "flow-body", box.shape === "frame" ? 14 : 9)];
 }
 
-/** Three marks in a closed block, one for each part it holds. @param {Box} box */
-function chips({ x, y, w, h }) {
+/** Marks in a closed block, one for each part it holds. @param {Box} box */
+function chips({ x, y, w, h, chips: kinds = [] }) {
   const upright = h > w;
   const size = Math.min(upright ? w : h, 60) * 0.42;
-  return ["attention", "mlp", "modulation"].map((kind, i) => {
-    const [cx, cy] = upright ? [x, y + 4 + 26 * i] : [x + w / 2 - 88 + 28 * i, y];
+  return kinds.map((kind, i) => {
+    const [cx, cy] = upright ? [x, y + 4 + 26 * i] : [x + w / 2 - 32 - 28 * (kinds.length - 1 - i), y];
     const [cw, ch] = upright ? [size, 14] : [20, size];
     return s("rect", { class: `flow-chip flow-chip-${kind}`, x: cx - cw / 2, y: cy - ch / 2, width: cw, height: ch, rx: 4 });
   });
@@ -140,8 +140,14 @@ function words(box) {
   if (box.shape === "slab" && h > w) return [text(x, y - h / 2 + 26, box.text, w < 18 ? { class: "flow-word flow-tiny" } : {})];
   if (box.shape === "slab") return [text(x - w / 2 + 14, y + 4.5, box.text, { "text-anchor": "start" })];
   if (box.shape === "stack") return box.text.split("\n").map((line, i, all) => text(x, y + 4.5 + 20 * (i - (all.length - 1) / 2), line, i > 1 ? { class: "flow-word flow-caption" } : {}));
-  if (box.turned) return [text(x, y + 4.5, box.text, { transform: `rotate(90 ${x} ${y})` })];
-  return [text(x, y + 4.5, box.text)];
+  if (box.turned) return [text(x, y + 4.5, fitted(box.text, h), { transform: `rotate(90 ${x} ${y})` })];
+  return [text(x, y + 4.5, fitted(box.text, w))];
+}
+
+/** A title that has room in its box: the card tells all of it. @param {string} text @param {number} room px */
+function fitted(text, room) {
+  const most = Math.max(3, Math.floor((room - 6) / 6.8));
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
 /** Roving focus. @param {SVGSVGElement} svg */

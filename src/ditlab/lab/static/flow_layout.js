@@ -1,5 +1,5 @@
 /** Where everything of the flow diagram goes: boxes and edges as plain numbers, for a wide and for a narrow page. */
-import { arrange, shapeText } from "./flow_model.js";
+import { arrange, shapeText, takesConditions } from "./flow_model.js";
 
 /**
  * @typedef {import("./flow_model.js").Node} Node
@@ -7,8 +7,7 @@ import { arrange, shapeText } from "./flow_model.js";
  * @typedef {import("./flow_model.js").Transformer} Transformer
  * @typedef {{id: string, shape: "box" | "circle" | "frame" | "image" | "stack" | "slab", x: number, y: number, w: number,
  *   h: number, text: string, kind: string, node: Node | null, does: "section" | "open" | "all" | null, block?: number,
- *   turned?: boolean, below?: boolean,
- *   above?: boolean}} Box  x and y are the middle
+ *   turned?: boolean, below?: boolean, above?: boolean, chips?: string[]}} Box  x and y are the middle
  * @typedef {{id: string, d: string, kind: "stream" | "branch" | "condition", arrow: boolean, text?: string, at?: number[],
  *   anchor?: string}} Edge
  * @typedef {{edges: [string, number, number][], node: string | null}} Step  edge, from and to as shares of its length
@@ -38,6 +37,14 @@ class Builder {
     this.edges = [];
     /** @type {Step[]} */
     this.steps = [];
+    /** Where lines leave the rail of the conditions, along the stream. @type {number[]} */
+    this.takers = [];
+  }
+
+  /** From the rail of the conditions straight to something. @param {string} id @param {number} along @param {number} across */
+  take(id, along, across) {
+    this.takers.push(along);
+    this.line(id, "condition", [[along, this.size.rail], [along, across]]);
   }
 
   /** @param {number} along @param {number} across @returns {number[]} x, y */
@@ -85,31 +92,48 @@ function toward(from, to, length) {
   return [from[0] + (to[0] - from[0]) * share, from[1] + (to[1] - from[1]) * share];
 }
 
-/** One branch: tapped off the stream, normed and modulated, through its module and gate, and added back.
+/** How long the box of a branch is: cross-attention has a long name. @param {Builder} b @param {Node} node */
+const lengthOf = (b, node) => b.size.fn + (b.wide && node.kind === "cross" ? 32 : 0);
+
+/** One branch: tapped off the stream, normed, through its module and, where there is one, its gate, and added back.
  * @param {Builder} b @param {string} id @param {Node} node @param {number} start @returns {{tap: number, sum: number, end: number}} */
 function branch(b, id, node, start) {
-  const { ln, fn, gap, gate, branch: across, mod, lnAcross, fnAcross, modAcross } = b.size;
+  const { ln, gap, gate, branch: across, lnAcross } = b.size;
+  const fn = lengthOf(b, node);
+  const fnAcross = b.size.fnAcross + (!b.wide && node.kind === "cross" ? 16 : 0);
+  const gated = node.gated && node.kind !== "cross";
   const tap = start + ln / 2;
   const fnAt = start + ln + gap + fn / 2;
   const sum = start + ln + gap + fn + gap + gate;
   b.box(`${id}.norm`, tap, across, ln, lnAcross, { text: "norm", kind: "norm" });
   b.box(node.name, fnAt, across, fn, fnAcross, { text: node.title, kind: node.kind, node, does: "section" });
-  b.box(`${id}.gate`, sum, across, 2 * gate, 2 * gate, { shape: "circle", text: "×", kind: "gate" });
+  if (gated) b.box(`${id}.gate`, sum, across, 2 * gate, 2 * gate, { shape: "circle", text: "×", kind: "gate" });
   b.box(`${id}.sum`, sum, 0, 2 * gate, 2 * gate, { shape: "circle", text: "+", kind: "sum" });
-  const edge = mod - modAcross / 2;
   b.line(`${id}.in`, "branch", [[tap, 0], [tap, across - lnAcross / 2]]);
   b.line(`${id}.on`, "branch", [[start + ln, across], [start + ln + gap, across]], { arrow: false });
-  b.line(`${id}.through`, "branch", [[fnAt + fn / 2, across], [sum - gate, across]], { arrow: false });
-  b.line(`${id}.out`, "branch", [[sum, across - gate], [sum, gate]]);
-  label(b, `${id}.steer`, "condition", [[tap, edge], [tap, across + lnAcross / 2]], "scale, shift");
-  label(b, `${id}.open`, "condition", [[sum, edge], [sum, across + gate]], "gate");
+  if (gated) b.line(`${id}.through`, "branch", [[fnAt + fn / 2, across], [sum - gate, across]], { arrow: false });
+  b.line(`${id}.out`, "branch", gated ? [[sum, across - gate], [sum, gate]] : [[fnAt + fn / 2, across], [sum, across], [sum, gate]]);
+  if (node.kind === "cross") b.take(`${id}.read`, fnAt, across + fnAcross / 2);
   return { tap, sum, end: sum + gate };
+}
+
+/** From the box of a block's modulation to a branch: scale and shift of its norm, and its gate.
+ * @param {Builder} b @param {string} id @param {Node} modulation @param {{tap: number, sum: number}} place @param {number} end of that box */
+function modulate(b, id, modulation, { tap, sum }, end) {
+  const { branch: across, mod, gate, lnAcross, modAcross } = b.size;
+  const edge = mod - modAcross / 2;
+  // What is learned once and for all is drawn as the branches are.
+  const kind = modulation.steered ? "condition" : "branch";
+  const over = tap > end;
+  label(b, `${id}.steer`, kind, [...(over ? [[end, mod], [tap, mod]] : [[tap, edge]]), [tap, across + lnAcross / 2]], "scale, shift");
+  if (modulation.gated) label(b, `${id}.open`, kind, [[sum, edge], [sum, across + gate]], "gate");
 }
 
 /** An edge with a word beside its middle.
  * @param {Builder} b @param {string} id @param {Edge["kind"]} kind @param {number[][]} points @param {string} text */
 function label(b, id, kind, points, text) {
-  const middle = b.point((points[0][0] + points[1][0]) / 2, (points[0][1] + points[1][1]) / 2);
+  const [from, to] = points.slice(-2);
+  const middle = b.point((from[0] + to[0]) / 2, (from[1] + to[1]) / 2);
   // On a narrow page these lines are horizontal and short: the word would not fit.
   const more = b.wide ? { text, at: [middle[0] + (text === "gate" ? -6 : 6), middle[1] + 4], anchor: text === "gate" ? "end" : "start" } : {};
   b.line(id, kind, points, more);
@@ -117,42 +141,59 @@ function label(b, id, kind, points, text) {
 
 /** The open block. @param {Builder} b @param {Block} block @param {number} start @returns {number} where it ends */
 function openBlock(b, block, start) {
-  const { pad, pause, mod, modAcross, near, gate, rail } = b.size;
+  const { pad, pause, mod, modAcross, near, gate } = b.size;
+  const { modulation, cross } = block;
   const id = `b${block.index}`;
   const frame = b.box(`${id}.frame`, 0, 0, 0, 0, { shape: "frame", kind: "block", text: block.whole.title, node: block.whole });
   const first = branch(b, `${id}.a`, block.attention, start + pad);
-  const second = branch(b, `${id}.m`, block.mlp, first.end + pause);
+  const between = cross ? branch(b, `${id}.x`, cross, first.end + pause) : null;
+  const second = branch(b, `${id}.m`, block.mlp, (between ?? first).end + pause);
   const end = second.end + pad;
-  const [from, to] = [start + pad, second.end];
+  // Beside a cross-attention the box is short: the line of the conditions goes past it.
+  const [from, to] = [start + pad, (cross ? first : second).end];
   const middle = (from + to) / 2;
-  b.box(block.modulation.name, middle, mod, to - from, modAcross,
-    { text: block.modulation.title, kind: "modulation", node: block.modulation, does: "section", turned: !b.wide });
+  b.box(modulation.name, middle, mod, to - from, modAcross,
+    { text: modulation.title, kind: modulation.steered ? "modulation" : "norm", node: modulation, does: "section", turned: !b.wide });
+  modulate(b, `${id}.a`, modulation, first, to);
+  modulate(b, `${id}.m`, modulation, second, to);
   const far = mod + modAcross / 2;
   [frame.x, frame.y] = b.point((start + end) / 2, (far + pad - near) / 2);
   [frame.w, frame.h] = b.wide ? [end - start, far + pad + near] : [far + pad + near, end - start];
-  b.line(`${id}.c`, "condition", [[middle, rail], [middle, far]]);
-  b.line(`${id}.s0`, "stream", [[start, 0], [first.sum - gate, 0]]);
-  b.line(`${id}.s1`, "stream", [[first.sum + gate, 0], [second.sum - gate, 0]]);
-  b.line(`${id}.s2`, "stream", [[second.sum + gate, 0], [end, 0]], { arrow: false });
-  b.steps.push(...blockSteps(block, id, (first.tap - start) / (first.sum - gate - start)));
+  if (modulation.steered) b.take(`${id}.c`, middle, far);
+  const sums = [first, ...(between ? [between] : []), second].map(({ sum }) => sum);
+  sums.forEach((sum, i) => b.line(`${id}.s${i}`, "stream", [[i ? sums[i - 1] + gate : start, 0], [sum - gate, 0]]));
+  b.line(`${id}.s${sums.length}`, "stream", [[second.sum + gate, 0], [end, 0]], { arrow: false });
+  b.steps.push(...blockSteps(b, block, id, (first.tap - start) / (first.sum - gate - start)));
   return end;
 }
 
-/** @param {Block} block @param {string} id @param {number} tap share of the stream's first piece before the tap @returns {Step[]} */
-function blockSteps(block, id, tap) {
-  return [
-    { edges: [[`${id}.c`, 0, 1], [`${id}.s0`, 0, tap]], node: block.modulation.name },
-    { edges: [[`${id}.a.in`, 0, 1], [`${id}.a.steer`, 0, 1], [`${id}.s0`, tap, (1 + tap) / 2]], node: block.attention.name },
+/** @param {Builder} b @param {Block} block @param {string} id @param {number} tap share of the stream's first piece before the tap
+ * @returns {Step[]} of edges that are there */
+function blockSteps(b, { modulation, attention, cross, mlp }, id, tap) {
+  const last = cross ? 2 : 1;
+  /** @type {Step[]} */
+  const steps = [
+    { edges: [[`${id}.c`, 0, 1], [`${id}.s0`, 0, tap]], node: modulation.name },
+    { edges: [[`${id}.a.in`, 0, 1], [`${id}.a.steer`, 0, 1], [`${id}.s0`, tap, (1 + tap) / 2]], node: attention.name },
     { edges: [[`${id}.a.out`, 0, 1], [`${id}.a.open`, 0, 1], [`${id}.s0`, (1 + tap) / 2, 1]], node: null },
-    { edges: [[`${id}.m.in`, 0, 1], [`${id}.m.steer`, 0, 1], [`${id}.s1`, 0, 0.5]], node: block.mlp.name },
-    { edges: [[`${id}.m.out`, 0, 1], [`${id}.m.open`, 0, 1], [`${id}.s1`, 0.5, 1]], node: null },
+    ...(cross ? [
+      { edges: /** @type {Step["edges"]} */ ([[`${id}.x.in`, 0, 1], [`${id}.x.read`, 0, 1], [`${id}.s1`, 0, 0.5]]), node: cross.name },
+      { edges: /** @type {Step["edges"]} */ ([[`${id}.x.out`, 0, 1], [`${id}.s1`, 0.5, 1]]), node: null },
+    ] : []),
+    { edges: [[`${id}.m.in`, 0, 1], [`${id}.m.steer`, 0, 1], [`${id}.s${last}`, 0, 0.5]], node: mlp.name },
+    { edges: [[`${id}.m.out`, 0, 1], [`${id}.m.open`, 0, 1], [`${id}.s${last}`, 0.5, 1]], node: null },
   ];
+  const there = new Set(b.edges.map((edge) => edge.id));
+  return steps.map((step) => ({ ...step, edges: step.edges.filter(([edge]) => there.has(edge)) }));
 }
+
+/** The marks of a closed block, one for each part. @param {Block} block */
+const chips = ({ modulation, cross }) => ["attention", ...(cross ? ["cross"] : []), "mlp", ...(modulation.steered ? ["modulation"] : [])];
 
 /** Closed blocks, or a stack of them. @param {Builder} b @param {Block[]} blocks @param {number} start @param {number} length
  * @returns {number} where it ends */
 function closedBlock(b, blocks, start, length) {
-  const { rail, near, mod, modAcross, pad } = b.size;
+  const { near, mod, modAcross, pad } = b.size;
   const first = blocks[0];
   const id = `b${first.index}`;
   const far = mod + modAcross / 2 + pad;
@@ -163,9 +204,10 @@ function closedBlock(b, blocks, start, length) {
   const text = many ? alike : b.wide && length < 60 ? slabText(first.index, length) : first.whole.title;
   b.box(node.name, start + length / 2, (far - near) / 2, length, far + near,
     { shape: many ? "stack" : "slab", kind: "block", text, node, does: many ? "all" : "open",
-      block: first.index });
-  b.line(`${id}.c`, "condition", [[start + length / 2, rail], [start + length / 2, far + (many ? 8 : 0)]]);
-  b.steps.push({ edges: [[`${id}.c`, 0, 1]], node: node.name });
+      block: first.index, chips: chips(first) });
+  const told = takesConditions(first);
+  if (told) b.take(`${id}.c`, start + length / 2, far + (many ? 8 : 0));
+  b.steps.push({ edges: told ? [[`${id}.c`, 0, 1]] : [], node: node.name });
   return start + length + (many ? 8 : 0);
 }
 
@@ -186,14 +228,16 @@ function together(blocks) {
 /** All blocks in a row from `start`. @param {Builder} b @param {Transformer} model @param {number} open @param {boolean} all
  * @param {number} start @param {number} room px for the whole row, or 0 @returns {number} where it ends */
 export function blockRow(b, model, open, all, start, room) {
-  const { ln, fn, gap, gate, pad, pause, between } = b.size;
+  const { ln, gap, gate, pad, pause, between } = b.size;
   const groups = arrange(model.blocks, open, all);
-  const detail = 2 * (ln + gap + fn + gap + 2 * gate) + pause + 2 * pad;
+  const { attention, cross, mlp } = model.blocks[open];
+  const parts = [attention, ...(cross ? [cross] : []), mlp];
+  const detail = parts.reduce((sum, node) => sum + ln + gap + lengthOf(b, node) + gap + 2 * gate + pause, 2 * pad - pause);
   const closed = groups.length - 1;
   const left = (room - detail) / Math.max(1, closed);
   const step = closed && room ? Math.max(14, Math.min(150, left)) : b.size.slab + between;
   const space = room ? Math.min(46, step * 0.3) : between;
-  const text = shapeText(model.patch.out);
+  const text = shapeText((model.join ?? model.patch).out);
   let at = start;
   groups.forEach((group, i) => {
     if (i > 0) {

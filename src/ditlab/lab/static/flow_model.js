@@ -2,11 +2,13 @@
 
 /**
  * @typedef {{name: string, kind: string, title: string, block: number | null, in: number[][], out: number[],
- *   parameters: number, macs: number, ms: number, section: string | null}} Node
- * @typedef {{nodes: Node[], parameters: number, macs: number, ms: number}} Flow
- * @typedef {{index: number, modulation: Node, attention: Node, mlp: Node, whole: Node}} Block
- * @typedef {{input: Node, time: Node, label: Node | null, patch: Node, positions: Node | null, blocks: Block[],
- *   final: Node, unpatchify: Node | null, output: Node}} Transformer
+ *   parameters: number, macs: number, ms: number, section: string | null, class?: string, gated?: boolean,
+ *   steered?: boolean}} Node  `steered`: it depends on what the network is told
+ * @typedef {{nodes: Node[], parameters: number, macs: number, ms: number, tokens?: Tokens}} Flow
+ * @typedef {{sequence: string[], cross: string[]}} Tokens  conditions that join the patches; that cross-attention reads
+ * @typedef {{index: number, modulation: Node, attention: Node, cross: Node | null, mlp: Node, whole: Node}} Block
+ * @typedef {{input: Node, conditions: Node[], patch: Node, positions: Node | null, join: Node | null, blocks: Block[],
+ *   cut: Node | null, final: Node, unpatchify: Node | null, output: Node, tokens: Tokens}} Transformer
  */
 
 /** One node that stands for several: sums, and the shapes at both ends.
@@ -16,7 +18,7 @@ function sum(nodes, name, title) {
   const last = nodes[nodes.length - 1];
   const stream = nodes.find((node) => node.kind === "attention") ?? nodes[0];
   return {
-    name, title, kind: "block", block: nodes[0].block, in: stream.in, out: last.out, section: null,
+    name, title, kind: "block", block: nodes[0].block, gated: nodes[0].gated, in: stream.in, out: last.out, section: null,
     parameters: total("parameters"), macs: total("macs"), ms: total("ms"),
   };
 }
@@ -33,10 +35,13 @@ function blocksOf(nodes) {
     const part = (/** @type {string} */ kind) => parts.find((node) => node.kind === kind);
     const [modulation, attention, mlp] = [part("modulation"), part("attention"), part("mlp")];
     if (!modulation || !attention || !mlp) return null;
-    blocks.push({ index, modulation, attention, mlp, whole: sum(parts, `blocks.${index}`, `Block ${index}`) });
+    blocks.push({ index, modulation, attention, cross: part("cross") ?? null, mlp, whole: sum(parts, `blocks.${index}`, `Block ${index}`) });
   }
   return blocks.length ? blocks : null;
 }
+
+/** What a network is told: a box each. */
+const TOLD = ["time", "label", "interval", "scalar", "text"];
 
 /** @param {Flow} flow @returns {Transformer | null} null for a network that is no diffusion transformer */
 export function transformer(flow) {
@@ -45,10 +50,18 @@ export function transformer(flow) {
   const blocks = blocksOf(flow.nodes);
   if (!input || !time || !patch || !final || !output || !blocks) return null;
   return {
-    input, time, patch, final, output, blocks,
-    label: find("label"), positions: find("positions"), unpatchify: find("unpatchify"),
+    input, patch, final, output, blocks, conditions: flow.nodes.filter((node) => TOLD.includes(node.kind)),
+    positions: find("positions"), join: find("join"), cut: find("cut"), unpatchify: find("unpatchify"),
+    tokens: flow.tokens ?? { sequence: [], cross: [] },
   };
 }
+
+/** Do the conditions reach the blocks and the final layer? Or are they tokens of the sequence alone?
+ * @param {Transformer} model */
+export const steers = ({ blocks, final }) => Boolean(final.steered) || blocks.some(takesConditions);
+
+/** @param {Block} block */
+export const takesConditions = ({ modulation, cross }) => Boolean(modulation.steered) || cross !== null;
 
 /** Blocks in the order drawn: the open one in detail, runs of more than `few` others as one stack.
  * @param {Block[]} blocks @param {number} open @param {boolean} all @param {number} [few]
@@ -66,11 +79,14 @@ export function arrange(blocks, open, all, few = 4) {
   return groups;
 }
 
+/** What goes in and what comes out: "16×64 → 16×64". @param {Node} node */
+export const shapes = (node) => [node.in.map(shapeText).filter(Boolean).join(", "), outText(node)].filter(Boolean).join(" → ");
+
 /** Shape without the batch: "16×64".
  * @param {number[] | undefined} shape @returns {string} */
 export const shapeText = (shape) => (shape && shape.length > 1 ? shape.slice(1).join("×") : shape?.join("×") ?? "");
 
-/** What a node gives, without the batch. A modulation gives six vectors, and the batch comes second.
+/** What a node gives, without the batch. A modulation gives several vectors, and the batch comes second.
  * @param {Node} node @returns {string} */
 export const outText = (node) => (node.kind === "modulation" && node.out.length === 3 ? `${node.out[0]}×${node.out[2]}` : shapeText(node.out));
 
@@ -88,52 +104,3 @@ export function short(value) {
 
 /** @param {number} ms @returns {string} */
 export const milliseconds = (ms) => (ms >= 1 ? `${ms.toFixed(2)} ms` : `${Math.round(ms * 1000)} µs`);
-
-/** What a kind of node does, in one line, with its formula.
- * @type {Record<string, [string, string]>} */
-const MEANING = {
-  input: ["The noisy image xₜ: data at t = 0, noise at t = 1.", "xₜ = a(t)·x₀ + s(t)·ε"],
-  time: ["The time as sines and cosines, then a small MLP: the vector c that steers every block.", "c = MLP(sin, cos of 1000·t)"],
-  label: ["The label as a learned vector, added to c. A further row stands for no label.", "c ← c + row of the label"],
-  patch_embed: ["Cuts the image into patches and maps each to one token, with one linear layer.", "token = W·patch + b"],
-  positions: ["Adds where each patch sits: attention itself would not know.", "x ← x + position"],
-  modulation: ["Makes shift, scale and gate for both branches out of c. It starts at zero, so every block starts as the identity.", "shift, scale, gate (× 2) = W·SiLU(c) + b"],
-  attention: ["Every patch reads every patch, weighted by softmax(QKᵀ/√d), and the gate decides how much of it is added.", "x ← x + gate ⊙ Attention(norm(x)·(1 + scale) + shift)"],
-  mlp: ["Works on each token by itself, and its gate decides how much of it is added.", "x ← x + gate ⊙ MLP(norm(x)·(1 + scale) + shift)"],
-  final: ["One last modulation, and a linear layer from each token to the pixels of its patch. No gate: nothing is left to add to.", "W·(norm(x)·(1 + scale) + shift) + b"],
-  unpatchify: ["Lays the pixels of each token out as its patch of the image.", "N tokens × p²·C → C × H × W"],
-  output: ["What the network says of the input.", "f(xₜ, t)"],
-  block: ["Attention and MLP, both added to the stream of tokens through gates.", "x ← x + gate ⊙ f(norm(x)·(1 + scale) + shift)"],
-  other: ["A module of this network, in the order a batch passes.", ""],
-};
-
-/** The same for modules of other networks, by their class. @type {Record<string, [string, string]>} */
-const CLASSES = {
-  Conv2d: ["A convolution: each value out is a weighted sum of the values around it.", ""],
-  ResidualBlock: ["Two convolutions on a residual branch; c scales and shifts what is between them.", "x ← shortcut(x) + conv(norm(conv(x))·(1 + scale) + shift)"],
-  PixelAttention: ["Every pixel of this feature map reads every other, on a residual branch.", "x ← x + Attention(norm(x))"],
-  GroupNorm: ["Brings groups of channels to mean 0 and variance 1.", "(x − mean) / deviation · w + b"],
-  Conditioner: ["The time, and the label where there is one, as the vector c.", "c = MLP(sin, cos of 1000·t)"],
-  SinEmb: ["The time as sines and cosines of many frequencies.", "sin, cos of 1000·t·frequency"],
-  Linear: ["A linear layer; between two of them, SiLU.", "W·x + b"],
-  AdaLN: ["Makes a shift and a scale for each branch of this block out of c.", "shift, scale (× 2) = W·SiLU(c) + b"],
-  FiLM: ["Makes one shift and one scale for both branches of this block out of c.", "shift, scale = W·SiLU(c) + b"],
-  InContext: ["The learned scale and shift of this block's norms; time and label are tokens beside the patches.", ""],
-  CrossAttended: ["The learned scale and shift of this block's norms; time and label are tokens that the block reads.", ""],
-  CrossAttention: ["Every patch reads the tokens of time and label.", "x ← x + Attention(norm(x), norm(tokens))"],
-  Attention: ["Every token reads every token, weighted by softmax(QKᵀ/√d).", "x ← x + Attention(norm(x)·(1 + scale) + shift)"],
-  MLP: ["Works on each token by itself.", "x ← x + MLP(norm(x)·(1 + scale) + shift)"],
-  SwiGLU: ["Works on each token by itself, half of its hidden values gating the other half.", "x ← x + SwiGLU(norm(x)·(1 + scale) + shift)"],
-  TimeEmbedding: ["The second time, t − r, as sines and cosines, then a small MLP: added to c.", "c ← c + MLP(sin, cos of 1000·(t − r))"],
-};
-
-const TARGETS = /** @type {Record<string, string>} */ ({
-  velocity: "The predicted velocity dx/dt.", eps: "The predicted noise ε.", x0: "The predicted clean image x₀.",
-  v: "The predicted v = a·ε − s·x₀.",
-});
-
-/** @param {Node} node @param {string} target @returns {[string, string]} */
-export function meaning(node, target) {
-  const [text, formula] = (node.kind === "other" && CLASSES[node.title.match(/\((\w+)\)/)?.[1] ?? ""]) || MEANING[node.kind] || MEANING.other;
-  return node.kind === "output" ? [TARGETS[target] ?? text, formula] : [text, formula];
-}

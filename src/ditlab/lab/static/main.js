@@ -29,8 +29,11 @@ const SECTIONS = [
 ];
 
 const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP" };
-const PROCESSES = { flow: "flow matching, which learns the way from noise to data", ddpm: "DDPM, which learns to take noise away step by step" };
+const PROCESSES = { flow: "flow matching, which learns the way from noise to data", ddpm: "DDPM, which learns to take noise away step by step",
+  meanflow: "MeanFlow, which learns the mean velocity over any span of the way from noise to data" };
 const TARGETS = { velocity: "the velocity, how xₜ changes with the time t", eps: "the noise ε in xₜ", x0: "the clean data x₀", v: "v, a mixture of noise and data" };
+
+const MEAN = "the mean velocity of xₜ over a span of time; where not said otherwise the span is 0, and that is the velocity itself";
 
 /** @param {string} id @returns {HTMLElement} */
 function place(id) {
@@ -41,12 +44,12 @@ function place(id) {
 
 /** The network in one sentence. @param {Run} run */
 function describe(run) {
-  const what = run.data === "points" ? "points in the plane" : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
+  const what = run.data === "external" ? `data of ${run.shape.join(" × ")} values that are not here` : run.data === "points" ? "points in the plane" : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
   const cut = run.patches
     ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
     : "";
   const kind = run.network === "mlp" ? "an MLP, a multilayer perceptron," : NETWORKS[run.network];
-  return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${TARGETS[run.target]}.${cut}`;
+  return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${run.process === "meanflow" ? MEAN : TARGETS[run.target]}.${cut}`;
 }
 
 /** @param {Run} run @param {number | null} label −1 is the null label */

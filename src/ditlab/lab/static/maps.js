@@ -16,6 +16,7 @@ import { selection, where } from "./state.js";
  * @property {number} pool
  * @property {Record<NumberName, Float32Array>} queries each query's numbers, never pooled
  * @property {Float32Array} mass how much of each patch is object, 0…1
+ * @property {Float32Array[]} toTokens of each condition token in the sequence, what each query gives it; none without such tokens
  */
 
 /** The chosen attention layer, whatever the address asked for. @param {Run} run @returns {AttentionLayer} */
@@ -39,10 +40,21 @@ export async function loadMap(run, layer, signal) {
   const { arrays: found, meta } = await arrays(path, { signal });
   const map = floats(found.map);
   return {
-    map, size: found.map.shape[0], tokens: Number(meta.tokens) || layer.tokens, pool: Number(meta.pool) || 1, mass: floats(found.object_share),
+    toTokens: columns(found.to_tokens), map, size: found.map.shape[0], tokens: Number(meta.tokens) || layer.tokens, pool: Number(meta.pool) || 1, mass: floats(found.object_share),
     queries: { entropy: floats(found.entropy), distance: floats(found.distance), diagonal_rank: floats(found.diagonal_rank), inside: floats(found.inside), near: floats(found.near) },
   };
 }
+
+/** @param {Tensor | undefined} table (N, K) @returns {Float32Array[]} K columns */
+function columns(table) {
+  if (!table) return [];
+  const [rows, count] = table.shape;
+  const data = floats(table);
+  return Array.from({ length: count }, (_, k) => Float32Array.from({ length: rows }, (_, i) => data[i * count + k]));
+}
+
+/** Names in a sentence: "time and label". @param {string[]} names */
+export const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names[names.length - 1]}`);
 
 /**
  * How much of each patch is object: its mean brightness in the clean image, 0…1, where no attention map says it.

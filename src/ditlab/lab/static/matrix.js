@@ -4,7 +4,7 @@ import { floats, latest } from "./api.js";
 import { legend } from "./color.js";
 import { clear, h } from "./dom.js";
 import { Grid } from "./grid.js";
-import { argmax, chosenHead, chosenLayer, chosenPatch, loadInput, loadMap, patchName, placeName, tokensOf } from "./maps.js";
+import { argmax, chosenHead, chosenLayer, chosenPatch, listed, loadInput, loadMap, patchName, placeName, tokensOf } from "./maps.js";
 import { percent } from "./math.js";
 import { imageCanvas } from "./paint.js";
 import { panel, snippet } from "./panel.js";
@@ -17,7 +17,12 @@ import { WHERE, onChange, select, selection } from "./state.js";
 /** @typedef {{layer: AttentionLayer, attention: AttentionMap, x: Tensor}} Scene */
 /** @typedef {{row: number, col: number} | null} Cell */
 
-const INTRO = "All patches’ views at once. Each row is a query patch, each column a key patch; a bright cell means that the row’s patch looks at the column’s patch. Rows add up to 100 %.";
+const INTRO = "All patches’ views at once. Each row is a query patch, each column a key patch; a bright cell means that the row’s patch looks at the column’s patch.";
+
+/** What rows add up to. @param {Run} run */
+function intro({ condition_tokens: tokens }) {
+  return INTRO + (tokens.length ? ` Here are the patches alone; what is missing from 100 % in a row goes to the condition tokens, ${listed(tokens)}.` : " Rows add up to 100 %.");
+}
 
 /** @param {Run} run @param {AbortSignal} signal @returns {Promise<Scene>} */
 async function load(run, signal) {
@@ -46,13 +51,25 @@ function diagonal({ map, size }) {
   return sum / size;
 }
 
-/** @param {Scene} scene @returns {string} */
-function diagonalSentence({ attention }) {
-  const { size, tokens, pool } = attention;
+/** @param {Scene} scene @param {Run} run @returns {string} */
+function diagonalSentence({ attention }, run) {
+  const { size, tokens, pool, toTokens } = attention;
   const mean = diagonal(attention);
+  if (toTokens.length) return amongAll(attention, mean, run.condition_tokens);
   const times = mean * tokens;
   if (pool !== 1) return `The map has ${tokens} × ${tokens} cells; each cell here is the mean over about ${Math.round(tokens / size)} × ${Math.round(tokens / size)} of them. The blocks on the diagonal hold ${percent(mean)} per cell on average, against 1/N = ${percent(1 / tokens)}.`;
   return `A patch gives itself ${percent(mean)} of its attention on average; equal shares would be 1/N = ${percent(1 / tokens)}. That is ${times.toFixed(2)} times as much.`;
+}
+
+/** The same where N patches share with K tokens of the conditions. @param {AttentionMap} attention @param {number} mean of the diagonal @param {string[]} names */
+function amongAll({ size, tokens, pool, toTokens }, mean, names) {
+  const keys = tokens + toTokens.length;
+  const given = toTokens.map((column) => column.reduce((a, b) => a + b, 0) / column.length);
+  const each = given.length > 1 ? ` (${listed(names.map((name, k) => `${name} ${percent(given[k])}`))})` : "";
+  const rest = `The condition tokens get ${percent(given.reduce((a, b) => a + b, 0))} of a patch’s attention on average${each}; with equal shares they would get K/(N + K) = ${percent(toTokens.length / keys)}.`;
+  const side = Math.round(tokens / size);
+  if (pool !== 1) return `The map has ${tokens} × ${tokens} cells; each cell here is the mean over about ${side} × ${side} of them. The blocks on the diagonal hold ${percent(mean)} per cell on average, against 1/(N + K) = ${percent(1 / keys)}. ${rest}`;
+  return `A patch gives itself ${percent(mean)} of its attention on average; equal shares among N patches and K condition tokens would be 1/(N + K) = ${percent(1 / keys)}. That is ${(mean * keys).toFixed(2)} times as much. ${rest}`;
 }
 
 /** The matrix with its margins and the image beside it, all pointing at the same pair of patches. */
@@ -203,7 +220,7 @@ export function mount(root, run) {
   const diagonalLine = h("p", { class: "reading" });
   const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
   const frame = panel({
-    id: "matrix", title: "The full N × N matrix", intro: INTRO,
+    id: "matrix", title: "The full N × N matrix", intro: intro(run),
     python: () => snippet(run, "attention", args(), '["map"]'),
     download: () => matrix.scene && { name: `${run.name}-matrix-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [matrix.scene.attention.size, matrix.scene.attention.size], data: matrix.scene.attention.map } } },
@@ -218,7 +235,7 @@ export function mount(root, run) {
   const render = () => frame.attempt(async () => {
     const scene = await load(run, next());
     matrix.show(scene);
-    diagonalLine.textContent = diagonalSentence(scene);
+    diagonalLine.textContent = diagonalSentence(scene, run);
   });
   onChange([...WHERE, "layer", "head"], render);
   onChange(["patch", "key"], () => matrix.mark());

@@ -45,7 +45,7 @@ export function defaults(run) {
   const { solver, steps, guidance } = run.sampling;
   /** @type {Setting} */
   const own = { solver, steps: Math.min(steps, run.max_steps), guidance: guidance ?? 1, seed: 0, label: null };
-  return [own, { ...own, solver: "euler", steps: Math.min(10, own.steps) }];
+  return [own, { ...own, solver: "euler", steps: own.solver === "average" ? 10 : Math.min(10, own.steps) }];
 }
 
 /** Query parameters of a trajectory; what is at its default is left out. @param {Setting} setting @param {number} n */
@@ -64,7 +64,7 @@ let count = 0;
 
 /** What the words mean. @type {Record<string, string>} */
 const MEANING = {
-  Solver: "How the network’s answers are turned into steps from noise to data. Heun asks the network twice in a step, Euler once.",
+  Solver: "How the network’s answers are turned into steps from noise to data. Heun asks the network twice in a step, Euler once. Average, of a MeanFlow, jumps by the mean velocity over the step.",
   Guidance: "How strongly samples are pushed towards their label; 1 is not at all. It asks the network with and without the label.",
 };
 

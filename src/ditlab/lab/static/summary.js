@@ -16,6 +16,9 @@ const MEASURES = [
   { name: "diagonal_first", chance: null, title: "Itself first", about: "share of patches that look at themselves most" },
 ];
 
+/** @type {Measure} */
+const TO_TOKENS = { name: "to_tokens", chance: null, title: "To the conditions", about: "share of attention that patches give to the condition tokens; the charts above are among patches" };
+
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [220, 130, 30, 8, 8, 22];
 
 /** @param {import("./api.js").Arrays} answer @returns {Summary} */
@@ -74,14 +77,22 @@ function reading(data) {
   const top = best(data, inside);
   const close = best(data, near);
   const self = best(data, first);
-  const object = `Patches on the object look at the object more than chance ${howOften(top.share)}, most in layer ${top.layer} at t = ${data.t[top.time].toFixed(2)} (${percent(data.get("inside", top.time, top.layer))} against ${percent(data.get("inside_chance", top.time, top.layer))})`;
+  const among = data.has("to_tokens") ? "Among patches, those on the object" : "Patches on the object";
+  const object = `${among} look at the object more than chance ${howOften(top.share)}, most in layer ${top.layer} at t = ${data.t[top.time].toFixed(2)} (${percent(data.get("inside", top.time, top.layer))} against ${percent(data.get("inside_chance", top.time, top.layer))})`;
   const background = `background patches look near themselves more than chance ${howOften(close.share)} (at most ${percent(data.get("near", close.time, close.layer))} against ${percent(data.get("near_chance", close.time, close.layer))}, in layer ${close.layer})`;
-  return `${object}; ${background}; and at most ${percent(self.gain)} of patches look at themselves first, in layer ${self.layer} at t = ${data.t[self.time].toFixed(2)}.`;
+  const given = data.has("to_tokens") ? ` ${conditions(data)}` : "";
+  return `${object}; ${background}; and at most ${percent(self.gain)} of patches look at themselves first, in layer ${self.layer} at t = ${data.t[self.time].toFixed(2)}.${given}`;
+}
+
+/** What goes to the tokens of the conditions. @param {Summary} data */
+function conditions(data) {
+  const values = data.t.flatMap((_, time) => Array.from({ length: data.layers }, (_, layer) => data.get("to_tokens", time, layer)));
+  return `To the condition tokens goes between ${percent(Math.min(...values))} and ${percent(Math.max(...values))} of a patch’s attention.`;
 }
 
 /** @param {Summary} data */
 function asTable(data) {
-  const names = MEASURES.flatMap(({ name, chance }) => (chance ? [name, chance] : [name]));
+  const names = [...MEASURES.flatMap(({ name, chance }) => (chance ? [name, chance] : [name])), ...(data.has("to_tokens") ? ["to_tokens"] : [])];
   const rows = data.t.flatMap((t, time) => Array.from({ length: data.layers }, (_, layer) =>
     [t.toFixed(2), layer, ...names.map((name) => data.get(name, time, layer).toFixed(3))]));
   return h("details", null, h("summary", null, "The charts as a table"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Attention over many images as a table" },
@@ -90,7 +101,8 @@ function asTable(data) {
 
 /** @param {Summary} data */
 function charts(data) {
-  return MEASURES.map((measure) => h("div", { class: "measure" },
+  const shown = data.has("to_tokens") ? [...MEASURES, TO_TOKENS] : MEASURES;
+  return shown.map((measure) => h("div", { class: "measure" },
     h("div", null, h("h4", null, measure.title), h("p", { class: "quiet" }, measure.about)),
     h("div", { class: "small-multiples" }, Array.from({ length: data.layers }, (_, layer) =>
       h("figure", null, h("figcaption", null, `layer ${layer}`), chart(data, measure, layer))))));

@@ -1,0 +1,33 @@
+// Of networks with cross-attention: how each layer shares its attention between the conditions it reads.
+
+import { arrays, at, floats, latest, query } from "./api.js";
+import { clear, h, table } from "./dom.js";
+import { listed } from "./maps.js";
+import { percent } from "./math.js";
+import { WHERE, onChange, where } from "./state.js";
+
+/** @typedef {import("./api.js").Run} Run */
+
+/** @param {Run} run @returns {{root: HTMLElement} | null} null without cross-attention */
+export function cross(run) {
+  const names = run.cross_tokens;
+  if (!names.length) return null;
+  const body = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Cross-attention in numbers" });
+  const root = h("div", { class: "numbers" }, h("h3", null, "What the patches read of the conditions"),
+    h("p", null, `Above is self-attention, among patches. Each block also has a cross-attention, with which its patches read ${names.length} tokens: ${listed(names)}. The shares of a patch among them add up to 100 %. In Python, ditlab.probe records them of every head and patch in record.cross[layer].`), body);
+  const next = latest();
+  const load = async () => {
+    try {
+      const { share } = (await arrays(at(run.id, `/attention/cross${query(where())}`), { signal: next() })).arrays;
+      const values = floats(share);
+      const rows = Array.from({ length: share.shape[0] }, (_, layer) => [`layer ${layer}`, ...names.map((_, k) => percent(values[layer * names.length + k]))]);
+      clear(body).append(table("Share of the cross-attention that each condition gets: means over heads and patches", ["layer", ...names], rows));
+      body.querySelector("table")?.classList.add("wide");
+    } catch (error) {
+      if (error instanceof Error && error.name !== "AbortError") body.textContent = error.message;
+    }
+  };
+  onChange(WHERE, load);
+  void load();
+  return { root };
+}
