@@ -25,8 +25,8 @@ const CLASSES = {
   ResidualBlock: ["Two convolutions on a residual branch; c scales and shifts what is between them.", "x ← shortcut(x) + conv(norm(conv(x))·(1 + scale) + shift)"],
   PixelAttention: ["Every pixel of this feature map reads every other, on a residual branch.", "x ← x + Attention(norm(x))"],
   GroupNorm: ["Brings groups of channels to mean 0 and variance 1.", "(x − mean) / deviation · w + b"],
-  Conditioner: ["The time, and the label where there is one, as the vector c.", "c = MLP(sin, cos of 1000·t)"],
-  SinEmb: ["The time as sines and cosines of many frequencies.", "sin, cos of 1000·t·frequency"],
+  Conditioner: ["The time, and the label where there is one, as the vector c.", "c = MLP(sin, cos of time_scale·t)"],
+  SinEmb: ["The time as sines and cosines of many frequencies.", "sin, cos of time_scale·t·frequency"],
   Linear: ["A linear layer; between two of them, SiLU.", "W·x + b"],
 };
 
@@ -37,9 +37,9 @@ const TARGETS = /** @type {Record<string, string>} */ ({
 
 /** What the conditions are, each as a vector of a token's width. @type {Record<string, [string, string]>} */
 const TOLD = {
-  time: ["The time as sines and cosines, then a small MLP", "MLP(sin, cos of 1000·t)"],
+  time: ["The time as sines and cosines, then a small MLP", "MLP(sin, cos of time_scale·t)"],
   label: ["The label as a learned vector", "row of the label"],
-  interval: ["The second time, t − r, as sines and cosines, then a small MLP", "MLP(sin, cos of 1000·(t − r))"],
+  interval: ["The second time, t − r, as sines and cosines, then a small MLP", "MLP(sin, cos of time_scale·(t − r))"],
   scalar: ["A number as sines and cosines, then a small MLP", "MLP(sin, cos of 1000·s)"],
   text: ["The text's features through one linear layer, after a learned token for no text", "W·text + b"],
 };
