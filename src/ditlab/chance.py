@@ -25,11 +25,17 @@ def generator_for(*parts: int | str, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(seed_from(*parts))
 
 
+def sample_streams(seed: int, indices: Sequence[int], begin: int = 0) -> list[np.random.Generator]:
+    """A Philox stream (Salmon et al. 2011) for each sample i, with the key (seed, i), from the counter ``begin`` on."""
+    keys = (np.array([seed % 2**64, i], dtype=np.uint64) for i in indices)
+    return [np.random.Generator(np.random.Philox(key=key, counter=begin)) for key in keys]
+
+
 class SampleNoise:
     """Standard normal noise for sampling, in which sample i's numbers depend on (seed, i) and on nothing else.
 
-    Each sample has a Philox stream of its own (Salmon et al. 2011) with the key (seed, i), drawn on the CPU: the same
-    sample comes out of any batch, on any device.
+    Each sample has a stream of its own (``sample_streams``), drawn on the CPU: the same sample comes out of any batch,
+    on any device.
 
     Args:
         seed: any whole number.
@@ -41,8 +47,7 @@ class SampleNoise:
     def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int], like: Tensor) -> None:
         self.shape = tuple(shape)
         self.like = like
-        keys = (np.array([seed % 2**64, i], dtype=np.uint64) for i in indices)
-        self.streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+        self.streams = sample_streams(seed, indices)
 
     def __call__(self) -> Float[Tensor, "B ..."]:
         """The next draw: (B, *shape)."""

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ditlab.chance import sample_streams
 from ditlab.diffusion.paths import Path
 from ditlab.diffusion.process import Condition, Process, evaluating
 from ditlab.diffusion.targets import determinant
@@ -87,8 +88,8 @@ def chosen_trace(trace: Trace, dimensions: int) -> str:
 
 def rademacher(seed: int, first: int, like: Tensor) -> Tensor:
     """±1 with equal chance, shaped like ``like`` (B, ...); those of sample i depend on (seed, first + i) alone."""
-    keys = (np.array([seed % 2**64, first + i], dtype=np.uint64) for i in range(len(like)))
-    rows = [np.random.Generator(np.random.Philox(key=key)).integers(0, 2, tuple(like.shape[1:])) for key in keys]
+    streams = sample_streams(seed, range(first, first + len(like)))
+    rows = [stream.integers(0, 2, tuple(like.shape[1:])) for stream in streams]
     return torch.from_numpy(2 * np.stack(rows) - 1).to(like)
 
 
@@ -232,8 +233,7 @@ def bits_per_dim(
     if levels < 2:
         raise ValueError(f"levels={levels} must be at least 2")
     width, dimensions = 2 / (levels - 1), images[0].numel()
-    keys = (np.array([seed % 2**64, first + i], dtype=np.uint64) for i in range(len(images)))
-    streams = (np.random.Generator(np.random.Philox(key=key, counter=2**128)) for key in keys)
+    streams = sample_streams(seed, range(first, first + len(images)), begin=2**128)
     within = torch.from_numpy(np.stack([stream.random(tuple(images.shape[1:])) for stream in streams]))
     x0 = quantised(images, levels) + width * (within.to(images) - 0.5)
     nats = log_likelihood(process, x0, cond, trace=trace, seed=seed, first=first, rtol=rtol, atol=atol)

@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance, as_guidance
 from ditlab.diffusion.paths import LinearPath, Path, match
 from ditlab.diffusion.process import Condition, Process, evaluating
@@ -83,8 +82,6 @@ class MeanFlow(Process):
             raise ValueError(f"unknown tangent {tangent!r}; choose 'conditional' or 'marginal'")
         if not 0 <= guidance_mix < 1:
             raise ValueError(f"guidance_mix={guidance_mix} must be at least 0 and below 1")
-        if getattr(network, "learned_variance", False):
-            raise ValueError("MeanFlow has no variance to learn; build the network with learned_variance=False")
         if guidance != 1 and (condition_dropout == 0 or not hasattr(network, "null_condition")):
             raise ValueError(
                 f"guidance={guidance} compares with the unconditional velocity: it needs a network with "
@@ -169,10 +166,8 @@ class MeanFlow(Process):
             return velocity
         if not cond:
             raise ValueError("guidance needs a condition to strengthen: pass cond={'label': ...}")
-        null = self.network.null_condition(cond)
-        both = {name: torch.cat([value, null[name]]) for name, value in cond.items()}
         with torch.no_grad(), _full_precision(z):
-            own, unconditional = self.predict(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
+            own, unconditional = self.predict(torch.cat([z, z]), torch.cat([t, t]), self.and_null(cond)).chunk(2)
         mix = self.guidance_mix
         scale = self.guidance * (1 - mix)
         return scale * velocity + mix * own + (1 - scale - mix) * unconditional
@@ -193,11 +188,8 @@ class MeanFlow(Process):
         steps: int = 1,
         solver: str | Solver = AVERAGE,
         guidance: float | Guidance | None = None,
-        seed: int = 0,
-        first: int = 0,
-        grid: str | Grid | Tensor | None = None,
-        shift: float = 1.0,
-        guide: Process | None = None,
+        *further: Any,
+        **options: Any,
     ) -> Iterator[tuple[float, Float[Tensor, "n ..."]]]:
         """The states (t, x_t) from noise to data: ``steps`` jumps by the average velocity, or another solver's steps.
 
@@ -208,7 +200,7 @@ class MeanFlow(Process):
             raise ValueError(
                 "an average velocity cannot be guided: train with process.guidance, or sample with another solver"
             )
-        return super().trajectory(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
+        return super().trajectory(n, shape, cond, steps, solver, guidance, *further, **options)
 
     def sample(
         self,
@@ -217,15 +209,11 @@ class MeanFlow(Process):
         cond: Condition | None = None,
         steps: int = 1,
         solver: str | Solver = AVERAGE,
-        guidance: float | Guidance | None = None,
-        seed: int = 0,
-        first: int = 0,
-        grid: str | Grid | Tensor | None = None,
-        shift: float = 1.0,
-        guide: Process | None = None,
+        *further: Any,
+        **options: Any,
     ) -> Float[Tensor, "n ..."]:
-        """Draw samples as ``Process.sample`` does, by default in one jump: one evaluation of the network each."""
-        return super().sample(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
+        """Draw samples as ``Process.sample`` does, whose further arguments it takes, by default in one jump each."""
+        return super().sample(n, shape, cond, steps, solver, *further, **options)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Times, Unifor
 from ditlab.diffusion.variance import variational_bound
 
 Condition = Mapping[str, Tensor]
+Bound = Callable[[Tensor, Tensor, Tensor, Estimate], Tensor]
 
 
 class Process(nn.Module):
@@ -31,6 +32,7 @@ class Process(nn.Module):
             dropped in training and classifier-free guidance is possible; otherwise they are always kept.
         path, target, times: where x_t lies, what the network predicts, when it is trained.
         condition_dropout: share of samples whose conditions are replaced by the null condition in ``loss``.
+        bound: (x0, noise, t, estimate) -> (B,), what trains a learned variance; None where there is none to learn.
 
     ``evaluations`` counts, over all samples drawn so far, how often the denoiser ran; the passes that make a guided
     estimate are one.
@@ -38,8 +40,20 @@ class Process(nn.Module):
 
     grid: ClassVar[str] = "uniform"  # of sampling times, unless told otherwise
 
-    def __init__(self, network: Any, path: Path, target: str, times: Times, condition_dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        network: Any,
+        path: Path,
+        target: str,
+        times: Times,
+        condition_dropout: float = 0.1,
+        bound: Bound | None = None,
+    ) -> None:
         super().__init__()
+        if getattr(network, "learned_variance", False) and bound is None:
+            raise ValueError(
+                f"{type(self).__name__} has no variance to learn; build the network with learned_variance=False"
+            )
         if not 0 <= condition_dropout <= 1:
             raise ValueError(f"condition_dropout={condition_dropout} must be between 0 and 1")
         self.network = network
@@ -48,6 +62,7 @@ class Process(nn.Module):
         self.target = find_target(target, path)
         self.times = times
         self.condition_dropout = condition_dropout
+        self.bound = bound
         self.evaluations = 0
 
     # ---- training
@@ -81,16 +96,10 @@ class Process(nn.Module):
         prediction, variance = self.outputs(x_t, t, cond)
         error = prediction - compose(self.target, self.path(t), x0, noise)
         losses = error.square().flatten(1).mean(1)
-        if variance is None:
+        if variance is None or self.bound is None:
             return losses
         guess = resolve(self.target, self.path(t), x_t, prediction.detach())._replace(variance=variance)
-        return losses + self.variance_losses(x0, noise, t, guess)
-
-    def variance_losses(
-        self, x0: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."], t: Float[Tensor, " B"], guess: Estimate
-    ) -> Float[Tensor, " B"]:
-        """What trains a learned variance, one per sample, given the network's estimate; DDPM alone has one."""
-        raise NotImplementedError
+        return losses + self.bound(x0, noise, t, guess)
 
     def loss(
         self, x0: Float[Tensor, "B ..."], cond: Condition | None = None, generator: torch.Generator | None = None
@@ -106,6 +115,11 @@ class Process(nn.Module):
         gone = torch.rand(len(first), generator=generator, device=first.device) < self.condition_dropout
         null = self.network.null_condition(cond)
         return {name: torch.where(_column(gone, value), null[name], value) for name, value in cond.items()}
+
+    def and_null(self, cond: Condition) -> dict[str, Tensor]:
+        """The conditions of a batch and, after them, as many null conditions."""
+        null = self.network.null_condition(cond)
+        return {name: torch.cat([value, null[name]]) for name, value in cond.items()}
 
     def outputs(
         self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None
@@ -155,9 +169,7 @@ class Process(nn.Module):
             if guide is not None:
                 return strong(x, t), guide.estimate(x, t, cond)
             assert cond
-            null = self.network.null_condition(cond)
-            twice = {name: torch.cat([value, null[name]]) for name, value in cond.items()}
-            pair = self.estimate(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, twice)
+            pair = self.estimate(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, self.and_null(cond))
             (x0, weak_x0), (eps, weak_eps) = pair.x0.chunk(2), pair.eps.chunk(2)
             variance = None if pair.variance is None else pair.variance.chunk(2)[0]
             return Estimate(x0, eps, variance), Estimate(weak_x0, weak_eps)
@@ -329,8 +341,6 @@ class FlowMatching(Process):
             raise ValueError(f"unknown path {path!r}; choose one of {', '.join(paths)}")
         if times not in densities:
             raise ValueError(f"unknown times {times!r}; choose one of {', '.join(densities)}")
-        if getattr(network, "learned_variance", False):
-            raise ValueError("flow matching has no variance to learn; build the network with learned_variance=False")
         super().__init__(network, paths[path](), "velocity", densities[times](shift=shift), condition_dropout)
 
 
@@ -368,7 +378,7 @@ class DDPM(Process):
         if steps < 2 and getattr(network, "learned_variance", False):
             raise ValueError(f"steps={steps} leaves no variance to learn: use at least 2, or learned_variance=False")
         path = DiscreteVP(named_betas(schedule, steps))
-        super().__init__(network, path, target, Nodes(steps), condition_dropout)
+        super().__init__(network, path, target, Nodes(steps), condition_dropout, self.variance_losses)
         self.path: DiscreteVP = path
         self.steps = steps
         self.first_term: Literal["pixels", "density"] = first_term

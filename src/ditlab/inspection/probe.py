@@ -45,6 +45,22 @@ class Record:
         else:
             where[key] = value
 
+    def _name_tokens(self, network: DiT, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Hook before a DiT's forward pass."""
+        cond = named.get("cond", inputs[2] if len(inputs) > 2 else None)
+        self.tokens = network.token_names(cond)
+        self.cross_tokens = network.token_names(cond, network.context)
+
+    def _gates_of(self, layer: int) -> Any:
+        """A hook after the modulation of that layer."""
+
+        def hook(_: nn.Module, __: tuple[Any, ...], modulation: BlockModulation) -> None:
+            branches = self.gates.setdefault(layer, {})
+            for branch, part in modulation._asdict().items():
+                self._store(branches, branch, part.gate.detach().float())
+
+        return hook
+
 
 @contextmanager
 def probe(
@@ -88,29 +104,16 @@ def probe(
 
         return hook
 
-    def on_pass(network: DiT, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        cond = named.get("cond", inputs[2] if len(inputs) > 2 else None)
-        record.tokens = network.token_names(cond)
-        record.cross_tokens = network.token_names(cond, network.context)
-
-    def on_gates(layer: int) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], modulation: BlockModulation) -> None:
-            branches = record.gates.setdefault(layer, {})
-            for branch, part in modulation._asdict().items():
-                record._store(branches, branch, part.gate.detach().float())
-
-        return hook
-
     handles = []
     try:
         if dit is not None:
-            handles.append(dit.register_forward_pre_hook(on_pass, with_kwargs=True))
+            handles.append(dit.register_forward_pre_hook(record._name_tokens, with_kwargs=True))
         for where, modules in ((record.attention, attentions), (record.cross, crosses)) if attention else ():
             chosen = _chosen(layers, len(modules)) if modules else ()
             handles += [modules[layer].register_forward_hook(on_attention(where, layer)) for layer in chosen]
         if gates and modulations:
             chosen = _chosen(layers, len(modulations))
-            handles += [modulations[layer].register_forward_hook(on_gates(layer)) for layer in chosen]
+            handles += [modulations[layer].register_forward_hook(record._gates_of(layer)) for layer in chosen]
         yield record
     finally:
         for handle in handles:

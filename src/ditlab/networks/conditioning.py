@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
@@ -69,7 +70,7 @@ def as_tokens(
     return (torch.cat(pieces, dim=1) if pieces else None), mask
 
 
-class Conditioning(nn.Module):
+class Conditioning(nn.Module, ABC):
     """One kind of conditioning in one block. A new kind is a subclass that says ``forward``, and what else it needs.
 
     Args:
@@ -89,9 +90,9 @@ class Conditioning(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, conditions: Conditions) -> BlockModulation:
         """What is done to both branches."""
-        raise NotImplementedError(f"{type(self).__name__} is a kind of conditioning without forward(conditions)")
 
     def between(self, x: Float[Tensor, "B N D"], conditions: Conditions) -> Float[Tensor, "B N D"]:
         """The tokens after whatever is to happen between attention and MLP: nothing."""

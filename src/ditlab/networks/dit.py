@@ -82,10 +82,15 @@ class FinalLayer(nn.Module):
 _CHOICES = {"embedders": ("shared", "per-block"), "norm": tuple(NORMS), "mlp": ("gelu", "swiglu")}
 
 
-def _check_choices(**options: str) -> None:
+def _chosen_kind(conditioning: str, **options: str) -> type[Conditioning]:
+    """The kind of conditioning, after a look at the other words."""
     for name, option in options.items():
         if option not in _CHOICES[name]:
             raise ValueError(f"unknown {name} {option!r}; choose {' or '.join(map(repr, _CHOICES[name]))}")
+    kind = find_conditioning(conditioning)
+    if options["embedders"] == "per-block" and "parts" in kind.sequence:
+        raise ValueError(f"conditioning {conditioning!r} has one token of each condition: use embedders='shared'")
+    return kind
 
 
 class DiT(nn.Module):
@@ -156,10 +161,7 @@ class DiT(nn.Module):
         rotary: bool = False,
     ) -> None:
         super().__init__()
-        _check_choices(embedders=embedders, norm=norm, mlp=mlp)
-        kind = find_conditioning(conditioning)
-        if embedders == "per-block" and "parts" in kind.sequence:
-            raise ValueError(f"conditioning {conditioning!r} has one token of each condition: use embedders='shared'")
+        kind = _chosen_kind(conditioning, embedders=embedders, norm=norm, mlp=mlp)
         self.image_size = as_pair(image_size)
         height, width = self.image_size
         hidden = int(dim * mlp_ratio)
