@@ -131,7 +131,7 @@ def page(run: Run, n: int, command: str) -> str:
             "",
             *table_of_grids(run, n, 10),
             "",
-            "Third order extrapolates a parabola over steps in log(a/s), which are long here: on `karras` it needs 20.",
+            "Third order extrapolates a parabola over log(a/s), whose steps are long here: `dpm-solver++` is better.",
             "",
             "## Dormand–Prince, adaptive",
             "",

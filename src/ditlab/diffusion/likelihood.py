@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditlab.chance import sample_streams
-from ditlab.diffusion.paths import Path
+from ditlab.diffusion.paths import flow_clock, motion
 from ditlab.diffusion.process import Condition, Process, evaluating
 from ditlab.diffusion.targets import determinant
 from ditlab.errors import InputError
@@ -72,7 +72,7 @@ def log_likelihood(
     cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
     probe = None if chosen_trace(trace, x0[0].numel()) == "exact" else rademacher(seed, first, x0)
     clocks = _limits(process)
-    begin, end = (float(_motion(process.path, clock).scale) for clock in clocks)
+    begin, end = (float(motion(process.path, clock).scale) for clock in clocks)
     with _frozen(process.network), evaluating([process.network]):
         flow = _augmented_flow(process, x0.shape, cond, probe)
         u1, change = _solve(flow, x0 / begin, clocks, rtol, atol)
@@ -93,33 +93,13 @@ def rademacher(seed: int, first: int, like: Tensor) -> Tensor:
     return torch.from_numpy(2 * np.stack(rows) - 1).to(like)
 
 
-class Motion(NamedTuple):
-    """At some τ: the time t, and du/dτ = p·x0 + q·eps with u = x_t/scale."""
-
-    t: Tensor
-    scale: Tensor
-    p: Tensor
-    q: Tensor
-
-
-def _motion(path: Path, clock: Tensor) -> Motion:
-    """τ is t where dx_t/dt is finite, and otherwise the path's angle, in which u turns evenly."""
-    if path.finite_velocity:
-        c = path(clock)
-        return Motion(clock, torch.ones_like(clock), c.da, c.ds)
-    t = path.time_at(clock)
-    scale, _, p, q = path.slope(t)
-    return Motion(t, scale, p, q)
-
-
 def _limits(process: Process) -> tuple[Tensor, Tensor]:
     """τ at the data and at the start of sampling.
 
     Where the target cannot tell eps at clean data (x0), the first is 1e-3 later: the density changes by O(1e-6) there.
     """
     path = process.path
-    times = (torch.tensor(t, dtype=torch.float64) for t in (0.0, process.start))
-    first, last = (t if path.finite_velocity else path.slope(t).clock for t in times)
+    first, last = (flow_clock(path, torch.tensor(t, dtype=torch.float64)) for t in (0.0, process.start))
     blind = abs(float(determinant(process.target, path(torch.zeros_like(first))))) < LEAST_DETERMINANT
     return (first + FIRST_CLOCK if blind else first), last
 
@@ -131,7 +111,7 @@ def _augmented_flow(
     denoise = process.denoiser(cond)
 
     def flow(clock: Tensor, state: Tensor) -> Tensor:
-        at = _motion(process.path, clock.to("cpu", torch.float64))
+        at = motion(process.path, clock.to("cpu", torch.float64))
         with torch.enable_grad():
             u = state[:, :-1].reshape(shape).requires_grad_()
             estimate = denoise(at.scale.to(u.dtype) * u, at.t)

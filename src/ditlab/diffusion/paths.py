@@ -148,6 +148,30 @@ class DiscreteVP:
         return (position / self.steps).to(angle.dtype)
 
 
+class Motion(NamedTuple):
+    """The flow at some τ: the time t, and du/dτ = p·x0 + q·eps of u = x_t/scale."""
+
+    t: Tensor
+    scale: Tensor
+    p: Tensor
+    q: Tensor
+
+
+def flow_clock(path: Path, t: Tensor) -> Tensor:
+    """The τ that an adaptive solver integrates in: t where dx_t/dt is finite, and otherwise the angle atan2(s, a)."""
+    return t if path.finite_velocity else path.slope(t).clock
+
+
+def motion(path: Path, clock: Tensor) -> Motion:
+    """How x_t flows at τ = ``clock`` (see ``flow_clock``): finite at both ends of every path."""
+    if path.finite_velocity:
+        c = path(clock)
+        return Motion(clock, torch.ones_like(clock), c.da, c.ds)
+    t = path.time_at(clock)
+    scale, _, p, q = path.slope(t)
+    return Motion(t, scale, p, q)
+
+
 def named_betas(schedule: Literal["linear", "cosine"], steps: int) -> Float[Tensor, " steps"]:
     """The two published tables of betas, in float64.
 

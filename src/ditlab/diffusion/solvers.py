@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ditlab.diffusion.paths import Coefficients, Path
+from ditlab.diffusion.paths import Coefficients, Path, flow_clock, motion
 from ditlab.diffusion.targets import Estimate
 from ditlab.diffusion.variance import log_variance
 
@@ -306,18 +306,14 @@ class DormandPrince:
         from torchdiffeq import odeint
 
         def slope(clock: Tensor, u: Tensor) -> Tensor:
-            clock = clock.to("cpu", torch.float64)
-            t = clock if path.finite_velocity else path.time_at(clock)
-            if path.finite_velocity:
-                c, estimate = path(t), denoise(u, t)
-                return c.da * estimate.x0 + c.ds * estimate.eps
-            at = path.slope(t)
-            estimate = denoise(at.scale * u, t)
+            at = motion(path, clock.to("cpu", torch.float64))
+            estimate = denoise(at.scale * u, at.t)
             return at.p * estimate.x0 + at.q * estimate.eps
 
         end = max(float(grid[-1]), min(float(grid[0]), path.first))
         stops = torch.cat([grid[grid > end], grid.new_tensor([end])])
-        scale, clock = (torch.ones_like(stops), stops) if path.finite_velocity else path.slope(stops)[:2]
+        clock = flow_clock(path, stops)
+        scale = torch.ones_like(stops) if path.finite_velocity else path.slope(stops).scale
         clock = clock.to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
         options = {"rtol": self.rtol, "atol": self.atol, "options": {"norm": largest_of_samples}}
         u = x / scale[0]
