@@ -264,6 +264,9 @@ class Config(Section):
 
     steps: int = Field(4000, ge=1, le=10**8 - 1, description="optimizer steps")
     batch_size: int = Field(128, ge=1, le=2**20, description="samples a step")
+    accumulate: int = Field(
+        1, ge=1, le=2**20, description="parts a batch is run in, to need less memory; must divide it"
+    )
     lr: float = Field(4e-3, gt=0, le=1e3, description="peak learning rate")
     warmup_steps: int = Field(100, ge=0, le=10**9, description="steps of linear warm-up; cosine decay to 0 follows")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -274,6 +277,15 @@ class Config(Section):
     )
     compile: bool = Field(False, description="compile the network with torch.compile")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
+    workers: int = Field(0, ge=0, le=256, description="processes that prepare batches ahead; they change no number")
+
+    spike_factor: float = Field(10.0, gt=1, description="a loss this many times its running mean is not learned from")
+    bad_steps: int = Field(
+        10, ge=1, description="steps in a row that cannot be learned from, for a spike or a NaN, that end training"
+    )
+    stall_after: float = Field(1800.0, gt=0, description="seconds without a finished step that end training")
+    keep_last: int | None = Field(None, ge=1, description="newest checkpoints to keep; None is all")
+    keep_every: int | None = Field(None, ge=1, description="keep the checkpoints of every so many steps besides")
 
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
@@ -284,6 +296,8 @@ class Config(Section):
     def _goes_together(self) -> Config:
         """Refuse settings of several sections that do not go together."""
         sampling, few_steps = self.sampling, self.process.kind == "meanflow"
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"accumulate={self.accumulate}: must divide batch_size={self.batch_size}")
         if few_steps and self.compile:
             raise ConfigError("compile=True: meanflow differentiates the network as it is; leave compile out")
         if sampling.solver == "average" and not few_steps:
