@@ -27,6 +27,7 @@ from ditlab.lab.worker import Worker
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
 from ditlab.training.loop import TrainState, train
+from ditlab.training.writer import CheckpointWriter
 from tests.lab.browser import ARGUMENTS, find_browser
 from tests.lab.shell import serving
 
@@ -93,7 +94,9 @@ def recordings() -> dict[str, float]:
     loop = train(state, dataset)
     shares = []
     with tempfile.TemporaryDirectory() as folder:
-        recorder = Recorder(RunFolder(Path(folder)), state, dataset, None)  # type: ignore[arg-type]
+        run = RunFolder(Path(folder))
+        writer = CheckpointWriter(run.checkpoints, state)
+        recorder = Recorder(run, state, dataset, None, writer)  # type: ignore[arg-type]
         for _ in range(RECORDINGS):
             begun = time.perf_counter()
             for _ in range(STEPS):

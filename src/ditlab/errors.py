@@ -18,6 +18,18 @@ class ConfigError(Exception):
     """
 
 
+class DamagedCheckpoint(InputError):
+    """A checkpoint that is not as it was saved; ``reason`` says what is wrong with it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; use an older checkpoint")
+        self.reason = reason
+
+
+class CheckpointWarning(UserWarning):
+    """The newest checkpoint is damaged, and an older one was used in its place."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened and what to try."""
 

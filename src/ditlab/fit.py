@@ -18,12 +18,14 @@ from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config, ExternalData
 from ditlab.data.datasets import Dataset
 from ditlab.diffusion.process import Process
+from ditlab.disk import write_atomically
 from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
 from ditlab.pictures import save_picture
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors, step_name, write_atomically
+from ditlab.training.checkpoint import load_checkpoint, newest_whole, save_tensors, saved_steps, step_name
 from ditlab.training.loop import Step, TrainState, train
+from ditlab.training.writer import CheckpointWriter
 
 RECORDED_SAMPLES = 32
 RECORDED_TIMES = tuple(i / 8 for i in range(1, 8))
@@ -46,7 +48,8 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
 
     Raises:
-        InputError: the network does not go with the data, or there are fewer steps than were already done.
+        InputError: the network does not go with the data, there are fewer steps than were already done, another process
+            trains this run, or none of its checkpoints can be used.
         TrainingError: the loss is no longer finite.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
@@ -56,26 +59,40 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     dataset = build_dataset(config)
     state = TrainState(config, dataset)
     _check_null_label(state, dataset)
-    done = folder.step if resume else None
-    if done is not None:
-        if config.steps < done:
-            raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
-        load_checkpoint(folder.checkpoints, state, done)
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
+    with folder.locked():
+        done = _begin(folder, state, resume)
+        watcher.begin(done, config.steps)
+        with _signals() as received, CheckpointWriter(folder.checkpoints, state) as writer:
+            recorder = Recorder(folder, state, dataset, watcher, writer)
+            if state.step == 0:
+                recorder.at_start()
+            for step in train(state, dataset):
+                recorder.after(step)
+                if received and state.step < config.steps:
+                    recorder.check(step)
+                    writer.save()
+                    writer.wait()
+                    raise Interrupted(received[0], str(folder.path), state.step)
+    return state
+
+
+def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int:
+    """Bring state and folder to where training begins, and return that step. Nothing is deleted before it is loaded."""
+    config = state.config
+
+    def load(step: int) -> int:
+        load_checkpoint(folder.checkpoints, state, step)
+        return step
+
+    if not resume and saved_steps(folder.checkpoints):
+        raise InputError(f"{folder.path} is there already: go on with ditlab train --resume {folder.path}")
+    done = newest_whole(folder.checkpoints, load) if resume else None
+    if done is not None and config.steps < done:
+        raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
     folder.write_config(config)
     folder.cut(-1 if done is None else done)
-    watcher.begin(state.step, config.steps)
-    recorder = Recorder(folder, state, dataset, watcher)
-    with _signals() as received:
-        if state.step == 0:
-            recorder.at_start()
-        for step in train(state, dataset):
-            recorder.after(step)
-            if received and state.step < config.steps:
-                recorder.check(step)
-                save_checkpoint(folder.checkpoints, state)
-                raise Interrupted(received[0], str(folder.path), state.step)
-    return state
+    return state.step
 
 
 def _check_null_label(state: TrainState, dataset: Dataset) -> None:
@@ -89,8 +106,10 @@ def _check_null_label(state: TrainState, dataset: Dataset) -> None:
 class Recorder:
     """Writes what a run leaves behind, each thing at its own interval."""
 
-    def __init__(self, folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watcher) -> None:
-        self.folder, self.state, self.watcher = folder, state, watcher
+    def __init__(
+        self, folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watcher, writer: CheckpointWriter
+    ) -> None:
+        self.folder, self.state, self.watcher, self.writer = folder, state, watcher, writer
         self.config = state.config
         self.shape, self.num_classes = dataset.shape, dataset.num_classes
         earlier = folder.read_metrics()
@@ -119,6 +138,7 @@ class Recorder:
 
     def after(self, step: Step) -> None:
         """See to whatever is due after this step."""
+        self.writer.check()
         config, last = self.config, step.step == self.config.steps
         self.loss_sum += step.loss
         self.steps += 1
@@ -134,7 +154,7 @@ class Recorder:
         if due["preview"]:
             self._preview()
         if due["checkpoint"]:
-            save_checkpoint(self.folder.checkpoints, self.state)
+            self.writer.save()
         self.clock += time.perf_counter() - begun  # images_per_s is the speed of training alone
 
     def check(self, step: Step) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ditlab import disk
 from ditlab.build import build_dataset, build_network, build_process, resolve_device
 from ditlab.config import Config, ExternalData
 from ditlab.diffusion.grids import Grid
@@ -20,7 +23,15 @@ from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import Solver
 from ditlab.errors import ConfigError, InputError
-from ditlab.training.checkpoint import latest_step, load_weights, step_name, verified, write_atomically
+from ditlab.training.checkpoint import (
+    LATEST,
+    latest_step,
+    load_weights,
+    newest_whole,
+    point,
+    step_name,
+    verified,
+)
 
 
 class RunFolder:
@@ -56,16 +67,14 @@ class RunFolder:
             InputError: the file is not a valid configuration; the field is named.
         """
         try:
-            return Config.model_validate(json.loads(self.config_file.read_text()))
+            return Config.model_validate(disk.read_json(self.config_file))
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.config_file} is not valid JSON: {error}") from None
 
     def write_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
         text = config.model_dump_json(indent=2) + "\n"
-        write_atomically(self.config_file, lambda path: path.write_text(text))
+        disk.write_atomically(self.config_file, lambda path: path.write_text(text))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to the metrics."""
@@ -81,27 +90,68 @@ class RunFolder:
             try:
                 line = json.loads(text)
                 int(line["step"]), float(line["seconds"])
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise InputError(f"{self.metrics_file}, line {number}, is damaged: delete that line") from None
             lines.append(line)
         return lines
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only one who writes into this run. The system lets go of it when the process ends, however it does.
+
+        Raises:
+            InputError: another process writes into it.
+        """
+        disk.make_folder(self.path)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def cut(self, step: int) -> None:
-        """Drop metrics, pictures, recordings and checkpoints of later steps than ``step``."""
+        """Drop metrics, pictures, recordings and checkpoints of later steps than ``step``, and what is left unfinished.
+
+        For whoever holds the lock, and has loaded that step's checkpoint.
+        """
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.metrics_file, lambda path: path.write_text(text))
-        for leftover in self.checkpoints.glob(".step-*.tmp"):
-            shutil.rmtree(leftover)
+        disk.write_atomically(self.metrics_file, lambda path: path.write_text(text))
+        if step < 0:
+            disk.discard(self.checkpoints / LATEST)
+        elif self.step != step:
+            point(self.checkpoints, step)
+        unfinished = [*self.path.glob(".config.json.*"), *self.path.glob(".metrics.jsonl.*")]
         for folder in (self.samples, self.probes, self.checkpoints):
+            unfinished += folder.glob(".*")
             for entry in folder.glob("step-*"):
-                if entry.stem > step_name(step):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                if re.fullmatch(r"step-[0-9]{8}", entry.stem) and entry.stem > step_name(step):
+                    disk.remove(entry)
+        for entry in unfinished:
+            disk.remove(entry)
 
     @property
     def step(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
+        """The step of the newest checkpoint, whole or not, or None."""
         return latest_step(self.checkpoints)
+
+    @property
+    def whole_step(self) -> int | None:
+        """The step of the newest checkpoint that is whole, or None without any; its files are read.
+
+        Raises:
+            InputError: every checkpoint is damaged.
+        """
+
+        def look(step: int) -> int:
+            verified(self.checkpoints, step)
+            return step
+
+        return newest_whole(self.checkpoints, look)
 
 
 @dataclass(frozen=True)
@@ -197,22 +247,26 @@ def load(
     Args:
         path: the run's folder, or its name in ``runs/``.
         weights: "ema" for the averaged weights, "raw" for the last ones.
-        step: which checkpoint; None for the newest.
+        step: which checkpoint; None for the newest that is whole.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         InputError: no such run or checkpoint, or one that is damaged or does not fit its configuration.
     """
-    files = {"ema": "ema.safetensors", "raw": "model.safetensors"}
-    if weights not in files:
+    names = {"ema": "ema", "raw": "model"}
+    if weights not in names:
         raise InputError(f"unknown weights {weights!r}; choose 'ema' or 'raw'")
     folder = RunFolder.find(path)
     config = folder.read_config()
-    step = folder.step if step is None else step
-    if step is None:
-        raise InputError(f"{folder.path} has no checkpoint yet; go on with: ditlab train --resume {folder.path}")
     dataset = build_dataset(config)
     network = build_network(config, dataset)
-    load_weights(network, verified(folder.checkpoints, step) / files[weights])
+
+    def take(step: int) -> int:
+        load_weights(network, verified(folder.checkpoints, step), names[weights], config)
+        return step
+
+    taken = newest_whole(folder.checkpoints, take) if step is None else take(step)
+    if taken is None:
+        raise InputError(f"{folder.path} has no checkpoint yet; go on with: ditlab train --resume {folder.path}")
     process = build_process(config, network.to(resolve_device(device))).eval().requires_grad_(False)
-    return Run(folder, config, process, step, dataset.num_classes, dataset.shape)
+    return Run(folder, config, process, taken, dataset.num_classes, dataset.shape)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ditlab.disk import read_json
 from ditlab.errors import InputError
-from ditlab.interop.files import as_weights, read_json, read_safetensors, read_torch
+from ditlab.interop.files import as_weights, read_safetensors, read_torch
 from ditlab.interop.imports import import_checkpoint
 from tests.interop.peers import random_diffusers
 from tests.interop.test_imports import saved, small

@@ -7,15 +7,17 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.metadata import version
 from types import FrameType
+from typing import Any
 
 from ditlab.cli import interop, verbs
 from ditlab.cli.lab import lab
-from ditlab.errors import ConfigError, InputError, Interrupted, TrainingError, printable
+from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a verb; what a person can mend ends in one line instead of a traceback."""
     try:
-        with nullcontext() if verb in SIGNALLED else _terminable():
+        with _warnings_in_one_line(), nullcontext() if verb in SIGNALLED else _terminable():
             return verb(arguments)
     except (InputError, ConfigError) as error:
         return complain(str(error), 2)
@@ -83,6 +85,23 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         if error.filename is None:
             raise
         return complain(f"cannot use {error.filename}: {error.strerror}", 2)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Say which checkpoint was passed over as everything else is said, and not as Python's warnings are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, CheckpointWarning):
+                complain(str(message), 0)
+            else:
+                show(message, category, *rest)
+
+        warnings.showwarning = say
+        yield
 
 
 class _Terminated(KeyboardInterrupt):

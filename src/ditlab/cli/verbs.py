@@ -6,7 +6,6 @@ Results go to stdout, as a table or as one JSON object; everything else goes to 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from ditlab.cli.options import (
     parse_train,
 )
 from ditlab.config import Config, SamplingConfig
+from ditlab.disk import remove, write_atomically
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
@@ -42,7 +42,8 @@ def demo(arguments: Sequence[str]) -> int:
 
     folder = RunFolder(RUNS / "demo")
     if options.fresh and folder.path.exists():
-        shutil.rmtree(folder.path)
+        with folder.locked():  # nobody trains it
+            remove(folder.path)
     started = folder.config_file.exists()
     config = folder.read_config() if started else RECIPES["circles"]()
     if config.data.kind != "circles":
@@ -74,9 +75,9 @@ def train(arguments: Sequence[str]) -> int:
             config = config.model_copy(update={"steps": options.steps})
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
-        if folder.path.exists() and not folder.config_file.exists():
+        if _holds_something(folder.path) and not folder.config_file.exists():
             raise InputError(f"{folder.path} is there already, but is no run: remove it or choose another --name")
-        if folder.path.exists():
+        if folder.config_file.exists():
             raise InputError(
                 f"{folder.path} is there already: go on with ditlab train --resume {folder.path}, "
                 f"or choose another --name"
@@ -116,7 +117,7 @@ def say(message: str) -> None:
 
 def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> None:
     """Train up to ``config.steps``, with progress; a finished run is left as it is."""
-    if resume and folder.step == config.steps:
+    if resume and folder.step == config.steps and folder.whole_step == config.steps:
         say(f"{folder.path} has all its {config.steps} steps already; {again}")
         return
     from ditlab.cli.progress import watching
@@ -126,6 +127,11 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> No
     with watching() as watcher:
         fit(folder, config, watcher, resume=resume)
     say(f"trained {folder.path} in {time.perf_counter() - begun:.0f} s")
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether anything is there but what a run leaves that was stopped before it began."""
+    return path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir()))
 
 
 def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | None]:
@@ -169,7 +175,6 @@ def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
     from ditlab.build import build_drawing
     from ditlab.evaluate import drawn_with
     from ditlab.pictures import save_picture
-    from ditlab.training.checkpoint import write_atomically
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
     settings, guide = _drawing(run, options)

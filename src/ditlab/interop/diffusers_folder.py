@@ -8,9 +8,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ditlab.config import Config, DiTConfig, ExternalData
+from ditlab.disk import read_json
 from ditlab.errors import InputError
 from ditlab.interop.diffusers_scheduler import read_scheduler
-from ditlab.interop.files import as_weights, read_json, read_model_folder, shortened
+from ditlab.interop.files import as_weights, read_model_folder, shortened
 from ditlab.interop.imported import STABLE_DIFFUSION_SCALE, Imported, check_shapes, external_data, ratio
 from ditlab.interop.settings import choice, class_name, number, shown, whole
 from ditlab.networks.embeddings import sincos_positions

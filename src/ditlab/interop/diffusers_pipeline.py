@@ -13,11 +13,11 @@ import torch
 from ditlab.chance import SampleNoise
 from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData
 from ditlab.diffusion.paths import named_betas
+from ditlab.disk import read_json
 from ditlab.errors import InputError
 from ditlab.interop.conventions import DIFFUSERS, expressed
 from ditlab.interop.diffusers_folder import GELU
 from ditlab.interop.diffusers_scheduler import SCHEDULES, TARGETS
-from ditlab.interop.files import read_json
 from ditlab.interop.latents import vae_folder
 from ditlab.interop.settings import whole
 from ditlab.networks.keymaps import diffusers_names, to_theirs, with_own_embedders

@@ -9,8 +9,8 @@ import torch
 
 from ditlab.config import DDPMConfig, GridName, SamplingConfig
 from ditlab.diffusion.paths import named_betas
+from ditlab.disk import read_json
 from ditlab.errors import InputError
-from ditlab.interop.files import read_json
 from ditlab.interop.settings import choice, class_name, number, shown, whole
 
 SCHEDULERS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ditlab.disk import must_be_file, read_json
 from ditlab.errors import InputError
 
 KINDS = (
@@ -47,7 +47,7 @@ def read_torch(path: Path) -> Any:
     Raises:
         InputError: a folder, a damaged file, something else, or a pickle that would run code.
     """
-    _must_be_file(path)
+    must_be_file(path)
     held, sizes = unpacked_size(path), _stored_sizes(path)
     if held > MOST_UNPACKED * path.stat().st_size:
         raise InputError(f"{path} is no checkpoint: {path.stat().st_size} bytes unpack to {held}")
@@ -119,7 +119,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: a folder, a damaged file, or tensors that are no floating-point numbers.
     """
-    _must_be_file(path)
+    must_be_file(path)
     path.open("rb").close()  # without permission this names the file, and the library does not
     try:
         with safe_open(path, framework="pt") as content:
@@ -129,24 +129,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: content.get_tensor(name) for name in kinds}
     except SafetensorError as error:
         raise InputError(f"{path} is no whole safetensors file: {str(error)[:120]}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: there is none, or something else.
-    """
-    _must_be_file(path)
-    try:
-        value = json.loads(path.read_text())
-    except RecursionError:
-        raise InputError(f"{path} is not valid JSON: it is nested too deep") from None
-    except ValueError as error:  # also bytes that are no text, and numbers of thousands of digits
-        raise InputError(f"{path} is not valid JSON: {str(error).split(';')[0][:120]}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object")
-    return value
 
 
 def read_model_folder(folder: Path) -> dict[str, Tensor]:
@@ -225,10 +207,3 @@ def shortened(problems: list[str]) -> str:
     """At most five of them in one line."""
     more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
     return "; ".join(problem[:120] for problem in problems[:5]) + more
-
-
-def _must_be_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, and a file is expected here")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")

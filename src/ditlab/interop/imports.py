@@ -13,7 +13,7 @@ from ditlab.interop.facebook import read_facebook
 from ditlab.interop.imported import Imported
 from ditlab.interop.places import made_whole, must_be_free
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import write_checkpoint
+from ditlab.training.checkpoint import network_facts, write_checkpoint
 
 Format = Literal["facebook-dit", "sit", "diffusers"]
 
@@ -92,5 +92,5 @@ def _write(out: Path, imported: Imported) -> RunFolder:
     with made_whole(out) as path:
         folder = RunFolder(path)
         folder.write_config(imported.config)
-        write_checkpoint(folder.checkpoints, 0, imported.model, imported.ema, {})
+        write_checkpoint(folder.checkpoints, 0, imported.model, imported.ema, {}, network_facts(imported.config))
     return RunFolder(out)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ditlab.config import ExternalData
+from ditlab.disk import read_json
 from ditlab.errors import InputError
-from ditlab.interop.files import read_json
 from ditlab.interop.settings import class_name
 from ditlab.run import Run
 

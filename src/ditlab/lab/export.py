@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from ditlab.disk import write_atomically
 from ditlab.errors import InputError
 from ditlab.lab.api import PAGE, encode
 from ditlab.lab.lens import Lens
 from ditlab.lab.library import Library
 from ditlab.lab.maps import WHOLE
-from ditlab.training.checkpoint import step_name, write_atomically
+from ditlab.training.checkpoint import step_name
 
 INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

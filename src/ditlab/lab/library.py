@@ -39,6 +39,7 @@ class Library:
         self.root = folder if self.several else RunFolder.find(path).path
         self.own = OwnImages()
         self._lenses: OrderedDict[tuple[str, int, str], Lens] = OrderedDict()
+        self._whole: dict[tuple[str, int], int] = {}  # the newest step of a run, and the one to take in its place
         self._lock = threading.Lock()
         if not self.several:
             RunFolder(self.root).read_config()
@@ -73,7 +74,7 @@ class Library:
         """
         folder = self.folder(name)
         steps = saved_steps(folder.checkpoints)
-        step = folder.step if step is None else step
+        step = self._newest(name, folder) if step is None else step
         if step is None or step not in steps:
             raise Missing(f"{folder.path.name} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
         key = (name, step, weights)
@@ -85,6 +86,17 @@ class Library:
             self._lenses.move_to_end(key)
             torch.set_num_threads(THREADS if self._lenses[key].scenes.macs > WORTH_THREADS else 1)
             return self._lenses[key]
+
+    def _newest(self, name: str, folder: RunFolder) -> int | None:
+        """The newest step whose checkpoint is whole: read through once for each new one."""
+        newest = folder.step
+        if newest is None:
+            return None
+        with self._lock:
+            if (name, newest) not in self._whole:
+                whole = folder.whole_step
+                self._whole[name, newest] = newest if whole is None else whole
+            return self._whole[name, newest]
 
     def catalogue(self) -> dict[str, Any]:
         """The runs, a few words about each."""

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ditlab.errors import InputError
+from ditlab import disk
+from ditlab.config import Config
+from ditlab.errors import CheckpointWarning, DamagedCheckpoint, InputError
 from ditlab.training.loop import TrainState
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)  # errors of a file that damage explains
+T = TypeVar("T")
 
 
 def step_name(step: int) -> str:
@@ -30,20 +36,10 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a temporary file beside ``path``, then move it there; on failure nothing is left over."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        write(temporary)
-        _flush(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+# ---- writing
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, as readable as any other; a full disk raises ``OSError`` like anywhere else."""
     try:
         path.touch()
@@ -57,114 +53,57 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def save_checkpoint(folder: Path, state: TrainState) -> Path:
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
     """Write ``folder/step-00002000`` and point ``folder/LATEST`` at it.
 
     The files go into a temporary folder, are flushed to disk and renamed as one: a checkpoint under its name is whole.
+
+    Args:
+        folder: of all checkpoints of a run.
+        step: whose checkpoint.
+        model, ema, optimizer: weights, averaged weights, and what the optimizer remembers.
+        facts: what ``state.json`` says beside the step: plain numbers and text.
     """
-    model, ema = state.network.state_dict(), state.ema.network.state_dict()
-    return write_checkpoint(folder, state.step, model, ema, state.optimizers.state_dict())
-
-
-def write_checkpoint(
-    folder: Path, step: int, model: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Tensor]
-) -> Path:
-    """``save_checkpoint`` of these tensors: weights, averaged weights, and what the optimizer remembers."""
     target = folder / step_name(step)
+
+    def fill(temporary: Path) -> None:
+        for name, tensors in (("model", model), ("ema", ema), ("optimizer", optimizer)):
+            file = temporary / f"{name}.safetensors"
+            if name == "ema" and ema is model:
+                disk.write(file, lambda path: _link(temporary / "model.safetensors", path))
+            else:
+                disk.write(file, lambda path, tensors=tensors: save_tensors(path, tensors))
+        told = json.dumps({**(facts or {}), "step": step, "torch": torch.__version__}, allow_nan=False)
+        disk.write(temporary / "state.json", lambda path: path.write_text(told))
+        files = [temporary / name for name in FILES]
+        manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+        disk.write(temporary / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+
     if not target.exists():
-        temporary = folder / f".{target.name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            _write_files(temporary, step, {"model": model, "ema": ema, "optimizer": optimizer})
-            temporary.replace(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _flush(folder)
-    write_atomically(folder / LATEST, lambda path: path.write_text(target.name + "\n"))
+        disk.write_folder(target, fill)
+    point(folder, step)
     return target
 
 
-def _write_files(folder: Path, step: int, parts: dict[str, dict[str, Tensor]]) -> None:
-    for name, tensors in parts.items():
-        if name == "ema" and tensors is parts["model"]:
-            _link(folder / "model.safetensors", folder / "ema.safetensors")
-        else:
-            save_tensors(folder / f"{name}.safetensors", tensors)
-    (folder / "state.json").write_text(json.dumps({"step": step, "torch": torch.__version__}))
-    files = [folder / name for name in FILES]
-    manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in (*files, folder / MANIFEST, folder):
-        _flush(file)
+def point(folder: Path, step: int) -> None:
+    """Make ``LATEST`` name that step."""
+    disk.write_atomically(folder / LATEST, lambda path: path.write_text(step_name(step) + "\n"))
 
 
-def latest_step(folder: Path) -> int | None:
-    """The step that ``LATEST`` names; where it names none that is there, the newest checkpoint's; or None."""
-    there = saved_steps(folder)
-    with contextlib.suppress(OSError, ValueError):
-        named = int((folder / LATEST).read_text().strip().removeprefix("step-"))
-        if named in there:
-            return named
-    return max(there, default=None)
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, in order."""
-    names = (path.name for path in folder.glob("step-*"))
-    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8}", name))
-
-
-def verified(folder: Path, step: int) -> Path:
-    """The folder of that step's checkpoint, after comparing each of its files with the manifest.
-
-    Raises:
-        InputError: no such checkpoint, or a file that is missing or has changed, by name.
-    """
-    checkpoint = folder / step_name(step)
-    if not checkpoint.is_dir():
-        raise InputError(f"no checkpoint of step {step} in {folder}; there are {saved_steps(folder)}")
-    try:
-        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
-        for name in FILES:
-            file, expected = checkpoint / name, manifest[name]
-            if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-                raise InputError(f"{file} is damaged: its content is not what was saved; use an older checkpoint")
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing from its checkpoint; use an older checkpoint") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{checkpoint / MANIFEST} is damaged; use an older checkpoint") from None
-    return checkpoint
-
-
-def load_weights(network: nn.Module, file: Path) -> None:
-    """Load a network's weights, all of them or none.
-
-    Raises:
-        InputError: the weights do not fit the network; the differences are listed.
-    """
-    tensors, own = load_file(file), network.state_dict()
-    missing = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    extra = [f"unexpected {name}" for name in tensors.keys() - own.keys()]
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
-    ]
-    if problems := sorted([*missing, *extra, *shapes]):
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"{file} does not fit the configuration: {'; '.join(problems[:5])}{more}")
-    network.load_state_dict(tensors)
-
-
-def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
-    """Bring ``state`` to where it was when that step was saved."""
-    checkpoint = verified(folder, step)
-    load_weights(state.network, checkpoint / "model.safetensors")
-    load_weights(state.ema.network, checkpoint / "ema.safetensors")
-    state.optimizers.load_state_dict(load_file(checkpoint / "optimizer.safetensors"))
-    state.step = json.loads((checkpoint / "state.json").read_text())["step"]
+def thin_out(folder: Path, keep_last: int | None, keep_every: int | None) -> None:
+    """Delete all checkpoints but the newest ``keep_last`` (None: all) and those of every ``keep_every`` steps."""
+    if keep_last is None:
+        return
+    for step in saved_steps(folder)[:-keep_last]:
+        if keep_every is None or step % keep_every:
+            disk.remove(folder / step_name(step))
 
 
 def _link(file: Path, other: Path) -> None:
@@ -180,10 +119,228 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+# ---- finding
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, in order."""
+    names = (path.name for path in folder.glob("step-*"))
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
+
+
+def latest_step(folder: Path) -> int | None:
+    """The step that ``LATEST`` names; where it names none that is there, the newest checkpoint's; or None."""
+    there, named = saved_steps(folder), _named(folder)
+    return named if named in there else max(there, default=None)
+
+
+def _named(folder: Path) -> int | None:
+    """The step that ``LATEST`` names, there or not."""
+    with suppress(OSError, ValueError):
+        with (folder / LATEST).open() as stream:
+            text = stream.read(100).strip()
+        if re.fullmatch(r"step-[0-9]{8}", text):
+            return int(text.removeprefix("step-"))
+    return None
+
+
+def newest_whole(folder: Path, look: Callable[[int], T]) -> T | None:
+    """What ``look`` makes of the newest checkpoint that it does not find damaged; None if there is no checkpoint.
+
+    It begins with the one that ``LATEST`` names, goes on with older ones and only then with newer ones. A
+    ``CheckpointWarning`` says what was passed over, and why.
+
+    Args:
+        folder: of the checkpoints.
+        look: takes a step, and raises ``DamagedCheckpoint`` if that one cannot be used.
+
+    Raises:
+        InputError: every checkpoint is damaged; the reasons are given.
+    """
+    reasons: dict[int, str] = {}
+    while True:  # the folder is read anew each time: whoever trains there may add and delete meanwhile
+        there, named = _listed(folder)
+        if there and named is not None and named not in there:
+            reasons[named] = f"{folder / LATEST} names {step_name(named)}, which is not there"
+        left = [step for step in there if step not in reasons]
+        if not left:
+            break
+        step = max(left, key=lambda step: (named not in there or step <= named, step))
+        try:
+            found = look(step)
+        except DamagedCheckpoint as error:
+            reasons[step] = error.reason
+        else:
+            if reasons:
+                warnings.warn(f"{'; '.join(reasons.values())}: step {step} is used instead", CheckpointWarning, 2)
+            return found
+    if named is None:
+        return None
+    why = "; ".join(reasons.values()) or f"{folder / LATEST} names {step_name(named)}, and no checkpoint is there"
+    raise InputError(f"no checkpoint in {folder} can be used: {why}")
+
+
+def _listed(folder: Path) -> tuple[list[int], int | None]:
+    """The steps that are there, and the one that ``LATEST`` names, which whoever trains may have moved meanwhile."""
+    named, there = _named(folder), saved_steps(folder)
+    return there, named if named in there else _named(folder)
+
+
+# ---- reading
+
+
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is damage of that file, unless the system refuses to let us see it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except DamagedCheckpoint:
+        raise
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{file} is missing from its checkpoint") from None
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        raise DamagedCheckpoint(f"{file} is damaged: {error.strerror}") from None
+    except InputError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DamagedCheckpoint(f"{file} is damaged: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+
+
+def verified(folder: Path, step: int) -> Path:
+    """The folder of that step's checkpoint, after comparing each of its files with the manifest.
+
+    Raises:
+        InputError: no such checkpoint.
+        DamagedCheckpoint: a file is missing or has changed; it is named.
+    """
+    checkpoint = folder / step_name(step)
+    if not checkpoint.is_dir():
+        raise InputError(f"no checkpoint of step {step} in {folder}; there are {saved_steps(folder)}")
+    manifest = _read_json(checkpoint / MANIFEST)
+    for name in FILES:
+        expected, file = manifest.get(name), checkpoint / name
+        if not isinstance(expected, dict):
+            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it says nothing of {name}")
+        with _damage(file):
+            size = file.stat().st_size  # looked at first: what is too large is not read
+            if not file.is_file() or size != expected.get("size") or _sha256(file) != expected.get("sha256"):
+                raise DamagedCheckpoint(f"{file} is damaged: its content is not what was saved")
+    return checkpoint
+
+
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """What ``state.json`` says.
+
+    Raises:
+        DamagedCheckpoint: it is of another step, or says nothing that can be read.
+    """
+    facts = _read_json(checkpoint / "state.json")
+    if facts.get("step") != int(checkpoint.name.removeprefix("step-")):
+        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: it is of step {str(facts.get('step'))[:20]}")
+    return facts
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    with _damage(file):
+        if not file.exists():
+            raise FileNotFoundError
+        return disk.read_json(file)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which the library maps into memory once its header makes sense.
+
+    Raises:
+        DamagedCheckpoint: it does not.
+    """
+    with _damage(file):
+        return load_file(file)
+
+
+def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """In what tensors differ from those that are expected, but for their values."""
+    missing = [f"missing {name}" for name in own.keys() - tensors.keys()]
+    extra = [f"unexpected {name}" for name in tensors.keys() - own.keys()]
+    both = [(name, tensors[name], own[name]) for name in own.keys() & tensors.keys()]
+    shapes = [f"{name} is {tuple(a.shape)}, not {tuple(b.shape)}" for name, a, b in both if a.shape != b.shape]
+    kinds = [f"{name} is {a.dtype}, not {b.dtype}" for name, a, b in both if a.dtype != b.dtype]
+    return sorted([*missing, *extra, *shapes, *kinds])
+
+
+def must_fit(file: Path, problems: list[str]) -> None:
+    """Refuse a file that has problems.
+
+    Raises:
+        InputError: it has; the first five are given.
+    """
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(
+            f"{file} does not fit the configuration: {'; '.join(problem[:160] for problem in problems[:5])}{more}"
+        )
+
+
+def network_facts(config: Config) -> dict[str, Any]:
+    """What a checkpoint says about its network: some settings, such as heads, show in the shape of no tensor."""
+    return {"network": config.network.model_dump(mode="json")}
+
+
+def other_network(facts: Mapping[str, Any], config: Config) -> list[str]:
+    """In what the network of a checkpoint, as far as it says, differs from the configuration's."""
+    saved, own = facts.get("network"), network_facts(config)["network"]
+    if not isinstance(saved, dict):
+        return []
+    if saved.get("kind") != own["kind"]:
+        return [f"network is {str(saved.get('kind'))[:20]}, not {own['kind']}"]
+    changed = [name for name in own if name in saved and saved[name] != own[name]]
+    return [f"network.{name} is {str(saved[name])[:40]}, not {own[name]}" for name in changed]
+
+
+def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config) -> None:
+    """Load a network's weights, all of them or none.
+
+    Args:
+        network: built from the configuration.
+        checkpoint: a folder that was verified.
+        name: "model" or "ema".
+        config: what the run's folder says it is.
+
+    Raises:
+        InputError: the weights do not fit the network; the differences are listed.
+        DamagedCheckpoint: they cannot be read.
+    """
+    file = checkpoint / f"{name}.safetensors"
+    told, tensors = other_network(read_facts(checkpoint), config), read_tensors(file)
+    must_fit(file, told + differences(tensors, network.state_dict()))
+    network.load_state_dict(tensors)
+
+
+def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
+    """Bring ``state`` to where it was when that step was saved, in all or, if anything does not fit, in nothing.
+
+    Raises:
+        InputError: it does not fit the configuration or the data.
+        DamagedCheckpoint: it is not what was saved.
+    """
+    checkpoint = verified(folder, step)
+    facts = read_facts(checkpoint)
+    model, ema, optimizer = (read_tensors(checkpoint / name) for name in FILES[:3])
+    own, told = state.network.state_dict(), other_network(facts, state.config)
+    must_fit(checkpoint / FILES[0], told + differences(model, own))
+    must_fit(checkpoint / FILES[1], differences(ema, own))
+    must_fit(checkpoint / FILES[2], state.optimizers.differences(optimizer))
+    try:
+        state.take_facts(facts)
+    except InputError:
+        raise
+    except Exception as error:
+        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {_first_line(error)}") from None
+    state.network.load_state_dict(model)
+    state.ema.network.load_state_dict(ema)
+    state.optimizers.load_state_dict(optimizer)

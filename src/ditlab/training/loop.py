@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ditlab.build import build_network, build_process, resolve_device
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config
 from ditlab.data.datasets import Dataset
+from ditlab.errors import InputError
 from ditlab.training.ema import EMA
 from ditlab.training.memory import use_huge_pages
 from ditlab.training.optim import Optimizers
@@ -37,7 +38,26 @@ class TrainState:
         self.ema = EMA(self.network, config.ema_decay)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
+        self.fingerprint: str | None = getattr(dataset, "fingerprint", None)
         self.step = 0
+
+    def facts(self) -> dict[str, Any]:
+        """What decides how training goes on beside the tensors: plain numbers and text."""
+        return {"step": self.step, "fingerprint": self.fingerprint}
+
+    def take_facts(self, facts: dict[str, Any]) -> None:
+        """Take back what ``facts`` gave.
+
+        Raises:
+            InputError: the data are not those that were trained on; nothing was changed.
+        """
+        then = facts.get("fingerprint")
+        if then != self.fingerprint:
+            raise InputError(
+                f"the data are not those that this run was trained on (their fingerprint was {then} and is "
+                f"{self.fingerprint}): bring those back, or train a new run"
+            )
+        self.step = int(facts["step"])
 
 
 class Step(NamedTuple):

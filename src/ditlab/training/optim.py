@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -22,6 +23,9 @@ def block_matrices(network: nn.Module) -> dict[str, nn.Parameter]:
     inside = ((name, module) for name, module in network.named_modules() if name.startswith("blocks."))
     linear = {f"{name}.weight" for name, module in inside if isinstance(module, nn.Linear)}
     return {name: p for name, p in network.named_parameters() if name in linear and p.requires_grad}
+
+
+ENTRIES = {"muon": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}  # what they keep of a parameter
 
 
 class Optimizers:
@@ -80,12 +84,32 @@ class Optimizers:
             for entry, value in entries.items()
         }
 
+    def differences(self, tensors: dict[str, Tensor]) -> list[str]:
+        """In what a state differs from one that ``load_state_dict`` can take. A parameter may have none at all."""
+        shapes = {
+            f"{kind}/{name}/{entry}": torch.Size() if entry == "step" else p.shape
+            for kind, optimizer in self.members.items()
+            for name, p in zip(self.names[kind], optimizer.param_groups[0]["params"], strict=True)
+            for entry in ENTRIES[kind]
+        }
+        begun = {key.rpartition("/")[0] for key in tensors}
+        kinds = {key.partition("/")[0] for key in tensors}
+        none = [f"no state of {kind}" for kind in self.members if kind not in kinds]
+        missing = [f"missing {key}" for key in shapes if key not in tensors and key.rpartition("/")[0] in begun]
+        extra = [f"unexpected {key}" for key in tensors if key not in shapes]
+        other = [
+            f"{key} is {tuple(tensor.shape)}, not {tuple(shapes[key])}"
+            for key, tensor in tensors.items()
+            if key in shapes and tensor.shape != shapes[key]
+        ]
+        return none + sorted([*missing, *extra, *other])
+
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
         for kind, optimizer in self.members.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
                 owner, name, entry = key.split("/")
-                if owner == kind:
-                    state.setdefault(self.names[kind].index(name), {})[entry] = value
+                if owner == kind:  # copied, so that nothing depends on the file it may be mapped from
+                    state.setdefault(self.names[kind].index(name), {})[entry] = value.clone()
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,146 @@
+"""The one door to the disk for what must outlast a crash, and small JSON read with care."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from ditlab.errors import InputError
+
+Operation = Literal["write", "fsync", "rename", "delete"]
+MOST_JSON = 2**22  # bytes of a JSON file that are read
+
+
+def before(operation: Operation, path: Path) -> None:
+    """Called before each operation on the disk, and does nothing: this is where tests stop the writer."""
+
+
+def write(path: Path, make: Callable[[Path], object]) -> None:
+    """Let ``make`` write the file ``path``."""
+    before("write", path)
+    make(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    before("fsync", path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # fsync does not know the name
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give something on the disk another name in the same folder, for good; a file in its way is replaced."""
+    before("rename", target)
+    source.replace(target)
+    flush(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder. A folder is hidden first, so that nobody ever sees a part of it under its name."""
+    if path.is_dir() and not path.is_symlink():
+        gone = path if path.name.startswith(".") else hidden(path)
+        if gone != path:
+            discard(gone)
+            rename(path, gone)
+        before("delete", gone)
+        shutil.rmtree(gone)
+    else:
+        before("delete", path)
+        path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Delete what is in the way or was not finished, as far as that can be done."""
+    if not path.exists():
+        return
+    before("delete", path)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def hidden(path: Path) -> Path:
+    """The name that something goes by before it is whole, or while it is deleted."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, for good."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    flush(path.parent)
+
+
+def write_atomically(path: Path, make: Callable[[Path], object]) -> None:
+    """Let ``make`` write a hidden file beside ``path``, then move it there; on failure nothing is left over."""
+    make_folder(path.parent)
+    temporary = hidden(path)
+    try:
+        write(temporary, make)
+        flush(temporary)
+        rename(temporary, path)
+    except BaseException:
+        discard(temporary)
+        raise
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` put files into a hidden folder, then move it to ``path``: whole under that name, or not there."""
+    temporary = hidden(path)
+    discard(temporary)
+    make_folder(temporary)
+    try:
+        fill(temporary)
+        for file in sorted(temporary.iterdir()):
+            flush(file)
+        flush(temporary)
+        rename(temporary, path)
+    except BaseException:
+        discard(temporary)
+        raise
+
+
+def must_be_file(path: Path) -> None:
+    """See that there is a file.
+
+    Raises:
+        InputError: there is none, or something else.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and a file is expected here")
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, which may not be large.
+
+    Raises:
+        InputError: there is none, or something else.
+    """
+    must_be_file(path)
+    with path.open("rb") as stream:
+        content = stream.read(MOST_JSON + 1)
+    if len(content) > MOST_JSON:
+        raise InputError(f"{path} is larger than the {MOST_JSON} bytes that such a file can have")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise InputError(f"{path} is not valid JSON: it is nested too deep") from None
+    except ValueError as error:  # also bytes that are no text, and numbers of thousands of digits
+        raise InputError(f"{path} is not valid JSON: {str(error).split(';')[0][:120]}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    return value

@@ -1,0 +1,98 @@
+"""Saving without holding up training: the state is copied, and a thread of its own writes the copy."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditlab.errors import TrainingError
+from ditlab.training.checkpoint import network_facts, thin_out, write_checkpoint
+from ditlab.training.loop import TrainState
+
+
+class CheckpointWriter:
+    """Saves the checkpoints of a training state, one after the other.
+
+    What goes wrong while one is written is raised by the next call of any method, in the thread of the training. As a
+    context manager it waits at the end, whatever the end is.
+
+    Args:
+        folder: of the checkpoints.
+        state: to save; its configuration says how many checkpoints are kept.
+    """
+
+    def __init__(self, folder: Path, state: TrainState) -> None:
+        self.folder, self.state = folder, state
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._copies: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+
+    def save(self) -> None:
+        """Copy the state, and begin to write it once the save before is done."""
+        self.wait()
+        state = self.state
+        self._copy("model", state.network.state_dict())
+        self._copy("ema", state.ema.network.state_dict())
+        self._copy("optimizer", state.optimizers.state_dict())
+        if state.device.type == "cuda":
+            torch.cuda.synchronize(state.device)
+        facts = network_facts(state.config) | state.facts()
+        # A daemon: a second signal ends the process at once, and a checkpoint half written is none.
+        self._thread = threading.Thread(target=self._write, args=(facts,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong in a save that is over.
+
+        Raises:
+            OSError: it could not be written.
+            TrainingError: it was not written, for not all of its numbers were finite.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Wait until everything is on the disk; raise what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()  # what ended training is told; not what became of this
+
+    def _copy(self, part: str, tensors: dict[str, Tensor]) -> None:
+        """Copy tensors to the CPU, into the memory of the last time: touching fresh memory takes longer."""
+        kept = self._copies[part]
+        for name, tensor in tensors.items():
+            if name not in kept:
+                kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            kept[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        try:
+            self._must_be_finite(facts["step"])
+            write_checkpoint(self.folder, facts["step"], **self._copies, facts=facts)
+            thin_out(self.folder, self.state.config.keep_last, self.state.config.keep_every)
+        except BaseException as error:
+            self._error = error
+
+    def _must_be_finite(self, step: int) -> None:
+        for part, tensors in self._copies.items():
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise TrainingError(
+                        f"{name} ({part}) stopped being finite by step {step}, which was not saved: try "
+                        f"--lr {self.state.config.lr / 10:g}; {self.folder} keeps what was saved before"
+                    )
