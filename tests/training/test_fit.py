@@ -207,12 +207,8 @@ def test_a_lost_pointer_is_found_again(run):
     pointer = run / "checkpoints/LATEST"
     for content in ("garbage", "step-00000009", None):
         pointer.unlink() if content is None else pointer.write_text(content)
-        said = (
-            pytest.warns(CheckpointWarning, match="names step-00000009")
-            if content == "step-00000009"
-            else nullcontext()
-        )
-        with said:
+        lost = content == "step-00000009"
+        with pytest.warns(CheckpointWarning, match=f"names {content}") if lost else nullcontext():
             assert ditlab.load(run).step == 6
     (run / "checkpoints/step-foo").mkdir()
     fit(RunFolder(run), tiny("digits", steps=7), Nobody(), resume=True)

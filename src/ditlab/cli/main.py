@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.metadata import version
 from types import FrameType
-from typing import Any
+from typing import TextIO
 
 from ditlab.cli import interop, verbs
 from ditlab.cli.lab import lab
@@ -94,11 +94,18 @@ def _warnings_in_one_line() -> Iterator[None]:
         warnings.simplefilter("always", CheckpointWarning)
         show = warnings.showwarning
 
-        def say(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        def say(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if issubclass(category, CheckpointWarning):
                 complain(str(message), 0)
             else:
-                show(message, category, *rest)
+                show(message, category, filename, lineno, file, line)
 
         warnings.showwarning = say
         yield

@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +80,7 @@ def write_checkpoint(
             if name == "ema" and ema is model:
                 disk.write(file, lambda path: _link(temporary / "model.safetensors", path))
             else:
-                disk.write(file, lambda path, tensors=tensors: save_tensors(path, tensors))
+                disk.write(file, partial(save_tensors, tensors=tensors))
         told = json.dumps({**(facts or {}), "step": step, "torch": torch.__version__}, allow_nan=False)
         disk.write(temporary / "state.json", lambda path: path.write_text(told))
         files = [temporary / name for name in FILES]
@@ -280,10 +281,9 @@ def must_fit(file: Path, problems: list[str]) -> None:
         InputError: it has; the first five are given.
     """
     if problems:
+        first = "; ".join(problem[:160] for problem in problems[:5])
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(
-            f"{file} does not fit the configuration: {'; '.join(problem[:160] for problem in problems[:5])}{more}"
-        )
+        raise InputError(f"{file} does not fit the configuration: {first}{more}")
 
 
 def network_facts(config: Config) -> dict[str, Any]:
