@@ -169,7 +169,11 @@ def newest_whole(folder: Path, look: Callable[[int], T]) -> T | None:
         step = max(left, key=lambda step: (named not in there or step <= named, step))
         try:
             found = look(step)
-        except DamagedCheckpoint as error:
+        except InputError as error:
+            if not (folder / step_name(step)).exists():  # deleted while it was read: there is a newer one
+                continue
+            if not isinstance(error, DamagedCheckpoint):
+                raise
             reasons[step] = error.reason
         else:
             if reasons:
