@@ -93,7 +93,7 @@ def recordings() -> dict[str, float]:
     loop = train(state, dataset)
     shares = []
     with tempfile.TemporaryDirectory() as folder:
-        recorder = Recorder(RunFolder(Path(folder)), state, dataset, None)  # type: ignore[arg-type]
+        recorder = Recorder(RunFolder(Path(folder)), state, dataset, None, int)  # type: ignore[arg-type]
         for _ in range(RECORDINGS):
             begun = time.perf_counter()
             for _ in range(STEPS):

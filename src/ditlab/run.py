@@ -33,6 +33,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.probes = self.path / "probes"
+        self.failures = self.path / "failures"
 
     @classmethod
     def find(cls, name: str | Path) -> RunFolder:
@@ -93,7 +94,7 @@ class RunFolder:
         write_atomically(self.metrics_file, lambda path: path.write_text(text))
         for leftover in self.checkpoints.glob(".step-*.tmp"):
             shutil.rmtree(leftover)
-        for folder in (self.samples, self.probes, self.checkpoints):
+        for folder in (self.samples, self.probes, self.failures, self.checkpoints):
             for entry in folder.glob("step-*"):
                 if entry.stem > step_name(step):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -63,20 +63,27 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
     The files go into a temporary folder, are flushed to disk and renamed as one: a checkpoint under its name is whole.
     """
     model, ema = state.network.state_dict(), state.ema.network.state_dict()
-    return write_checkpoint(folder, state.step, model, ema, state.optimizers.state_dict())
+    return write_checkpoint(folder, state.step, model, ema, state.optimizers.state_dict(), state.facts())
 
 
 def write_checkpoint(
-    folder: Path, step: int, model: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Tensor]
+    folder: Path,
+    step: int,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    facts: dict[str, Any] | None = None,
 ) -> Path:
-    """``save_checkpoint`` of these tensors: weights, averaged weights, and what the optimizer remembers."""
+    """``save_checkpoint`` of these tensors: weights, averaged weights, what the optimizer remembers; and of facts."""
     target = folder / step_name(step)
     if not target.exists():
         temporary = folder / f".{target.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            _write_files(temporary, step, {"model": model, "ema": ema, "optimizer": optimizer})
+            _write_files(
+                temporary, {"step": step} | (facts or {}), {"model": model, "ema": ema, "optimizer": optimizer}
+            )
             temporary.replace(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -86,13 +93,13 @@ def write_checkpoint(
     return target
 
 
-def _write_files(folder: Path, step: int, parts: dict[str, dict[str, Tensor]]) -> None:
+def _write_files(folder: Path, facts: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> None:
     for name, tensors in parts.items():
         if name == "ema" and tensors is parts["model"]:
             _link(folder / "model.safetensors", folder / "ema.safetensors")
         else:
             save_tensors(folder / f"{name}.safetensors", tensors)
-    (folder / "state.json").write_text(json.dumps({"step": step, "torch": torch.__version__}))
+    (folder / "state.json").write_text(json.dumps(facts | {"torch": torch.__version__}))
     files = [folder / name for name in FILES]
     manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -164,7 +171,7 @@ def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
     load_weights(state.network, checkpoint / "model.safetensors")
     load_weights(state.ema.network, checkpoint / "ema.safetensors")
     state.optimizers.load_state_dict(load_file(checkpoint / "optimizer.safetensors"))
-    state.step = json.loads((checkpoint / "state.json").read_text())["step"]
+    state.take_facts(json.loads((checkpoint / "state.json").read_text()))
 
 
 def _link(file: Path, other: Path) -> None:
