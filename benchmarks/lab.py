@@ -96,7 +96,7 @@ def recordings() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         writer = CheckpointWriter(run.checkpoints, state)
-        recorder = Recorder(run, state, dataset, None, writer)  # type: ignore[arg-type]
+        recorder = Recorder(run, state, dataset, None, writer, int)  # type: ignore[arg-type]
         for _ in range(RECORDINGS):
             begun = time.perf_counter()
             for _ in range(STEPS):

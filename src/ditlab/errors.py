@@ -37,8 +37,9 @@ class TrainingError(RuntimeError):
 class Interrupted(Exception):
     """Training was stopped by a signal, after it finished its step and saved it."""
 
-    def __init__(self, signal_number: int, run: str, step: int) -> None:
-        super().__init__(f"stopped and saved at step {step}; go on with: ditlab train --resume {run}")
+    def __init__(self, signal_number: int, run: str, step: int, steps: int) -> None:
+        left = f"; go on with: ditlab train --resume {run}" if step < steps else f", the last one, in {run}"
+        super().__init__(f"stopped and saved at step {step}{left}")
         self.signal_number = signal_number
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -24,7 +21,11 @@ from ditlab.inspection.branches import effective_depth, measure_branches, modula
 from ditlab.pictures import save_picture
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import load_checkpoint, newest_whole, save_tensors, saved_steps, step_name
-from ditlab.training.loop import Step, TrainState, train
+from ditlab.training.failures import save_failure
+from ditlab.training.guard import summary
+from ditlab.training.loop import Step, TrainState, hopeless, train
+from ditlab.training.signals import collected
+from ditlab.training.watchdog import Watchdog
 from ditlab.training.writer import CheckpointWriter
 
 RECORDED_SAMPLES = 32
@@ -40,7 +41,14 @@ class Watcher(Protocol):
         ...
 
     def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
-        """Steps done so far, mean loss and speed since the last call, and an estimate of what is left."""
+        """Steps done so far, mean loss and speed since the last call, and an estimate of what is left.
+
+        The loss is NaN if nothing was learned since the last call.
+        """
+        ...
+
+    def notice(self, message: str) -> None:
+        """Something happened that a person may want to know of."""
         ...
 
 
@@ -50,7 +58,7 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     Raises:
         InputError: the network does not go with the data, there are fewer steps than were already done, another process
             trains this run, or none of its checkpoints can be used.
-        TrainingError: the loss is no longer finite.
+        TrainingError: too many steps in a row could not be learned from, or a worker process died or hangs.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
     if isinstance(config.data, ExternalData):
@@ -63,17 +71,22 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     with folder.locked():
         done = _begin(folder, state, resume)
         watcher.begin(done, config.steps)
-        with _signals() as received, CheckpointWriter(folder.checkpoints, state) as writer:
-            recorder = Recorder(folder, state, dataset, watcher, writer)
+        with (
+            collected() as received,
+            Watchdog(folder.path, config.stall_after) as watchdog,
+            CheckpointWriter(folder.checkpoints, state) as writer,
+        ):
+            recorder = Recorder(folder, state, dataset, watcher, writer, watchdog.beat)
             if state.step == 0:
                 recorder.at_start()
-            for step in train(state, dataset):
-                recorder.after(step)
-                if received and state.step < config.steps:
-                    recorder.check(step)
-                    writer.save()
-                    writer.wait()
-                    raise Interrupted(received[0], str(folder.path), state.step)
+            with closing(train(state, dataset, folder.path)) as steps:
+                for step in steps:
+                    recorder.after(step)
+                    if received:
+                        writer.save()
+                        writer.wait()
+                        raise Interrupted(received[0], str(folder.path), state.step, config.steps)
+        recorder.at_end()
     return state
 
 
@@ -104,19 +117,26 @@ def _check_null_label(state: TrainState, dataset: Dataset) -> None:
 
 
 class Recorder:
-    """Writes what a run leaves behind, each thing at its own interval."""
+    """Writes what a run leaves behind, each thing at its own interval; calls ``beat`` between the things."""
 
     def __init__(
-        self, folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watcher, writer: CheckpointWriter
+        self,
+        folder: RunFolder,
+        state: TrainState,
+        dataset: Dataset,
+        watcher: Watcher,
+        writer: CheckpointWriter,
+        beat: Callable[[], None],
     ) -> None:
-        self.folder, self.state, self.watcher, self.writer = folder, state, watcher, writer
+        self.folder, self.state, self.dataset, self.watcher = folder, state, dataset, watcher
+        self.writer, self.beat = writer, beat
         self.config = state.config
         self.shape, self.num_classes = dataset.shape, dataset.num_classes
         earlier = folder.read_metrics()
         self.seconds = earlier[-1]["seconds"] if earlier else 0.0
         self.clock = time.perf_counter()
         self.loss_sum = torch.zeros((), device=state.device)
-        self.steps = 0
+        self.steps = self.learned = 0  # since the last line
         self.has_gates = bool(modulated_blocks(state.network))
         if self.has_gates:
             self.recorded = self._recording_batch(dataset)
@@ -133,56 +153,70 @@ class Recorder:
     def at_start(self) -> None:
         """Record the network as it was initialised."""
         self.folder.append_metrics({"step": 0, "seconds": 0.0, **self._record()})
+        self.beat()
         self._preview()
+        self.beat()
         self.clock = time.perf_counter()
 
     def after(self, step: Step) -> None:
         """See to whatever is due after this step."""
         self.writer.check()
         config, last = self.config, step.step == self.config.steps
-        self.loss_sum += step.loss
+        self.beat()
         self.steps += 1
+        if step.skipped is None:
+            self.loss_sum += step.loss
+            self.learned += 1
+        else:
+            self._skipped(step)
         due = {
             name: last or step.step % getattr(config, f"{name}_every") == 0
             for name in ("log", "record", "preview", "checkpoint")
         }
-        if any(due.values()):
-            self.check(step)
         if due["log"] or due["record"]:
             self._log(step, due["record"])
+            self.beat()
         begun = time.perf_counter()
         if due["preview"]:
             self._preview()
+            self.beat()
         if due["checkpoint"]:
             self.writer.save()
+            self.beat()
         self.clock += time.perf_counter() - begun  # images_per_s is the speed of training alone
 
-    def check(self, step: Step) -> None:
-        """Refuse to go on, and to save anything, once a loss or a gradient was not finite.
+    def at_end(self) -> None:
+        """Say how many steps were not learned from, if any."""
+        if objections := [line["skipped"] for line in self.folder.read_metrics() if "skipped" in line]:
+            self.watcher.notice(summary(objections))
+
+    def _skipped(self, step: Step) -> None:
+        """Report a step that was not learned from.
 
         Raises:
-            TrainingError: it was; what to try is said.
+            TrainingError: it was one too many; what it was made of is kept.
         """
-        loss, grad_norm = float(self.loss_sum), float(step.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise TrainingError(
-                f"the loss or its gradient stopped being finite by step {step.step}: try --lr {self.config.lr / 10:g}; "
-                f"{self.folder.path} keeps what was saved before"
-            )
+        seconds = self.seconds + time.perf_counter() - self.clock
+        self.folder.append_metrics({"step": step.step, "skipped": step.skipped, "seconds": round(seconds, 3)})
+        self.watcher.notice(f"step {step.step} was not learned from: {step.skipped}")
+        if self.state.guard.gives_up:
+            kept = save_failure(self.folder.failures, self.state, self.dataset, step)
+            raise TrainingError(f"{hopeless(self.state, step.skipped)}; {kept} tells which they were")
 
     def _log(self, step: Step, with_recording: bool) -> None:
-        loss = float(self.loss_sum) / self.steps
+        loss = float(self.loss_sum) / self.learned if self.learned else math.nan
         elapsed = time.perf_counter() - self.clock
         recorded = self._record() if with_recording else {}
         images_per_s = self.steps * self.config.batch_size / elapsed
         self.seconds += elapsed
-        line = {"step": step.step, "loss": loss, "lr": step.lr, "grad_norm": float(step.grad_norm)}
+        figures = {"loss": loss, "lr": step.lr, "grad_norm": float(step.grad_norm)}
+        line = {"step": step.step, **{name: value for name, value in figures.items() if math.isfinite(value)}}
         self.folder.append_metrics(
             {**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded}
         )
         seconds_left = (self.config.steps - step.step) * elapsed / self.steps
         self.watcher.progress(step.step, loss, images_per_s, seconds_left)
-        self.clock, self.steps = time.perf_counter(), 0
+        self.clock, self.steps, self.learned = time.perf_counter(), 0, 0
         self.loss_sum.zero_()
 
     def _record(self) -> dict[str, Any]:
@@ -212,28 +246,3 @@ def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) 
     cond = None if num_classes is None else {"label": torch.arange(n) % num_classes}
     samples = process.sample(n, shape, cond=cond, **build_drawing(sampling, process, guided=cond is not None))
     return samples, None if num_classes is None else min(num_classes, 10)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying; the second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python delivers no signals
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def collect(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, collect)
-    try:
-        yield received
-    finally:
-        restore()

@@ -44,6 +44,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.probes = self.path / "probes"
+        self.failures = self.path / "failures"
 
     @classmethod
     def find(cls, name: str | Path) -> RunFolder:
@@ -126,7 +127,7 @@ class RunFolder:
         elif self.step != step:
             point(self.checkpoints, step)
         unfinished = [*self.path.glob(".config.json.*"), *self.path.glob(".metrics.jsonl.*")]
-        for folder in (self.samples, self.probes, self.checkpoints):
+        for folder in (self.samples, self.probes, self.failures, self.checkpoints):
             unfinished += folder.glob(".*")
             for entry in folder.glob("step-*"):
                 if re.fullmatch(r"step-[0-9]{8}", entry.stem) and entry.stem > step_name(step):

@@ -20,6 +20,9 @@ RUNS = {
 
 
 class Quiet:
+    def notice(self, message):
+        pass
+
     def begin(self, done, steps):
         pass
 

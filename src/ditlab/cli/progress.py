@@ -29,6 +29,10 @@ class Bar:
         """Show where training is."""
         self.bar.update(self.task, completed=step, report=_report(loss, images_per_s, seconds_left))
 
+    def notice(self, message: str) -> None:
+        """Print a line above the bar."""
+        self.bar.console.print(message, markup=False, highlight=False)
+
 
 class Lines:
     """A line every few seconds, and one for the last step."""
@@ -44,6 +48,10 @@ class Lines:
         if time.monotonic() - self.last >= LINE_EVERY or step == self.steps:
             self.last = time.monotonic()
             print(f"step {step}/{self.steps}  {_report(loss, images_per_s, seconds_left)}", file=sys.stderr, flush=True)
+
+    def notice(self, message: str) -> None:
+        """Print a line."""
+        print(message, file=sys.stderr, flush=True)
 
 
 def _report(loss: float, images_per_s: float, seconds_left: float) -> str:

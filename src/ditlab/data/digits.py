@@ -8,8 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 
@@ -23,6 +21,9 @@ class LabelledImages(NamedTuple):
 @cache
 def digit_halves() -> tuple[LabelledImages, LabelledImages]:
     """Half A (898 images, for generators) and half B (899, for judges): disjoint, fixed, alike in labels."""
+    from sklearn.datasets import load_digits  # takes longer to import than all else that a worker process needs
+    from sklearn.model_selection import train_test_split
+
     source = load_digits()
     images = torch.from_numpy((source.images / 8 - 1).astype(np.float32))[:, None]
     labels = torch.from_numpy(source.target.astype(np.int64))

@@ -103,6 +103,10 @@ class MeanFlow(Process):
         length[: self.still(n)] = 0
         return Interval(t, length)
 
+    def draw_times(self, n: int, generator: torch.Generator | None, device: torch.device | str) -> Float[Tensor, "n 2"]:
+        """What ``losses`` begins by drawing: ``intervals``, as columns (t, t − r)."""
+        return torch.stack(self.intervals(n, generator, device), 1)
+
     def still(self, n: int) -> int:
         """How many of n samples have r = t."""
         return round(self.flow_share * n)
@@ -112,14 +116,18 @@ class MeanFlow(Process):
         x0: Float[Tensor, "B ..."],
         cond: Condition | None = None,
         generator: torch.Generator | None = None,
-        t: Float[Tensor, " B"] | None = None,
+        t: Float[Tensor, "B ..."] | None = None,
     ) -> Float[Tensor, " B"]:
         """Weighted mean squared error of the average velocity, one per sample, over random intervals.
 
-        With ``t`` given, all intervals have length 0: the loss is flow matching's, weighted.
+        With ``t`` (B,) given, all intervals have length 0: the loss is flow matching's, weighted. With ``t`` (B, 2)
+        given they are those, as ``draw_times`` gives them: the first ``flow_share`` have length 0.
         """
-        drawn = self.intervals(len(x0), generator, x0.device) if t is None else Interval(t, torch.zeros_like(t))
-        still = self.still(len(x0)) if t is None else len(x0)
+        if t is None:
+            drawn = self.intervals(len(x0), generator, x0.device)
+        else:
+            drawn = Interval(*t.unbind(1)) if t.dim() == 2 else Interval(t, torch.zeros_like(t))
+        still = len(x0) if t is not None and t.dim() == 1 else self.still(len(x0))
         t, length = (value.to(x0.dtype) for value in drawn)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         cond = self.drop(cond, generator)

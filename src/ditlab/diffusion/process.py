@@ -80,6 +80,12 @@ class Process(nn.Module):
         c = self.path(self.as_time(t))
         return match(c.a, x0) * x0 + match(c.s, x0) * noise
 
+    def draw_times(
+        self, n: int, generator: torch.Generator | None, device: torch.device | str
+    ) -> Float[Tensor, "n ..."]:
+        """The times (n,) that ``losses`` begins by drawing; given as its ``t`` they change nothing of what follows."""
+        return self.times(n, generator, device)
+
     def losses(
         self,
         x0: Float[Tensor, "B ..."],
@@ -88,7 +94,7 @@ class Process(nn.Module):
         t: Tensor | None = None,
     ) -> Float[Tensor, " B"]:
         """Mean squared error of the prediction, one per sample; at random times unless ``t`` is given."""
-        t = self.times(len(x0), generator, x0.device) if t is None else self.as_time(t)
+        t = self.draw_times(len(x0), generator, x0.device) if t is None else self.as_time(t)
         t = t.to(x0.dtype)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         cond = self.drop(cond, generator)

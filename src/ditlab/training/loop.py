@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 from ditlab.build import build_network, build_process, resolve_device
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config
-from ditlab.data.datasets import Dataset
-from ditlab.errors import InputError
+from ditlab.data.datasets import Batch, Dataset
+from ditlab.errors import InputError, TrainingError
 from ditlab.training.ema import EMA
+from ditlab.training.guard import Guard
+from ditlab.training.loader import batches
 from ditlab.training.memory import use_huge_pages
 from ditlab.training.optim import Optimizers
 
@@ -21,7 +25,7 @@ SETTLED = 5  # steps after which the process has all the memory that a step need
 
 
 class TrainState:
-    """Everything that decides how training goes on: weights, their average, the optimizers and the step.
+    """Everything that decides how training goes on: weights, their average, the optimizers, the guard and the step.
 
     Args:
         config: with a resolved precision ("fp32" or "bf16").
@@ -38,15 +42,16 @@ class TrainState:
         self.ema = EMA(self.network, config.ema_decay)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
+        self.guard = Guard(config.spike_factor, config.bad_steps)
         self.fingerprint: str | None = getattr(dataset, "fingerprint", None)
         self.step = 0
 
     def facts(self) -> dict[str, Any]:
         """What decides how training goes on beside the tensors: plain numbers and text."""
-        return {"step": self.step, "fingerprint": self.fingerprint}
+        return {"step": self.step, "fingerprint": self.fingerprint, "guard": self.guard.facts()}
 
     def take_facts(self, facts: dict[str, Any]) -> None:
-        """Take back what ``facts`` gave.
+        """Take back what ``facts`` gave; runs of before the guard have none of its numbers.
 
         Raises:
             InputError: the data are not those that were trained on; nothing was changed.
@@ -57,38 +62,95 @@ class TrainState:
                 f"the data are not those that this run was trained on (their fingerprint was {then} and is "
                 f"{self.fingerprint}): bring those back, or train a new run"
             )
+        if "guard" in facts:
+            self.guard.take_facts(facts["guard"])
         self.step = int(facts["step"])
 
 
 class Step(NamedTuple):
-    """What one step leaves behind. ``loss`` and ``grad_norm`` are still on the device: reading them waits for it."""
+    """What one step leaves behind; ``loss`` and ``grad_norm`` are scalars on the device.
+
+    ``skipped`` says why the step was not learned from: the weights, their average and the optimizers are as before it.
+    """
 
     step: int  # steps done, from 1
     loss: Tensor
     grad_norm: Tensor
     lr: float
+    skipped: str | None = None
 
 
-def train(state: TrainState, dataset: Dataset) -> Iterator[Step]:
+def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Generator[Step, None, None]:
     """Take optimizer steps until ``config.steps``; yield after each, with ``state`` up to date.
 
     The randomness of a step is a function of (seed, step), and its data of (seed, samples seen): a run that goes on
-    from a saved state draws what the uninterrupted one would have drawn.
+    from a saved state draws what the uninterrupted one would have drawn. Close the iterator if it is left early:
+    there may be worker processes to end.
+
+    Args:
+        state: where to begin.
+        dataset: what to learn from.
+        folder: where a worker process that hangs leaves its stacks.
+
+    Raises:
+        TrainingError: ``config.bad_steps`` steps in a row could not be learned from, or the workers failed.
     """
     config, device, begun = state.config, state.device, state.step
     state.process.train()
-    while state.step < config.steps:
-        x0, cond = dataset.batch(config.seed, state.step * config.batch_size, config.batch_size)
-        x0, cond = x0.to(device), {name: value.to(device) for name, value in cond.items()}
-        generator = generator_for(config.seed, "train", state.step, 0, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with closing(batches(dataset, config, begun, folder)) as prepared:
+        for batch in prepared:
+            loss = _backward(state, batch)
+            grad_norm = nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True)
+            figures = loss.item(), grad_norm.item()  # waits for the device
+            skipped = state.guard.objection(*figures)
+            state.guard.note(figures[0], skipped)
+            lr = state.optimizers.lr(state.step)
+            state.step += 1
+            if skipped is None:
+                state.optimizers.step(state.step - 1)
+                state.ema.update(state.step)
+            if state.step == begun + SETTLED and device.type == "cpu":
+                use_huge_pages()
+            yield Step(state.step, loss, grad_norm, lr, skipped)
+            if state.guard.gives_up:
+                raise TrainingError(hopeless(state, skipped))
+
+
+def _backward(state: TrainState, batch: Batch) -> Tensor:
+    """Gradients of the mean loss of a batch, part by part; the loss, detached."""
+    precision, generator, count = state.config.precision, draws(state, state.step), state.config.accumulate
+    state.optimizers.zero_grad()
+    losses = []
+    for x0, cond in parts(state, batch):
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = state.process.loss(x0, cond, generator=generator)
-        state.optimizers.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True)
-        lr = state.optimizers.step(state.step)
-        state.step += 1
-        state.ema.update(state.step)
-        if state.step == begun + SETTLED and device.type == "cpu":
-            use_huge_pages()
-        yield Step(state.step, loss.detach(), grad_norm, lr)
+        (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return losses[0] if count == 1 else torch.stack(losses).mean()
+
+
+def draws(state: TrainState, step: int) -> torch.Generator:
+    """The generator of the step that follows after ``step``; it goes on from part to part of the batch."""
+    return generator_for(state.config.seed, "train", step, 0, device=state.device)
+
+
+def parts(state: TrainState, batch: Batch) -> Iterator[Batch]:
+    """The ``config.accumulate`` parts that a batch is run in, on the device."""
+    size = state.config.batch_size // state.config.accumulate
+    for first in range(0, state.config.batch_size, size):
+        cut = slice(first, first + size)
+        cond = {name: value[cut].to(state.device) for name, value in batch.cond.items()}
+        yield Batch(batch.x0[cut].to(state.device), cond)
+
+
+def hopeless(state: TrainState, last: str | None) -> str:
+    """The message that ends a training of which too many steps in a row could not be learned from."""
+    count = state.guard.in_a_row
+    steps = f"step {state.step}" if count == 1 else f"{count} steps in a row up to step {state.step}"
+    return f"{steps} could not be learned from ({last}): {advice(state.config)}"
+
+
+def advice(config: Config) -> str:
+    """What to try when training runs away."""
+    precision = " or --precision fp32" if config.precision == "bf16" else ""
+    return f"try --lr {config.lr / 10:g}{precision}, or look for broken samples in the data"

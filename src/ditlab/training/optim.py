@@ -61,14 +61,19 @@ class Optimizers:
         self.peaks["adamw"] = config.lr
         self.names["adamw"] = list(parameters)
 
-    def step(self, step: int) -> float:
-        """Move the parameters; return the learning rate of AdamW at this step, counted from 0."""
-        factor = learning_rate_factor(step, self.config.steps, self.config.warmup_steps)
+    def lr(self, step: int) -> float:
+        """The learning rate of AdamW at this step, counted from 0."""
+        return self._factor(step) * self.config.lr
+
+    def step(self, step: int) -> None:
+        """Move the parameters, at the learning rates of this step, counted from 0."""
         for name, optimizer in self.members.items():
             for group in optimizer.param_groups:
-                group["lr"] = factor * self.peaks[name]
+                group["lr"] = self._factor(step) * self.peaks[name]
             optimizer.step()
-        return factor * self.config.lr
+
+    def _factor(self, step: int) -> float:
+        return learning_rate_factor(step, self.config.steps, self.config.warmup_steps)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditlab.errors import TrainingError
 from ditlab.training.checkpoint import network_facts, thin_out, write_checkpoint
-from ditlab.training.loop import TrainState
+from ditlab.training.loop import TrainState, advice
 
 
 class CheckpointWriter:
@@ -93,6 +93,6 @@ class CheckpointWriter:
             for name, tensor in tensors.items():
                 if not tensor.isfinite().all():
                     raise TrainingError(
-                        f"{name} ({part}) stopped being finite by step {step}, which was not saved: try "
-                        f"--lr {self.state.config.lr / 10:g}; {self.folder} keeps what was saved before"
+                        f"{name} ({part}) stopped being finite by step {step}, which was not saved: "
+                        f"{advice(self.state.config)}; {self.folder} keeps what was saved before"
                     )

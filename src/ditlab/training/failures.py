@@ -1,0 +1,82 @@
+"""What a step that could not be learned from was made of, kept for a look."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ditlab.data.datasets import Batch, Dataset
+from ditlab.disk import write_atomically
+from ditlab.training.checkpoint import save_tensors, step_name
+from ditlab.training.loop import Step, TrainState, draws, parts
+
+SMALL = 2**24  # bytes of x0 that are kept
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """Data that can say which sample is which."""
+
+    def indices(self, seed: int, position: int, size: int) -> Tensor:
+        """The numbers of the samples that ``batch`` gives for the same arguments."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Where the sample of that number comes from, such as a file."""
+        ...
+
+
+def save_failure(folder: Path, state: TrainState, dataset: Dataset, step: Step) -> Path:
+    """Write ``folder/step-00002000.json`` and ``.safetensors`` about a step that was skipped; return the first.
+
+    Both hold, for each sample, its position in the order of the data, its time t and its loss, drawn and computed as in
+    the step, and its label, number and name where the data have such; the second also x0, where it is small.
+    """
+    config, done = state.config, step.step - 1
+    position, size = done * config.batch_size, config.batch_size
+    batch = dataset.batch(config.seed, position, size)
+    t, losses = _recomputed(state, batch, done)
+    tensors = {"position": torch.arange(position, position + size), "t": t.cpu(), "loss": losses.float().cpu()}
+    tensors |= {name: value for name, value in batch.cond.items() if value.dim() == 1}
+    if isinstance(dataset, Listed):
+        tensors["index"] = dataset.indices(config.seed, position, size)
+    columns: dict[str, list[Any]] = {name: _plain(value.tolist()) for name, value in tensors.items()}
+    if isinstance(dataset, Listed):
+        columns["name"] = [dataset.name(index) for index in columns["index"]]
+    if batch.x0.numel() * batch.x0.element_size() <= SMALL:
+        tensors["x0"] = batch.x0
+    about = {
+        "step": step.step,
+        "skipped": step.skipped,
+        "loss": _plain(float(step.loss)),
+        "grad_norm": _plain(float(step.grad_norm)),
+        "running_mean": state.guard.mean,
+        "samples": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+    }
+    path = folder / f"{step_name(step.step)}.json"
+    write_atomically(path.with_suffix(".safetensors"), lambda file: save_tensors(file, tensors))
+    write_atomically(path, lambda file: file.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n"))
+    return path
+
+
+@torch.no_grad()
+def _recomputed(state: TrainState, batch: Batch, done: int) -> tuple[Tensor, Tensor]:
+    """The times and the losses of a batch's samples, as the step after ``done`` draws them."""
+    generator, times, losses = draws(state, done), [], []
+    for x0, cond in parts(state, batch):
+        times.append(state.process.draw_times(len(x0), generator, x0.device))
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=state.config.precision == "bf16"):
+            losses.append(state.process.losses(x0, cond, generator=generator, t=times[-1]))
+    return torch.cat(times), torch.cat(losses)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON has, and words for those that it has not."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

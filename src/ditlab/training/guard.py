@@ -1,0 +1,71 @@
+"""Which steps are learned from: none whose loss or gradient is not finite, and none whose loss is a spike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+SETTLED = 100  # steps learned from before a loss can be called a spike
+DECAY = 0.99  # a step, of the running mean
+
+
+class Guard:
+    """Looks at each step before the optimizer does, and counts those in a row that cannot be learned from.
+
+    Its state is plain numbers: the running mean of |loss| over the steps learned from (a plain mean at first, then an
+    exponential one), how many those were, and how many were not, in a row, up to now.
+
+    Args:
+        spike_factor: a loss this many times the running mean is a spike.
+        bad_steps: so many steps in a row that were not learned from are too many.
+    """
+
+    def __init__(self, spike_factor: float, bad_steps: int) -> None:
+        self.spike_factor, self.bad_steps = spike_factor, bad_steps
+        self.mean = 0.0
+        self.learned = 0
+        self.in_a_row = 0
+
+    def objection(self, loss: float, grad_norm: float) -> str | None:
+        """Why not to learn from a step with this loss and norm of the gradient; None if it may be learned from.
+
+        It depends on these numbers and on the guard's own: processes that see the same ones agree.
+        """
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+        if self.learned >= SETTLED and self.mean > 0 and loss > self.spike_factor * self.mean:
+            return f"spike: loss {loss:.4g} is {loss / self.mean:.3g} times its running mean {self.mean:.4g}"
+        return None
+
+    def note(self, loss: float, objection: str | None) -> None:
+        """Remember how a step went."""
+        if objection is not None:
+            self.in_a_row += 1
+            return
+        self.in_a_row = 0
+        self.mean += max(1 - DECAY, 1 / (self.learned + 1)) * (abs(loss) - self.mean)
+        self.learned += 1
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether too many steps in a row could not be learned from."""
+        return self.in_a_row >= self.bad_steps
+
+    def facts(self) -> dict[str, Any]:
+        """The guard's numbers, for JSON."""
+        return {"mean": self.mean, "learned": self.learned, "in_a_row": self.in_a_row}
+
+    def take_facts(self, facts: dict[str, Any]) -> None:
+        """Go on with the numbers that ``facts`` gave."""
+        self.mean = float(facts["mean"])
+        self.learned, self.in_a_row = int(facts["learned"]), int(facts["in_a_row"])
+
+
+def summary(objections: list[str]) -> str:
+    """A line about the steps that were not learned from, by kind."""
+    spikes = sum(objection.startswith("spike") for objection in objections)
+    kinds = [f"{spikes} spike{'s' * (spikes > 1)}"] if spikes else []
+    kinds += [f"{len(objections) - spikes} not finite"] if spikes < len(objections) else []
+    steps = "1 step was" if len(objections) == 1 else f"{len(objections)} steps were"
+    return f"{steps} not learned from ({', '.join(kinds)}): see metrics.jsonl"

@@ -1,0 +1,54 @@
+"""Where everyone stands, for a look at what hangs: the stacks of all threads, here and in the worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+STACKS = "stalled.txt"
+_SCRATCH = ".stacks.txt"  # the workers' own, open for the case that they are asked
+_WORKER = "ditlab worker"
+_ANSWER = 0.5  # seconds that workers are given to write their stacks
+
+
+def workers() -> list[BaseProcess]:
+    """The worker processes that are alive."""
+    return [process for process in multiprocessing.active_children() if process.name.startswith(_WORKER)]
+
+
+def call_worker(process: BaseProcess) -> None:
+    """Name a new process so that ``workers`` knows it."""
+    process.name = f"{_WORKER} {process.pid}"
+
+
+def answer_in(folder: Path) -> None:
+    """In a worker: write the stacks of all threads when asked for by SIGUSR1, even if one holds the interpreter."""
+    stream = (folder / _SCRATCH).open("a")  # stays open as long as the process lives
+    faulthandler.register(signal.SIGUSR1, stream)
+
+
+def clear(folder: Path) -> None:
+    """Take away what workers had open."""
+    (folder / _SCRATCH).unlink(missing_ok=True)
+
+
+def write_stacks(folder: Path, headline: str) -> Path:
+    """Write the stacks of this process and of its workers into ``folder/stalled.txt``; return that file."""
+    file = folder / STACKS
+    with file.open("w") as stream:
+        print(headline, "\n\ntraining process:", sep="", file=stream, flush=True)
+        faulthandler.dump_traceback(stream)
+        if asked := workers():
+            for process in asked:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, signal.SIGUSR1)
+            time.sleep(_ANSWER)
+            with contextlib.suppress(FileNotFoundError):
+                print("\nworker processes:\n", (folder / _SCRATCH).read_text(), sep="", file=stream)
+    return file
