@@ -31,10 +31,11 @@ def test_the_last_block_may_be_short_anywhere():
     assert where == {0, 1, 2}
 
 
-@pytest.mark.parametrize("size", [WINDOW, WINDOW + 77])
-def test_a_cut_at_every_position_changes_nothing(size):
+@pytest.mark.parametrize("size", [898, WINDOW, WINDOW + 77])
+def test_a_cut_at_any_position_changes_nothing(size):
     whole = sample_order(2, 0, 2 * size, size).tolist()
-    for position in range(0, 2 * size - 3):
+    around = [range(border - 300, border + 300) for border in (size // 2, size, size + size // 2)]
+    for position in [*range(0, 2 * size - 3, 1 + size // 10_000), *(p for near in around for p in near)]:
         assert sample_order(2, position, 3, size).tolist() == whole[position : position + 3]
 
 

@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "import": (interop.import_, "make a run of a published checkpoint"),
     "export": (interop.export, "write a run's network as others read it"),
 }
-SIGNALLED = (verbs.demo, verbs.train, lab)  # they take signals themselves
+SIGNALLED = (lab,)  # it takes signals itself; training takes them too, while it can save
 
 
 def usage() -> str:
@@ -117,9 +117,10 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM be raised where Python is; training and the lab have handlers of their own."""
+    """Let SIGTERM be raised where Python is; a second one ends the process."""
 
-    def stop(_: int, __: FrameType | None) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
         raise _Terminated
 
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python delivers no signals

@@ -24,6 +24,7 @@ from ditlab.errors import ConfigError, InputError, TrainingError
 from ditlab.training import signals, stacks
 
 AHEAD = 2  # batches a worker prepares ahead
+STARTING = 60.0  # seconds more that workers have for the first batch: each imports torch, perhaps all on one core
 
 _dataset: Dataset  # in a worker
 _seed: int
@@ -41,7 +42,7 @@ def batches(dataset: Dataset, config: Config, begin: int, folder: Path | None = 
 
     Raises:
         InputError, ConfigError, OSError: as the dataset raised it.
-        TrainingError: a worker died, hangs for more than ``stall_after`` seconds, or failed otherwise.
+        TrainingError: a worker died, gave nothing for ``stall_after`` seconds, or failed otherwise.
     """
     if config.workers == 0:
         for step in range(begin, config.steps):
@@ -69,6 +70,7 @@ class Workers:
     def __init__(self, dataset: Dataset, config: Config, folder: Path | None) -> None:
         self.config, self.folder = config, folder
         self.processes: list[BaseProcess] = []
+        self.starting = STARTING
         arguments = (dataset, config.seed, config.batch_size, folder)
         self.pool = ProcessPoolExecutor(
             config.workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=arguments
@@ -90,7 +92,7 @@ class Workers:
         """The batch, once it is there."""
         limit = self.config.stall_after
         try:
-            return promise.result(min(limit, threading.TIMEOUT_MAX))
+            batch = promise.result(min(limit + self.starting, threading.TIMEOUT_MAX))
         except TimeoutError:
             message = f"no batch came from the worker processes for {limit:g} s"
             where = "" if self.folder is None else f": {stacks.write_stacks(self.folder, message)} shows where they are"
@@ -100,6 +102,8 @@ class Workers:
                 f"a worker process died while it prepared batches, perhaps for want of memory: try --workers "
                 f"{self.config.workers // 2}, or a smaller --batch-size"
             ) from None
+        self.starting = 0.0
+        return batch
 
     def close(self, *, at_once: bool) -> None:
         """End the processes, without waiting for what they are at if ``at_once``: they only read."""
