@@ -16,7 +16,7 @@ import torch
 from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config, ExternalData
-from ditlab.data.datasets import Dataset
+from ditlab.data.datasets import Dataset, Prepared
 from ditlab.diffusion.process import Process
 from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
@@ -42,11 +42,21 @@ class Watcher(Protocol):
         ...
 
 
+@runtime_checkable
+class PreparationWatcher(Protocol):
+    """Someone who is shown the progress of data that are made ready, too."""
+
+    def preparing(self, done: int, total: int) -> None:
+        """So many of so many files are done."""
+        ...
+
+
 def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = False) -> TrainState:
     """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
 
     Raises:
-        InputError: the network does not go with the data, or there are fewer steps than were already done.
+        InputError: the network does not go with the data, the data are gone or too many of them cannot be used, or
+            there are fewer steps than were already done.
         TrainingError: the loss is no longer finite.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
@@ -56,6 +66,9 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     dataset = build_dataset(config)
     state = TrainState(config, dataset)
     _check_null_label(state, dataset)
+    if isinstance(dataset, Prepared):
+        shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
+        dataset.prepare(folder.quarantine_file, shown)
     done = folder.step if resume else None
     if done is not None:
         if config.steps < done:

@@ -33,6 +33,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.probes = self.path / "probes"
+        self.quarantine_file = self.path / "quarantine.jsonl"
 
     @classmethod
     def find(cls, name: str | Path) -> RunFolder:
@@ -97,6 +98,11 @@ class RunFolder:
             for entry in folder.glob("step-*"):
                 if entry.stem > step_name(step):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is nothing here but the list of images for which training was refused."""
+        return self.path.is_dir() and {entry.name for entry in self.path.iterdir()} == {self.quarantine_file.name}
 
     @property
     def step(self) -> int | None:

@@ -24,7 +24,7 @@ from ditlab.cli.options import (
     parse_train,
 )
 from ditlab.config import Config, SamplingConfig
-from ditlab.errors import InputError
+from ditlab.errors import InputError, printable
 from ditlab.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def train(arguments: Sequence[str]) -> int:
     from ditlab.run import RunFolder
 
     if isinstance(options, TrainOptions) and options.dry_run:
+        _announce(options)
         from ditlab.estimate import estimate
 
         report(estimate(options.config), options.as_json)
@@ -74,13 +75,14 @@ def train(arguments: Sequence[str]) -> int:
             config = config.model_copy(update={"steps": options.steps})
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
-        if folder.path.exists() and not folder.config_file.exists():
+        if folder.path.exists() and not folder.config_file.exists() and not folder.refused:
             raise InputError(f"{folder.path} is there already, but is no run: remove it or choose another --name")
-        if folder.path.exists():
+        if folder.config_file.exists():
             raise InputError(
                 f"{folder.path} is there already: go on with ditlab train --resume {folder.path}, "
                 f"or choose another --name"
             )
+        _announce(options)
     _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further")
     report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
     say(f"\nNext: ditlab sample {folder.path}, ditlab eval {folder.path}")
@@ -107,6 +109,33 @@ def evaluate(arguments: Sequence[str]) -> int:
     run = load(options.run, weights=options.weights, device=options.device)
     report(_measure(run, options), options.as_json)
     return 0
+
+
+def _announce(options: TrainOptions) -> None:
+    """Say what was seen of a person's own images, and what was chosen for them."""
+    if options.survey is None:
+        return
+    from ditlab.estimate import estimate
+
+    seen, config = options.survey, options.config
+    data, network = config.data, config.network
+    assert data.kind == "images"
+    size = f"{data.image_size[0]}×{data.image_size[-1]}"
+    grey = "grey" if data.channels == 1 else "colour"
+    classes = "without labels" if data.classes is None else f"in {len(data.classes):,} classes"
+    captions = f", {seen.captions:,} with captions, which are not used yet" if seen.captions else ""
+    other = f"; {seen.other:,} other files are left out" if seen.other else ""
+    bad = f"; {seen.rejected:,} cannot be read" if seen.rejected else ""
+    cut = f" on patches of {network.patch_size}×{network.patch_size}" if network.kind == "dit" else ""
+    epochs = config.steps * config.batch_size / seen.count
+    parameters = estimate(config)["parameters"]
+    say(printable(f"{seen.count:,} {grey} images of {size} {classes}{captions}{bad}{other}"))
+    for note in seen.notes:
+        say(printable(f"note: {note}"))
+    say(
+        f"a {network.kind} of {parameters:,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
+        f"which is each image {epochs:.1f} times; ditlab train images --help tells how to choose otherwise"
+    )
 
 
 def say(message: str) -> None:
