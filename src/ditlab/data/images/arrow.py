@@ -6,6 +6,8 @@ used, and decoded as those of any file are; no code that comes with data is run.
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "ti
 LABELS = ("label", "labels", "cls", "class", "fine_label")
 CAPTIONS = ("text", "caption", "txt")
 NAMES = ("__key__", "file_name")
+PATIENCE = 10.0  # seconds for the Hub to answer
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Table:
@@ -93,20 +97,26 @@ def _load(location: str, kind: str, files: Sequence[str]) -> Any:
     """All rows, of the split "train" where there are several."""
     try:
         import datasets
+        import huggingface_hub
     except ImportError:
-        where = f"there is no folder {location}, and the Hub" if kind == "hub" else f"a {kind} file"
-        raise InputError(f"{where} is read by Hugging Face's datasets: pip install 'ditlab[data]'") from None
-    cache = str(cache_folder() / "arrow")
+        what = f"there is no folder {location}, and the Hub" if kind == "hub" else location
+        raise InputError(f"{what} is read by Hugging Face's datasets: pip install 'ditlab[data]'") from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    cache = cache_folder() / "arrow"
     try:
         if kind == "hub":
-            return datasets.load_dataset(location, split="train", cache_dir=cache)
-        return datasets.load_dataset(kind, data_files=list(files), split="train", cache_dir=cache)
-    except (KeyboardInterrupt, MemoryError):
+            if not any(cache.glob(f"{location.split('/')[0]}___*")):  # else what was fetched before may do
+                huggingface_hub.HfApi().dataset_info(location, timeout=PATIENCE)
+            return datasets.load_dataset(location, split="train", cache_dir=str(cache))
+        return datasets.load_dataset(kind, data_files=list(files), split="train", cache_dir=str(cache))
+    except MemoryError:
         raise
-    except Exception as error:  # of the network, the Hub, Arrow, and of what else it is made
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+    except Exception as error:  # of the network, the Hub, Arrow, and of what else they are made
+        causes = [error, error.__cause__, error.__context__]
+        if full := next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in FULL), None):
+            raise full from None
+        reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         missing = f"there is no folder {location}, and from the Hub: " if kind == "hub" else f"cannot read {location}: "
         raise InputError(missing + reason) from None
 

@@ -26,7 +26,7 @@ def located(path: str) -> str:
         return os.path.abspath(expanded)  # noqa: PTH100 - Path.resolve would follow links
     if HUB_NAME.fullmatch(path):
         return path
-    raise InputError(f"--data.path {path}: there is no such folder or file (a data set on the Hub is named owner/name)")
+    raise InputError(f"{path}: there is no such folder or file (a data set on the Hub is named owner/name)")
 
 
 def open_source(path: str) -> Source:
@@ -40,7 +40,7 @@ def open_source(path: str) -> Source:
         return _table(location, "hub", ())
     if not Path(location).is_dir():
         if suffix_of(location) not in TABLES:
-            raise InputError(f"--data.path {path} is a file: name a folder of images, a .parquet or a .tar")
+            raise InputError(f"{path} is a file: name a folder of images, a .parquet or a .tar")
         return _table(location, TABLES[suffix_of(location)], [location])
     folder = Folder(location)
     if folder.names or folder.rejected:
@@ -48,7 +48,9 @@ def open_source(path: str) -> Source:
     for suffix, kind in TABLES.items():
         if folder.other[suffix]:
             files = sorted(str(file) for file in Path(location).rglob(f"*{suffix}") if file.is_file())
-            return _table(location, kind, files)
+            table = _table(location, kind, files)
+            table.other.update({other: count for other, count in folder.other.items() if other != suffix})
+            return table
     instead = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in folder.other.most_common(3))
     raise InputError(
         f"there are no images in {readable(location)}"
