@@ -93,9 +93,10 @@ def _figures(found: Report, drawn: str | None, whole: bool) -> dict[str, Any]:
     if whole:
         return figures
     for name in ("classes", "sizes", "other"):
-        figures[name] = _shortened(figures[name])
-    figures["rejected"] = "; ".join(f"{path}: {reason}" for path, reason in found.rejected[:LISTED])
-    figures["notes"] = "; ".join(found.notes)
+        figures[name] = {printable(key): count for key, count in _shortened(figures[name]).items()}
+    figures["rejected"] = printable("; ".join(f"{path}: {reason}" for path, reason in found.rejected[:LISTED]))
+    figures["notes"] = printable("; ".join(found.notes))
+    figures["path"] = printable(found.location)
     return {name: value for name, value in figures.items() if value not in ({}, "", None)}
 
 

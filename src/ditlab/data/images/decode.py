@@ -33,8 +33,10 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # by the value of EXIF's tag
 
-# Pillow only warns of images up to twice its own limit. A filter for the process, since threads share their filters.
+# Filters for the process, since threads share them. Pillow only warns of images up to twice its own limit; what it
+# warns of in damaged tags changes no pixels.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _one_large_image = threading.Lock()
 

@@ -7,7 +7,7 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 MAX_BYTES = 2**28  # of one file
 
@@ -25,6 +25,7 @@ class Rejected(NamedTuple):
     reason: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """Images in a fixed order, each with a name, a label and a caption where there are any.
 
@@ -95,6 +96,8 @@ def why_unreadable(error: OSError) -> str:
         raise error
     if error.errno == errno.ELOOP:
         return "no file: a link that leads to itself"
+    if error.errno == errno.EISDIR:
+        return "no file: a folder"
     if error.errno == errno.ENXIO:
         return "no file: a socket"
     return f"cannot be read: {error.strerror}"
