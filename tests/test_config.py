@@ -1,14 +1,16 @@
 """Every recipe survives JSON; every number refuses what is no number or out of bounds, by its name."""
 
 import math
+import re
 
 import annotated_types
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditlab.config import KINDS, Config, SamplingConfig, Section
-from ditlab.errors import ConfigError
+from ditlab.config import KINDS, Config, ImagesData, SamplingConfig, Section
+from ditlab.data.images.survey import Survey
+from ditlab.errors import ConfigError, InputError
 from ditlab.recipes import RECIPES
 
 
@@ -20,7 +22,7 @@ def test_json_round_trip(recipe):
 
 
 def sections():
-    return [Config, SamplingConfig, *(kind for kinds in KINDS.values() for kind in kinds.values())]
+    return [Config, SamplingConfig, ImagesData, *(kind for kinds in KINDS.values() for kind in kinds.values())]
 
 
 def numeric_fields():
@@ -31,7 +33,7 @@ def numeric_fields():
 
 
 def make(section, **values):
-    base = {} if section is not Config else RECIPES["circles"]().model_dump()
+    base = {Config: RECIPES["circles"]().model_dump(), ImagesData: {"path": "x", "image_size": [4]}}.get(section, {})
     return section(**{**base, **values})
 
 
@@ -90,3 +92,47 @@ def test_sections_are_frozen():
     assert isinstance(config, Section)
     with pytest.raises(Exception, match="frozen"):
         config.steps = 3
+
+
+def test_an_image_size_is_a_side_or_height_and_width():
+    assert ImagesData(path="x", image_size=(5,)).image_size == (5, 5)
+    assert ImagesData(path="x", image_size=(5, 6)).image_size == (5, 6)
+    for size in ((), (1, 2, 3), (0,), (2**14 + 1, 1)):
+        with pytest.raises(ConfigError, match=r"data\.image_size"):
+            ImagesData(path="x", image_size=size)
+
+
+@pytest.mark.parametrize("labels", [None, ("a", "b")])
+def test_images_of_any_size_get_a_network_or_a_size_that_would(labels):
+    """And the size that is named in a refusal is not refused."""
+    for height, width in [
+        (1, 1),
+        (8, 8),
+        (16, 16),
+        (28, 28),
+        (32, 32),
+        (33, 33),
+        (31, 31),
+        (64, 48),
+        (97, 97),
+        (640, 333),
+    ]:
+        seen = Survey("/x", 40, (height, width), 1, labels)
+        try:
+            config = RECIPES["images"](seen, (height, width))
+        except InputError as error:
+            height, width = map(int, re.findall(r"use --data.image-size (\d+) (\d+)", str(error))[0])
+            config = RECIPES["images"](seen, (height, width))
+        side = config.network.patch_size
+        assert height % side == width % side == 0
+        assert height * width // side**2 <= 1024
+        assert config.data.image_size == (height, width)
+        assert (config.data.channels, config.data.classes, config.batch_size) == (1, labels, 40)
+        assert (config.sampling.guidance != 1) == (labels is not None)
+
+
+def test_images_of_several_or_large_sizes_need_one_that_is_asked_for():
+    assert RECIPES["images"](Survey("/x", 1000, (28, 30), 3, None)).data.image_size == (28, 30)
+    for size, said in ((None, "several sizes"), ((375, 500), "375×500 pixels")):
+        with pytest.raises(InputError, match=f"{said}: add --data.image-size"):
+            RECIPES["images"](Survey("/x", 1000, size, 3, None))

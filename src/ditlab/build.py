@@ -13,6 +13,7 @@ from ditlab.config import (
     DigitsData,
     DiTConfig,
     ExternalData,
+    ImagesData,
     MeanFlowConfig,
     MLPConfig,
     PointsData,
@@ -20,6 +21,7 @@ from ditlab.config import (
     UNetConfig,
 )
 from ditlab.data.datasets import Circles, Dataset, Digits, External, Points
+from ditlab.data.images.dataset import Images
 from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
 from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import DDPM, FlowMatching, Process
@@ -38,6 +40,9 @@ def build_dataset(config: Config) -> Dataset:
             return Points(name)
         case DigitsData():
             return Digits()
+        case ImagesData() as data:
+            size = (data.image_size[0], data.image_size[-1])
+            return Images(data.path, size, data.channels, data.classes, data.flip, data.bad_share, data.cache)
         case ExternalData(shape=shape, num_classes=num_classes):
             return External(shape, num_classes)
 

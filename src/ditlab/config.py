@@ -40,6 +40,12 @@ class Section(BaseModel):
         return f"{cls.prefix}{path}={problem['input']}: {reason}"
 
 
+def _height_and_width(size: tuple[int, ...]) -> tuple[int, int]:
+    if len(size) not in (1, 2):
+        raise ValueError("give one number for a square, or height and width")
+    return size[0], size[-1]
+
+
 class CirclesData(Section):
     """16×16 images of one filled disc, made as they are needed."""
 
@@ -62,6 +68,29 @@ class DigitsData(Section):
 
     prefix: ClassVar[str] = "data."
     kind: Annotated[Literal["digits"], tyro.conf.Suppress] = "digits"
+
+
+class ImagesData(Section):
+    """Images of a folder, a table or a data set on the Hub, brought to one size; labels are the folders' names."""
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["images"], tyro.conf.Suppress] = "images"
+    path: str = Field(
+        min_length=1,
+        description="folder of images (sub-folders are classes), parquet or tar files, or a name on the Hub",
+    )
+    image_size: Annotated[tuple[Annotated[int, Field(ge=1, le=2**14)], ...], AfterValidator(_height_and_width)] = Field(
+        description="in pixels: the side of a square, or height and width"
+    )
+    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour")
+    classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(
+        None, min_length=1, description="names of the labels, in order; None is without labels"
+    )
+    flip: bool = Field(False, description="mirror half of the images, left to right")
+    bad_share: float = Field(0.01, ge=0, le=1, description="stop if more than this share of the files cannot be used")
+    cache: Literal["auto", "on", "off"] = Field(
+        "auto", description="keep the decoded images on disk, in DITLAB_CACHE; auto does so up to 16 GiB"
+    )
 
 
 class ExternalData(Section):
@@ -241,7 +270,7 @@ class SamplingConfig(Section):
     )
 
 
-DataConfig = Annotated[CirclesData | PointsData | DigitsData | ExternalData, Field(discriminator="kind")]
+DataConfig = Annotated[CirclesData | PointsData | DigitsData | ImagesData | ExternalData, Field(discriminator="kind")]
 NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="kind")]
 ProcessConfig = Annotated[FlowConfig | DDPMConfig | MeanFlowConfig, Field(discriminator="kind")]
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]

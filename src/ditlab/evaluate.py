@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ditlab.build import build_dataset, build_drawing
-from ditlab.config import CirclesData, DigitsData, ExternalData, PointsData, SamplingConfig
+from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, PointsData, SamplingConfig
 from ditlab.data.datasets import HeldOut
+from ditlab.data.images.dataset import Images
 from ditlab.errors import InputError
 from ditlab.evaluation.likelihood import measure_likelihood
-from ditlab.evaluation.measures import measure_circles, measure_digits, measure_points
+from ditlab.evaluation.measures import measure_circles, measure_digits, measure_images, measure_points
 from ditlab.run import Run
 
 
@@ -59,6 +60,10 @@ def evaluate(
             labels = run.labels(n)
             assert labels is not None
             figures = measure_digits(samples, labels)
+        case ImagesData():
+            dataset = build_dataset(run.config)
+            assert isinstance(dataset, Images)
+            figures = measure_images(samples, dataset, seed)
     if nll:
         figures |= _likelihood(run, nll_n, seed)
     drawn = drawn_with(run, settings, guide)

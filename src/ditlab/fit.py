@@ -13,7 +13,7 @@ import torch
 from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config, ExternalData
-from ditlab.data.datasets import Dataset
+from ditlab.data.datasets import Dataset, Prepared
 from ditlab.diffusion.process import Process
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError, Interrupted, TrainingError
@@ -52,12 +52,21 @@ class Watcher(Protocol):
         ...
 
 
+@runtime_checkable
+class PreparationWatcher(Protocol):
+    """Someone who is shown the progress of data that are made ready, too."""
+
+    def preparing(self, done: int, total: int) -> None:
+        """So many of so many files are done."""
+        ...
+
+
 def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = False) -> TrainState:
     """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
 
     Raises:
-        InputError: the network does not go with the data, there are fewer steps than were already done, another process
-            trains this run, or none of its checkpoints can be used.
+        InputError: the network does not go with the data, the data are gone or too many of them cannot be used, there are
+            fewer steps than were already done, another process trains this run, or none of its checkpoints can be used.
         TrainingError: too many steps in a row could not be learned from, or a worker process died or hangs.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
@@ -69,6 +78,11 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     _check_null_label(state, dataset)
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
     with folder.locked():
+        if isinstance(dataset, Prepared):
+            dataset.prepare(
+                folder.quarantine_file, watcher.preparing if isinstance(watcher, PreparationWatcher) else None
+            )
+            state.fingerprint = dataset.fingerprint
         done = _begin(folder, state, resume)
         watcher.begin(done, config.steps)
         with (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ditlab.errors import InputError
+from ditlab.errors import InputError, printable
 
 TILE = 64  # smallest side of an image in a grid, in pixels
 
@@ -44,6 +45,32 @@ def image_grid(images: Float[Tensor, "n C H W"], columns: int | None = None) -> 
         top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
         canvas[top : top + h, left : left + w] = tile
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], tile: int = TILE) -> Image.Image:
+    """Rows of images (C, H, W), uint8, each row under a title, all within tiles of ``tile`` pixels."""
+    gap, line = 4, 22
+    columns = max(len(images) for _, images in rows)
+    across = max(columns * (tile + gap) + gap, 3 * tile)
+    sheet = Image.new("RGB", (across, len(rows) * (line + tile + gap) + gap), (24, 24, 24))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for i, (title, images) in enumerate(rows):
+        top = gap + i * (line + tile + gap)
+        draw.text((gap, top + 2), _shown(title), fill=(230, 230, 230), font=font)
+        for k, pixels in enumerate(images):
+            picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+            scale = tile / max(picture.size)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
+            left = gap + k * (tile + gap)
+            sheet.paste(picture, (left + (tile - size[0]) // 2, top + line + (tile - size[1]) // 2))
+    return sheet
+
+
+def _shown(text: str, longest: int = 80) -> str:
+    """Text for a picture: in one line, and not too long."""
+    text = printable(text)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _scatter(points: np.ndarray, path: str | Path) -> None:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
-from ditlab.config import CirclesData, Config, DigitsData, DiTConfig, FlowConfig, MLPConfig, PointsData, SamplingConfig
+from ditlab.config import (
+    CirclesData,
+    Config,
+    DigitsData,
+    DiTConfig,
+    FlowConfig,
+    ImagesData,
+    MLPConfig,
+    PointsData,
+    SamplingConfig,
+)
+from ditlab.data.images.survey import Survey
+from ditlab.errors import InputError
 
 
 def circles() -> Config:
@@ -50,4 +64,62 @@ def digits() -> Config:
     )
 
 
-RECIPES: dict[str, Callable[[], Config]] = {"circles": circles, "points": points, "digits": digits}
+ANY_FOLDER = Survey("FOLDER", 10_000, (32, 32), 3, ("cats", "dogs"))  # where help is asked for without a path
+LARGEST_OWN_SIZE = 64  # pixels, up to which images are trained on at the size they have
+FEWEST_TOKENS, MOST_TOKENS = 49, 1024
+
+
+def images(survey: Survey = ANY_FOLDER, image_size: tuple[int, ...] | None = None) -> Config:
+    """A DiT learns the images in a folder, each sub-folder being a class; the time depends on how many and how large.
+
+    ``ditlab train images --data.path FOLDER --data.image-size 32``. It says what it chose; any of it can be changed.
+
+    Args:
+        survey: what was seen of the images.
+        image_size: the side of a square, or height and width; None is their own, if it is one and at most 64×64.
+
+    Raises:
+        InputError: an image size has to be given, or one that can be cut into patches.
+    """
+    if image_size is None and survey.size is None:
+        raise InputError(f"the images in {survey.path} are of several sizes: add --data.image-size 32, for example")
+    if image_size is None and max(survey.size or ()) > LARGEST_OWN_SIZE:
+        height, width = survey.size or (0, 0)
+        raise InputError(
+            f"the images in {survey.path} are of {height}×{width} pixels: add --data.image-size 32 or another size, "
+            f"the side of a square or height and width"
+        )
+    data = ImagesData(
+        path=survey.path, image_size=image_size or survey.size, channels=survey.channels, classes=survey.classes
+    )
+    return Config(data=data, **choose_for_images(data, survey.count))
+
+
+def choose_for_images(data: ImagesData, count: int) -> dict[str, Any]:
+    """Network, batch and steps for ``count`` images of one size, as fields of ``Config``.
+
+    Patches are as large as they can be if they are to be at least 49. A step sees no image twice.
+
+    Raises:
+        InputError: the size can only be cut into more than 1,024 patches.
+    """
+    height, width = data.image_size[0], data.image_size[-1]
+    common = math.gcd(height, width)
+    sides = [side for side in range(1, common + 1) if common % side == 0 and height * width >= FEWEST_TOKENS * side**2]
+    patch_size = max(sides, default=1)
+    if height * width > MOST_TOKENS * patch_size**2:
+        near = [max(16, round(side / 16) * 16) for side in (height, width)]
+        raise InputError(
+            f"--data.image-size {height} {width} has no patch size that leaves at most {MOST_TOKENS:,} patches: use "
+            f"--data.image-size {near[0]} {near[1]}, for example"
+        )
+    return {
+        "network": DiTConfig(patch_size=patch_size, dim=128, depth=6, heads=4),
+        "batch_size": min(128, count),
+        "steps": 3000,
+        "sampling": SamplingConfig() if data.classes is None else SamplingConfig(guidance=2.0),
+        "keep_last": 3,
+    }
+
+
+RECIPES: dict[str, Callable[..., Config]] = {"circles": circles, "points": points, "digits": digits, "images": images}

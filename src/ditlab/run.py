@@ -45,6 +45,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.probes = self.path / "probes"
         self.failures = self.path / "failures"
+        self.quarantine_file = self.path / "quarantine.jsonl"
 
     @classmethod
     def find(cls, name: str | Path) -> RunFolder:
@@ -134,6 +135,15 @@ class RunFolder:
                     disk.remove(entry)
         for entry in unfinished:
             disk.remove(entry)
+
+    @property
+    def taken(self) -> bool:
+        """Whether something is here that is no run, nor what a run leaves that was refused before it began."""
+        if self.config_file.exists() or not self.path.exists():
+            return False
+        return not self.path.is_dir() or any(
+            not entry.name.startswith(".") and entry != self.quarantine_file for entry in self.path.iterdir()
+        )
 
     @property
     def step(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import tyro
 from pydantic import Field
 
 from ditlab.config import KINDS, Config, GridName, Interval, SamplingConfig, Section, SolverName
+from ditlab.data.images.survey import Survey, survey
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
 
@@ -141,6 +143,22 @@ class ExportOptions(Section):
     as_json: Json = False
 
 
+class DataCheckOptions(Section):
+    """Look at all images before training: what can be used, what cannot and why, and how they look."""
+
+    path: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH", help="folder of images, parquet or tar files, or a name on the Hub"),
+    ]
+    image_size: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="S|H W")] = Field(
+        None, description="pixels of the pictures on the sheet; None is 64"
+    )
+    out: str = Field("contact-sheet.png", description="picture to write, of some images of each class")
+    bad_share: float = Field(0.01, ge=0, le=1, description="share of bad files above which training would refuse")
+    as_json: Json = False
+
+
 class TrainOptions(Config):
     """Train a recipe into a new run folder.
 
@@ -151,6 +169,7 @@ class TrainOptions(Config):
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
     dry_run: Flag = Field(False, description="print what it would cost, and stop")
     as_json: Json = False
+    survey: Annotated[Survey | None, tyro.conf.Suppress] = None
 
     @property
     def config(self) -> Config:
@@ -178,9 +197,11 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
         near = get_close_matches(recipe, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
         raise InputError(f"unknown recipe {recipe!r}; {hint}")
-    base = RECIPES[recipe]()
+    seen = _survey(rest) if recipe == "images" else None
+    base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(rest))
     kinds = {name: _take_kind(rest, name) for name in KINDS}
-    options = parse(TrainOptions, rest, f"ditlab train {recipe}", _with_kinds(base, kinds))
+    default = _with_kinds(base, kinds).model_copy(update={"survey": seen})
+    options = parse(TrainOptions, rest, f"ditlab train {recipe}", default)
     name = options.name if options.name is not None else recipe
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
@@ -208,6 +229,38 @@ def _take_kind(words: list[str], section: str) -> str | None:
         if kind not in KINDS[section]:
             raise InputError(f"unknown {flag} {kind!r}; choose one of {', '.join(KINDS[section])}")
         return kind
+    return None
+
+
+def _survey(words: list[str]) -> Survey | None:
+    """Take ``--data.path FOLDER`` out of the words and look at what is there; None where only help is asked for."""
+    path = None
+    while (found := _find(words, "--data.path")) is not None:
+        first, values = found
+        if not values:
+            raise InputError("--data.path names nothing: ditlab train images --data.path FOLDER")
+        path = values[0]
+        del words[first : first + (1 if "=" in words[first] else 2)]
+    if path is not None:
+        return survey(path)
+    if {"-h", "--help"} & set(words):
+        return None
+    raise InputError("name the images: ditlab train images --data.path FOLDER --data.image-size 32")
+
+
+def _image_size(words: list[str]) -> tuple[int, ...] | None:
+    """The numbers after ``--data.image-size``, which stay where they are; what are none is refused later."""
+    found = _find(words, "--data.image-size")
+    return None if found is None else tuple(int(word) for word in found[1] if word.isdecimal())[:2] or (32,)
+
+
+def _find(words: Sequence[str], flag: str) -> tuple[int, list[str]] | None:
+    """Where a flag stands, as ``--a b c`` or ``--a=b``, and the words that follow until the next flag."""
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            rest = list(itertools.takewhile(lambda word: not word.startswith("--"), words[i + 1 :]))
+            return i, [value] if equals else rest
     return None
 
 

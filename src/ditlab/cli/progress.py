@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-from ditlab.fit import Watcher
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 LINE_EVERY = 5.0  # seconds between plain lines
 
@@ -20,6 +18,13 @@ class Bar:
 
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
+        self.files: TaskID | None = None
+
+    def preparing(self, done: int, total: int) -> None:
+        """Show how many files are read, in a bar of its own."""
+        if self.files is None:
+            self.files = self.bar.add_task("file", total=total, report="")
+        self.bar.update(self.files, completed=done)
 
     def begin(self, done: int, steps: int) -> None:
         """Draw the bar."""
@@ -36,6 +41,15 @@ class Bar:
 
 class Lines:
     """A line every few seconds, and one for the last step."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def preparing(self, done: int, total: int) -> None:
+        """Print how many files are read, if it is time."""
+        if time.monotonic() - self.last >= LINE_EVERY:
+            self.last = time.monotonic()
+            print(f"read {done:,} of {total:,} files", file=sys.stderr, flush=True)
 
     def begin(self, done: int, steps: int) -> None:
         """Say how far it will go."""
@@ -60,7 +74,7 @@ def _report(loss: float, images_per_s: float, seconds_left: float) -> str:
 
 
 @contextmanager
-def watching() -> Iterator[Watcher]:
+def watching() -> Iterator[Bar | Lines]:
     """The watcher that suits stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:

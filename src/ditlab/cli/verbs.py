@@ -24,7 +24,7 @@ from ditlab.cli.options import (
 )
 from ditlab.config import Config, SamplingConfig
 from ditlab.disk import remove, write_atomically
-from ditlab.errors import InputError
+from ditlab.errors import InputError, printable
 from ditlab.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def train(arguments: Sequence[str]) -> int:
     from ditlab.run import RunFolder
 
     if isinstance(options, TrainOptions) and options.dry_run:
+        _announce(options)
         from ditlab.estimate import estimate
 
         report(estimate(options.config), options.as_json)
@@ -75,13 +76,14 @@ def train(arguments: Sequence[str]) -> int:
             config = config.model_copy(update={"steps": options.steps})
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
-        if _holds_something(folder.path) and not folder.config_file.exists():
+        if folder.taken:
             raise InputError(f"{folder.path} is there already, but is no run: remove it or choose another --name")
         if folder.config_file.exists():
             raise InputError(
                 f"{folder.path} is there already: go on with ditlab train --resume {folder.path}, "
                 f"or choose another --name"
             )
+        _announce(options)
     _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further")
     report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
     say(f"\nNext: ditlab sample {folder.path}, ditlab eval {folder.path}")
@@ -110,6 +112,33 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _announce(options: TrainOptions) -> None:
+    """Say what was seen of a person's own images, and what was chosen for them."""
+    if options.survey is None:
+        return
+    from ditlab.estimate import estimate
+
+    seen, config = options.survey, options.config
+    data, network = config.data, config.network
+    assert data.kind == "images"
+    size = f"{data.image_size[0]}×{data.image_size[-1]}"
+    grey = "grey" if data.channels == 1 else "colour"
+    classes = "without labels" if data.classes is None else f"in {len(data.classes):,} classes"
+    captions = f", {seen.captions:,} with captions, which are not used yet" if seen.captions else ""
+    other = f"; {seen.other:,} other files are left out" if seen.other else ""
+    bad = f"; {seen.rejected:,} cannot be read" if seen.rejected else ""
+    cut = f" on patches of {network.patch_size}×{network.patch_size}" if network.kind == "dit" else ""
+    epochs = config.steps * config.batch_size / seen.count
+    parameters = estimate(config)["parameters"]
+    say(printable(f"{seen.count:,} {grey} images of {size} {classes}{captions}{bad}{other}"))
+    for note in seen.notes:
+        say(printable(f"note: {note}"))
+    say(
+        f"a {network.kind} of {parameters:,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
+        f"which is each image {epochs:.1f} times; ditlab train images --help tells how to choose otherwise"
+    )
+
+
 def say(message: str) -> None:
     """A word to the person at the terminal."""
     print(message, file=sys.stderr, flush=True)
@@ -127,11 +156,6 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> No
     with watching() as watcher:
         fit(folder, config, watcher, resume=resume)
     say(f"trained {folder.path} in {time.perf_counter() - begun:.0f} s")
-
-
-def _holds_something(path: Path) -> bool:
-    """Whether anything is there but what a run leaves that was stopped before it began."""
-    return path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir()))
 
 
 def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,16 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 from torch import Tensor
 
-from ditlab.chance import generator_for
+from ditlab.chance import generator_for, seed_from
 from ditlab.data.circles import circles
 from ditlab.data.digits import digit_halves
+from ditlab.data.images.dataset import Images
 from ditlab.data.points import POINTS
 from ditlab.evaluation.distances import energy_distance, frechet_distance, sliced_wasserstein
 from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap, disc_parameters
 
 REFERENCE = 2000  # data samples to compare with
+MOST_VALUES = 2**26  # of images that are compared at a time
 FLOOR_DRAWS = 20  # draws of data in the place of samples, for the floors
 
 Distance = Callable[[Tensor, Tensor], float]
@@ -82,6 +85,25 @@ def measure_digits(samples: Float[Tensor, "n 1 8 8"], labels: Int[Tensor, " n"])
         "nearest_training_image_held_out": to_held_out,
         "memorisation_ratio": to_samples / to_held_out,
     }
+
+
+def measure_images(samples: Float[Tensor, "n C H W"], dataset: Images, seed: int = 0) -> dict[str, Any]:
+    """Sliced Wasserstein distance of the pixels to as many as 2,000 images of the data.
+
+    The data are finite: those compared with are at most half of them, and the floor is of the others.
+    """
+    n, values = len(dataset), math.prod(dataset.shape)
+    order = dataset.indices(seed_from(seed, "evaluation"), 0, n)
+    count = max(1, min(REFERENCE, n // 2))
+    reference, others = order[:count], order[count:] if n > 1 else order
+
+    def data(size: int, *purpose: int | str) -> Tensor:
+        chosen = reference
+        if purpose[0] == "floor":
+            chosen = others[torch.randperm(len(others), generator=generator_for(seed, "evaluation", *purpose))[:size]]
+        return dataset.images(chosen[: max(1, MOST_VALUES // values)].numpy()).flatten(1)
+
+    return _with_floor("sliced_wasserstein", sliced_wasserstein, samples.clamp(-1, 1).flatten(1), data)
 
 
 def _flat(images: Tensor) -> np.ndarray:

@@ -43,7 +43,7 @@ class TrainState:
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
         self.guard = Guard(config.spike_factor, config.bad_steps)
-        self.fingerprint: str | None = getattr(dataset, "fingerprint", None)
+        self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
 
     def facts(self) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""``ditlab data check``: look at images before anything is trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditlab.cli.options import DataCheckOptions, parse
+from ditlab.cli.verbs import report, say
+from ditlab.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from ditlab.data.images.check import Report
+
+ROWS = 40  # classes on the sheet
+LISTED = 10  # bad files, in a table
+
+
+def data(arguments: Sequence[str]) -> int:
+    """What can be asked about data: ``check``."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help tells what it reports and takes.")
+        return 0
+    if arguments[0] != "check":
+        raise InputError(f"unknown word {arguments[0]!r}; use ditlab data check PATH")
+    return check(arguments[1:])
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Report on images, draw a contact sheet, and refuse where training would."""
+    options = parse(DataCheckOptions, arguments, "ditlab data check")
+    if options.image_size is not None and len(options.image_size) not in (1, 2):
+        raise InputError("--image-size takes one number for a square, or height and width")
+    from ditlab.data.images.check import check
+    from ditlab.data.images.locate import located, open_source
+
+    out = Path(options.out)
+    if out.suffix != ".png" or not out.absolute().parent.is_dir():
+        raise InputError(f"--out {options.out} must end in .png and lie in a folder that exists")
+    if Path(located(options.path)) in out.absolute().parents:
+        raise InputError(f"--out {options.out} lies among the images and would be one of them: choose another place")
+    size = None if options.image_size is None else (options.image_size[0], options.image_size[-1])
+    from ditlab.cli.progress import watching
+
+    with watching() as watcher:
+        found = check(open_source(options.path), size, watcher.preparing)
+    drawn = _draw(found, out)
+    report(_figures(found, drawn, options.as_json), options.as_json)
+    if found.bad_share > options.bad_share:
+        raise InputError(
+            f"{len(found.rejected):,} of {found.usable + len(found.rejected):,} files cannot be used, above the share "
+            f"of {options.bad_share:g} that training bears: mend or remove them"
+        )
+    shown = printable(options.path)
+    say(f"\nNext: {f'look at {drawn}, ' if drawn else ''}ditlab train images --data.path {shown}")
+    return 0
+
+
+def _draw(found: Report, out: Path) -> str | None:
+    """Write the contact sheet, if there is anything to see."""
+    from ditlab.pictures import contact_sheet
+    from ditlab.disk import write_atomically
+
+    rows = {name: pictures for name, pictures in found.shown.items() if pictures}
+    if not rows:
+        return None
+    titles = {name: f"{name}  {found.classes[name]:,}" if name else f"{found.usable:,} images" for name in rows}
+    sheet = contact_sheet([(titles[name], rows[name]) for name in list(rows)[:ROWS]])
+    write_atomically(out, sheet.save)
+    return str(out)
+
+
+def _figures(found: Report, drawn: str | None, whole: bool) -> dict[str, Any]:
+    """What is printed; ``whole`` for a program, otherwise shortened for people."""
+    rejected = [{"path": path, "reason": reason} for path, reason in found.rejected]
+    figures: dict[str, Any] = {
+        "path": found.location,
+        "usable": found.usable,
+        "bad": len(found.rejected),
+        "bad_share": found.bad_share,
+        "reasons": dict(found.reasons.most_common()),
+        "classes": found.classes,
+        "sizes": dict(found.sizes.most_common()),
+        "formats": dict(found.formats.most_common()),
+        "modes": dict(found.modes.most_common()),
+        "captions": found.captions,
+        "other": {suffix or "without suffix": count for suffix, count in found.other.most_common()},
+        "notes": found.notes,
+        "rejected": rejected,
+        "sheet": drawn,
+    }
+    if whole:
+        return figures
+    for name in ("classes", "sizes", "other"):
+        figures[name] = {printable(key): count for key, count in _shortened(figures[name]).items()}
+    figures["rejected"] = printable("; ".join(f"{path}: {reason}" for path, reason in found.rejected[:LISTED]))
+    figures["notes"] = printable("; ".join(found.notes))
+    figures["path"] = printable(found.location)
+    return {name: value for name, value in figures.items() if value not in ({}, "", None)}
+
+
+def _shortened(counts: dict[str, int], most: int = 20) -> dict[str, int]:
+    """The first entries, and the sum of the others."""
+    if len(counts) <= most:
+        return counts
+    first = dict(list(counts.items())[:most])
+    return {**first, f"{len(counts) - most:,} others": sum(counts.values()) - sum(first.values())}

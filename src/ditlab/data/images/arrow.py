@@ -1,0 +1,163 @@
+"""Images in parquet files, webdataset tars and data sets on the Hub, through Hugging Face ``datasets``.
+
+They are turned into Arrow files once and read from there, memory-mapped. Of a row only the bytes of its image are
+used, and decoded as those of any file are; no code that comes with data is run.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, read_file
+from ditlab.data.images.store import cache_folder
+from ditlab.errors import InputError
+
+IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+LABELS = ("label", "labels", "cls", "class", "fine_label")
+CAPTIONS = ("text", "caption", "txt")
+NAMES = ("__key__", "file_name")
+PATIENCE = 10.0  # seconds for the Hub to answer
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Table:
+    """The images in a table; see ``Source``.
+
+    Args:
+        location: what a person named: a file, a folder or ``owner/name``.
+        kind: "parquet", "webdataset" or "hub".
+        files: in order; none for the Hub.
+
+    Raises:
+        InputError: ``datasets`` is missing, the data cannot be had, or no column holds images.
+    """
+
+    def __init__(self, location: str, kind: str, files: Sequence[str]) -> None:
+        self.location = location
+        self.rejected: list[Rejected] = []
+        self.other: Counter[str] = Counter()
+        self.notes: list[str] = []
+        rows = _load(location, kind, files)
+        self._column = _image_column(rows, location)
+        rows = _as_bytes(rows, self._column, location)
+        self._images = rows.select_columns([self._column])
+        self.stamp = f"{rows._fingerprint} {[Path(file).stat().st_mtime_ns for file in files]}"
+        self.names = _names(rows, self._column)
+        self.sizes = _sizes(rows, self._column)
+        self.classes, self.labels = self._label(rows)
+        captions = _column(rows, CAPTIONS)
+        self.captions = {i: text for i, text in enumerate(captions or ()) if isinstance(text, str)}
+
+    def read(self, index: int) -> bytes:
+        image = self._images[index][self._column]
+        if image is None:
+            raise Unusable("empty row")
+        body, path = image["bytes"], image["path"]
+        if body is None and path and Path(path).is_absolute():  # files that the Hub's archives were unpacked to
+            return read_file(path)
+        if body is None:
+            raise Unusable("empty row")
+        if len(body) > MAX_BYTES:
+            raise Unusable(f"too large: {len(body):,} bytes, and {MAX_BYTES:,} are the limit")
+        return bytes(body)
+
+    def _label(self, rows: Any) -> tuple[tuple[str, ...] | None, list[int] | None]:
+        """The classes' names, and the label of each image, if each has one."""
+        import datasets
+
+        name = next((name for name in LABELS if name in rows.column_names), None)
+        if name is None:
+            return None, None
+        values = rows.data.column(name).to_pylist()
+        values = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values]
+        feature = rows.features[name]
+        if not all(isinstance(value, (int, str)) for value in values):
+            self.notes.append(f"not every row has a {name}: trained without labels")
+            return None, None
+        if isinstance(feature, datasets.ClassLabel):
+            if min(values, default=0) < 0:
+                self.notes.append(f"not every row has a {name}: trained without labels")
+                return None, None
+            return tuple(feature.names), values
+        if all(str(value).strip().isdecimal() for value in values):  # a webdataset's .cls may be text
+            values = [int(value) for value in values]
+        classes = sorted(set(values))
+        if len(classes) < 2:
+            return None, None
+        number = {value: i for i, value in enumerate(classes)}
+        return tuple(map(str, classes)), [number[value] for value in values]
+
+
+def _load(location: str, kind: str, files: Sequence[str]) -> Any:
+    """All rows, of the split "train" where there are several."""
+    try:
+        import datasets
+        import huggingface_hub
+    except ImportError:
+        what = f"there is no folder {location}, and the Hub" if kind == "hub" else location
+        raise InputError(f"{what} is read by Hugging Face's datasets: pip install 'ditlab[data]'") from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    cache = cache_folder() / "arrow"
+    try:
+        if kind == "hub":
+            if not any(cache.glob(f"{location.split('/')[0]}___*")):  # else what was fetched before may do
+                huggingface_hub.HfApi().dataset_info(location, timeout=PATIENCE)
+            return datasets.load_dataset(location, split="train", cache_dir=str(cache))
+        return datasets.load_dataset(kind, data_files=list(files), split="train", cache_dir=str(cache))
+    except MemoryError:
+        raise
+    except Exception as error:  # of the network, the Hub, Arrow, and of what else they are made
+        causes = [error, error.__cause__, error.__context__]
+        if full := next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in FULL), None):
+            raise full from None
+        reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
+        missing = f"there is no folder {location}, and from the Hub: " if kind == "hub" else f"cannot read {location}: "
+        raise InputError(missing + reason) from None
+
+
+def _image_column(rows: Any, location: str) -> str:
+    import datasets
+
+    images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    images += [name for name in IMAGES if name in rows.column_names]
+    if not images:
+        raise InputError(f"{location} has no column of images, only {', '.join(rows.column_names)}")
+    return images[0]
+
+
+def _as_bytes(rows: Any, column: str, location: str) -> Any:
+    """The rows with the files of their images, not decoded."""
+    import datasets
+
+    try:
+        return rows.cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError):  # Arrow's own errors are kinds of these
+        raise InputError(f"{location}: column {column} holds no image files, but {rows.features[column]}") from None
+
+
+def _column(rows: Any, names: Sequence[str]) -> list[Any] | None:
+    name = next((name for name in names if name in rows.column_names), None)
+    return None if name is None else rows.data.column(name).to_pylist()
+
+
+def _names(rows: Any, image: str) -> list[str]:
+    """Of each image: what the row or the image is called, or the number of the row."""
+    import pyarrow.compute as pc
+
+    given = _column(rows, NAMES) or pc.struct_field(rows.data.column(image), "path").to_pylist()
+    names = [name if isinstance(name, str) and name else f"row {i}" for i, name in enumerate(given)]
+    return [Path(name).name if name.startswith("/") else name for name in names]
+
+
+def _sizes(rows: Any, image: str) -> list[int]:
+    """Bytes of each image, read off Arrow's offsets; 0 where they are in a file beside the table."""
+    import pyarrow.compute as pc
+
+    lengths = pc.binary_length(pc.struct_field(rows.data.column(image), "bytes"))
+    return [length or 0 for length in lengths.to_pylist()]

@@ -1,0 +1,88 @@
+"""A whole look at images before training: every file is decoded, and all that is odd is counted. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ditlab.data.images.folder import readable
+from ditlab.data.images.reading import Progress, decode_all
+from ditlab.data.images.source import Rejected, Source
+
+SIDE = 64  # pixels of a picture on the sheet
+SHOWN = 10  # pictures of a class
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        location: of the images.
+        usable: how many can be trained on.
+        rejected: those that cannot.
+        classes: usable images of each class; empty without labels.
+        sizes, formats, modes: how often each occurs among the usable; sizes as "height×width", as stored.
+        captions: how many images have one.
+        other: files that look like no images, by suffix.
+        notes: for the person who trains.
+        shown: some pictures (C, H, W), uint8, of each class, or of "" without labels.
+    """
+
+    location: str
+    usable: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    classes: dict[str, int] = field(default_factory=dict)
+    sizes: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    captions: int = 0
+    other: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    shown: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def bad_share(self) -> float:
+        """Share of the files that cannot be used; 1 where there is none that can."""
+        return len(self.rejected) / (self.usable + len(self.rejected)) if self.usable else 1.0
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many files cannot be used for each kind of reason."""
+        return Counter(reason.partition(":")[0] for _, reason in self.rejected)
+
+
+def check(source: Source, size: tuple[int, int] | None = None, progress: Progress | None = None) -> Report:
+    """Decode every image of a source at a size, 64×64 unless one is asked for, and report."""
+    report = Report(source.location, rejected=list(source.rejected), other=source.other, notes=list(source.notes))
+    names = source.classes or ("",)
+    report.classes = dict.fromkeys(source.classes or (), 0)
+    report.captions = len(source.captions)
+    report.shown = {name: [] for name in names}
+    wanted = _spread(source.labels or [0] * len(source.names))
+    for i, picture in enumerate(decode_all(source, size or (SIDE, SIDE), 3, progress)):
+        if isinstance(picture, Rejected):
+            report.rejected.append(picture)
+            continue
+        label = names[source.labels[i] if source.labels is not None else 0]
+        report.usable += 1
+        if source.classes is not None:
+            report.classes[label] += 1
+        height, width = picture.header.size
+        report.sizes[f"{height}×{width}"] += 1
+        report.formats[picture.header.format] += 1
+        report.modes[picture.header.mode] += 1
+        if i in wanted:
+            report.shown[label].append(picture.pixels)
+    report.rejected.sort(key=lambda entry: readable(entry.path))
+    return report
+
+
+def _spread(labels: list[int]) -> set[int]:
+    """The numbers of some images of each class, spread evenly over it."""
+    members: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        members.setdefault(label, []).append(i)
+    return {own[k * len(own) // SHOWN] for own in members.values() for k in range(SHOWN)}

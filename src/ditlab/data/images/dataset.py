@@ -1,0 +1,182 @@
+"""Images as a data set: batches as a function of (seed, position), out of prepared images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ditlab.chance import seed_from
+from ditlab.data.datasets import Batch
+from ditlab.data.images.decode import decode
+from ditlab.data.images.folder import readable
+from ditlab.data.images.locate import open_source
+from ditlab.data.images.reading import Progress
+from ditlab.data.images.source import Rejected, Source, Unusable
+from ditlab.data.images.store import Cache, Store, prepare, write_rejected
+from ditlab.data.order import sample_order
+from ditlab.errors import InputError
+
+NAMED = 3  # bad files in a message
+
+
+class Images:
+    """Images of one size, with labels where there are classes. Nothing is opened before it is needed.
+
+    Args:
+        path: a folder of images, parquet or tar files, or a name on the Hub.
+        image_size: height and width in pixels.
+        channels: 1 for grey, 3 for colour.
+        classes: names of the labels, in order; None is without labels.
+        flip: whether to mirror half of the images, each epoch other ones.
+        bad_share: the share of files that cannot be used, above which ``prepare`` refuses.
+        cache: whether to keep the decoded images on disk: "on", "off", or "auto", up to 16 GiB.
+    """
+
+    levels: int | None = 256
+
+    def __init__(
+        self,
+        path: str,
+        image_size: tuple[int, int],
+        channels: int = 3,
+        classes: tuple[str, ...] | None = None,
+        flip: bool = False,
+        bad_share: float = 0.01,
+        cache: Cache = "auto",
+    ) -> None:
+        self.path, self.image_size, self.classes = path, image_size, classes
+        self.flip, self.bad_share, self.cache = flip, bad_share, cache
+        self.shape: tuple[int, ...] = (channels, *image_size)
+        self.num_classes = None if classes is None else len(classes)
+        self._store: Store | None = None
+        self._source: Source | None = None
+
+    def prepare(self, quarantine: Path | None = None, progress: Progress | None = None) -> None:
+        """Decode every image once, or find them decoded.
+
+        Args:
+            quarantine: file to list in what cannot be used, one ``{"path": ..., "reason": ...}`` a line.
+            progress: told how many of how many files are done.
+
+        Raises:
+            InputError: the images are gone, are other ones, or too many of them cannot be used.
+        """
+        source = self._opened()
+        if self.classes is not None and source.classes != self.classes:
+            raise InputError(
+                f"the classes in {self.path} are not those of this run: {_difference(source, self.classes)}"
+            )
+        store = prepare(source, self.image_size, self.shape[0], self.cache, progress)
+        if quarantine is not None:
+            write_rejected(quarantine, store.rejected)
+        self._check(store, quarantine)
+        self._store = store
+
+    @property
+    def store(self) -> Store:
+        """The prepared images."""
+        if self._store is None:
+            self.prepare()
+        assert self._store is not None
+        return self._store
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names, sizes and labels of all usable images: the same as long as they are the same."""
+        return self.store.fingerprint
+
+    @property
+    def rejected(self) -> Sequence[Rejected]:
+        """The files that cannot be used."""
+        return self.store.rejected
+
+    def __len__(self) -> int:
+        return self.store.count
+
+    def name(self, index: int) -> str:
+        """What image ``index`` is called in its folder or table."""
+        return str(self.store.names[index])
+
+    def indices(self, seed: int, position: int, size: int) -> Int[Tensor, " size"]:
+        """The numbers of the images in ``batch`` of the same arguments."""
+        return sample_order(seed, position, size, len(self))
+
+    def batch(self, seed: int, position: int, size: int) -> Batch:
+        chosen = self.indices(seed, position, size).numpy()
+        epoch = (position + np.arange(size)) // len(self)
+        mirrored = _coins(seed, epoch, chosen) if self.flip else None
+        labels = self.store.labels
+        cond = {} if labels is None or self.classes is None else {"label": torch.from_numpy(labels[chosen])}
+        return Batch(self.images(chosen, mirrored), cond)
+
+    def images(
+        self, indices: Sequence[int] | np.ndarray, mirrored: np.ndarray | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """Images by number, in [−1, 1]; those for which ``mirrored`` is true are turned left to right."""
+        numbers = np.asarray(indices, dtype=np.int64)
+        pixels = self.store.pixels
+        # Fancy indices copy: torch is never given memory that cannot be written to.
+        rows = np.stack([self._decode(int(i)) for i in numbers]) if pixels is None else np.asarray(pixels[numbers])
+        if mirrored is not None:
+            rows[mirrored] = rows[mirrored, :, :, ::-1]
+        return torch.from_numpy(rows).float().div_(127.5).sub_(1)
+
+    def _opened(self) -> Source:
+        if self._source is None:
+            if Path(self.path).is_absolute() and not Path(self.path).exists():
+                raise InputError(f"the images are not at {self.path} any more: bring them back there")
+            self._source = open_source(self.path)
+        return self._source
+
+    def _decode(self, index: int) -> np.ndarray:
+        try:
+            body = self._opened().read(int(self.store.kept[index]))
+            return decode(body, self.image_size, self.shape[0]).pixels
+        except Unusable as error:
+            raise InputError(
+                f"{self.path} has changed: {readable(self.name(index))} could be used before, but now: {error}"
+            ) from None
+
+    def _check(self, store: Store, quarantine: Path | None) -> None:
+        """Refuse images of which too many cannot be used."""
+        bad, every = len(store.rejected), len(store.rejected) + store.count
+        if store.count and bad <= self.bad_share * every:
+            return
+        first = "; ".join(f"{readable(path)}: {reason}" for path, reason in store.rejected[:NAMED])
+        listed = f"; all are listed in {quarantine}" if quarantine is not None else ""
+        raise InputError(
+            f"{bad:,} of {every:,} files cannot be used, above the share of {self.bad_share:g} that is borne ({first}"
+            f"{' …' if bad > NAMED else ''}){listed}; mend or remove them"
+            + (f", or bear more with --data.bad-share {min(1.0, _rounded_up(bad / every))}" if store.count else "")
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is mapped into memory: a worker process maps it for itself."""
+        return {**self.__dict__, "_store": None}
+
+
+def _difference(source: Source, classes: tuple[str, ...]) -> str:
+    found = source.classes or ()
+    new, gone = (sorted(set(a) - set(b))[:NAMED] for a, b in ((found, classes), (classes, found)))
+    parts = [f"{', '.join(names)} {what}" for names, what in ((new, "new"), (gone, "gone")) if names]
+    return "; ".join(parts) or "in another order"
+
+
+def _rounded_up(share: float) -> float:
+    return (int(share * 100) + 1) / 100
+
+
+def _coins(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """A fair coin for each (seed, epoch, image): the finaliser of SplitMix64 (Steele, Lea & Flood 2014)."""
+    keys = {int(epoch): seed_from(seed, "flip", int(epoch)) for epoch in np.unique(epochs)}
+    x = np.array([keys[int(epoch)] for epoch in epochs], dtype=np.uint64)
+    x += indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(63)).astype(bool)

@@ -1,0 +1,65 @@
+"""Find out what a path names, and open it. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ditlab.data.images.folder import SUFFIXES, Folder, readable, suffix_of
+from ditlab.data.images.source import Source
+from ditlab.errors import InputError
+
+TABLES = {".parquet": "parquet", ".tar": "webdataset"}  # suffix: how ``datasets`` calls it
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def located(path: str) -> str:
+    """The path in full, or a name on the Hub as it is.
+
+    Raises:
+        InputError: there is nothing of that name, and it is no name for the Hub.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path drops a trailing "/." and knows no Hub
+    if os.path.lexists(expanded):
+        return os.path.abspath(expanded)  # noqa: PTH100 - Path.resolve would follow links
+    if HUB_NAME.fullmatch(path):
+        return path
+    raise InputError(f"{path}: there is no such folder or file (a data set on the Hub is named owner/name)")
+
+
+def open_source(path: str) -> Source:
+    """The images that a path names: a folder of images, parquet or tar files, or a data set on the Hub.
+
+    Raises:
+        InputError: there are none, or what reads them is not installed.
+    """
+    location = located(path)
+    if not Path(location).is_absolute():
+        return _table(location, "hub", ())
+    if not Path(location).is_dir():
+        if suffix_of(location) not in TABLES:
+            raise InputError(f"{path} is a file: name a folder of images, a .parquet or a .tar")
+        return _table(location, TABLES[suffix_of(location)], [location])
+    folder = Folder(location)
+    if folder.names or folder.rejected:
+        return folder
+    for suffix, kind in TABLES.items():
+        if folder.other[suffix]:
+            files = sorted(str(file) for file in Path(location).rglob(f"*{suffix}") if file.is_file())
+            table = _table(location, kind, files)
+            table.other.update({other: count for other, count in folder.other.items() if other != suffix})
+            return table
+    instead = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in folder.other.most_common(3))
+    raise InputError(
+        f"there are no images in {readable(location)}"
+        + (f", but other files: {instead}" if instead else "")
+        + f"; images end in {', '.join(sorted(SUFFIXES - {'.dib', '.jfif', '.jpe'}))}"
+    )
+
+
+def _table(location: str, kind: str, files: Sequence[str]) -> Source:
+    from ditlab.data.images.arrow import Table
+
+    return Table(location, kind, files)

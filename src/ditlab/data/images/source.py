@@ -1,0 +1,103 @@
+"""Where images come from: names, labels, captions and bytes, whatever holds them. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+MAX_BYTES = 2**28  # of one file
+
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this process or machine: no fault of the file
+
+
+class Unusable(ValueError):
+    """An image cannot be trained on. The text is the reason; what stands before its first colon names the kind."""
+
+
+class Rejected(NamedTuple):
+    """A file that cannot be used, under its name in the source, and why."""
+
+    path: str
+    reason: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images in a fixed order, each with a name, a label and a caption where there are any.
+
+    ``names`` are relative to the source, ``/`` between their parts; bytes that are no UTF-8 are kept as Python keeps
+    them in file names. ``sizes`` are in bytes. ``stamp`` changes when an image may have changed though its size has
+    not. ``rejected`` is what looked like an image and cannot even be read as a file; ``other`` counts what looked like
+    none, by suffix; ``notes`` are for the person who trains.
+    """
+
+    location: str
+    names: list[str]
+    sizes: list[int]
+    classes: tuple[str, ...] | None
+    labels: list[int] | None
+    captions: dict[int, str]
+    stamp: str
+    rejected: list[Rejected]
+    other: Counter[str]
+    notes: list[str]
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image file.
+
+        Raises:
+            Unusable: they cannot be read.
+        """
+        ...
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a regular file, without ever waiting for one that is something else.
+
+    Raises:
+        Unusable: it cannot be opened, is no regular file, or has more than 2²⁸ bytes.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe would block
+        with os.fdopen(descriptor, "rb") as stream:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                raise Unusable(f"no file: {kind_of(info.st_mode)}")
+            if info.st_size > MAX_BYTES:
+                raise Unusable(f"too large: {info.st_size:,} bytes, and {MAX_BYTES:,} are the limit")
+            return stream.read(MAX_BYTES)
+    except OSError as error:
+        raise Unusable(why_unreadable(error)) from None
+
+
+def kind_of(mode: int) -> str:
+    """What an entry of a folder is, in words."""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "of an unknown kind")
+
+
+def why_unreadable(error: OSError) -> str:
+    """Why an entry of a folder could not be opened.
+
+    Raises:
+        OSError: the process or the machine is short of something, which is no fault of the file.
+    """
+    if error.errno in SHORTAGES:
+        raise error
+    if error.errno == errno.ELOOP:
+        return "no file: a link that leads to itself"
+    if error.errno == errno.EISDIR:
+        return "no file: a folder"
+    if error.errno == errno.ENXIO:
+        return "no file: a socket"
+    return f"cannot be read: {error.strerror}"

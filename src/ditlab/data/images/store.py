@@ -1,0 +1,241 @@
+"""Prepared images: every file decoded once, the bad ones known, the pixels kept in a cache folder. Imports no torch.
+
+A prepared folder is written under a temporary name, flushed and renamed, so under its own name it is whole. Its name
+is a digest of all that decides its content, so what changed is prepared anew. Who prepares holds a lock; whoever
+wants the same images meanwhile waits for them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from ditlab.data.images.reading import Progress, decode_all
+from ditlab.data.images.source import Rejected, Source
+
+VERSION = 1  # of the layout and of how files are decoded
+LARGEST = 2**34  # bytes of pixels that are kept without being asked for
+SPARED = 2**30  # bytes of the disk that are left free
+HEADER = 128  # bytes of an .npy file's header
+
+Cache = Literal["auto", "on", "off"]
+
+
+def cache_folder() -> Path:
+    """Where prepared images are kept: DITLAB_CACHE, or ditlab in XDG_CACHE_HOME, or in ~/.cache."""
+    if own := os.environ.get("DITLAB_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+
+
+class Strings(Sequence[str]):
+    """A list of strings that stays on the disk until one is asked for: their bytes, and where each ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._ends = np.load(path.with_suffix(".ends.npy"), mmap_mode="r")
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="r") if self._ends[-1] else np.empty(0, np.uint8)
+        if len(self._bytes) != self._ends[-1]:
+            raise ValueError(f"{path} is cut short")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+    @staticmethod
+    def write(path: Path, strings: Sequence[str]) -> None:
+        """Write strings to ``path``."""
+        encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
+        path.write_bytes(b"".join(encoded))
+        np.save(path.with_suffix(".ends.npy"), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
+
+
+class Store:
+    """Prepared images of one size, read from a folder of the cache.
+
+    Attributes:
+        count: of usable images.
+        shape: (C, H, W) of each.
+        pixels: (count, C, H, W) uint8, memory-mapped; None where they are decoded as needed.
+        kept: the number of each usable image in the source.
+        labels: (count,) int64, or None.
+        names: of the usable images.
+        captions: of the usable images, "" where there is none; None where no image has one.
+        rejected: the files that cannot be used.
+        fingerprint: of names, sizes and labels of the usable images, whatever the time they were written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        self.count: int = index["count"]
+        self.shape: tuple[int, int, int] = tuple(index["shape"])
+        self.fingerprint: str = index["fingerprint"]
+        self.kept = np.load(folder / "kept.npy")
+        self.labels = np.load(folder / "labels.npy") if index["labels"] else None
+        self.names = Strings(folder / "names")
+        self.captions = Strings(folder / "captions") if index["captions"] else None
+        self.pixels = None
+        if index["pixels"]:
+            self.pixels = np.load(folder / "pixels.npy", mmap_mode="r" if self.count else None)
+        lines = (folder / "rejected.jsonl").read_text().splitlines()
+        self.rejected = [Rejected(**json.loads(line)) for line in lines]
+
+
+def prepare(
+    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", progress: Progress | None = None
+) -> Store:
+    """Images of a source, brought to one size: from the cache, or decoded into it.
+
+    Args:
+        source: where they come from.
+        size: height and width.
+        channels: 1 or 3.
+        cache: whether to keep their pixels; "auto" does so up to 16 GiB, where the disk has room for them.
+        progress: told how many of how many are done.
+    """
+    root = cache_folder() / "images"
+    root.mkdir(parents=True, exist_ok=True)
+    needed = len(source.names) * channels * size[0] * size[1]
+    folders = {keep: root / _key(source, size, channels, keep) for keep in (True, False)}
+    fits = needed <= LARGEST and needed + SPARED <= shutil.disk_usage(root).free
+    keep = cache == "on" or (cache == "auto" and (fits or folders[True].is_dir()))
+    folder = folders[keep]
+    if (ready := _whole(folder)) is not None:
+        return ready
+    with _locked(root / f"{folder.name}.lock"):
+        if (ready := _whole(folder)) is None:  # else another process has just prepared them
+            shutil.rmtree(folder, ignore_errors=True)
+            _prepare(folder, source, size, channels, keep, progress)
+            ready = Store(folder)
+    return ready
+
+
+def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
+    """Write one JSON object a line, ``{"path": ..., "reason": ...}``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("".join(json.dumps(entry._asdict()) + "\n" for entry in rejected))
+        _flush(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _key(source: Source, size: tuple[int, int], channels: int, keep: bool) -> str:
+    """A name for all that decides what is prepared."""
+    digest = hashlib.sha256(repr((VERSION, source.location, size, channels, keep, source.stamp)).encode())
+    for part in (source.names, source.sizes, source.labels, sorted(source.captions.items()), source.rejected):
+        digest.update(json.dumps(part).encode())
+    return digest.hexdigest()[:32]
+
+
+def _whole(folder: Path) -> Store | None:
+    """What was prepared there; None if nothing was, or if it is damaged."""
+    try:
+        return Store(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends."""
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare(
+    folder: Path, source: Source, size: tuple[int, int], channels: int, keep: bool, progress: Progress | None
+) -> None:
+    """Decode everything into ``folder``; the caller holds its lock, so what lies under the temporary name is dead."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _fill(temporary, source, size, channels, keep, progress)
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        temporary.replace(folder)
+        _flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _fill(
+    folder: Path, source: Source, size: tuple[int, int], channels: int, keep: bool, progress: Progress | None
+) -> None:
+    """Write the files of a store."""
+    shape = (channels, *size)
+    kept, rejected = [], list(source.rejected)
+    with (folder / "pixels.npy").open("wb") as stream:
+        stream.write(bytes(HEADER))
+        for i, picture in enumerate(decode_all(source, size, channels, progress)):
+            if isinstance(picture, Rejected):
+                rejected.append(picture)
+                continue
+            kept.append(i)
+            if keep:
+                stream.write(picture.pixels.tobytes())
+        _write_header(stream, (len(kept), *shape))
+    if not keep:
+        (folder / "pixels.npy").unlink()
+    labels = None if source.labels is None else np.array([source.labels[i] for i in kept], dtype=np.int64)
+    np.save(folder / "kept.npy", np.array(kept, dtype=np.int64))
+    if labels is not None:
+        np.save(folder / "labels.npy", labels)
+    Strings.write(folder / "names", [source.names[i] for i in kept])
+    if source.captions:
+        Strings.write(folder / "captions", [source.captions.get(i, "") for i in kept])
+    write_rejected(folder / "rejected.jsonl", sorted(rejected, key=lambda entry: os.fsencode(entry.path)))
+    index = {
+        "count": len(kept),
+        "shape": shape,
+        "pixels": keep,
+        "labels": labels is not None,
+        "captions": bool(source.captions),
+        "fingerprint": _fingerprint(source, kept),
+        "location": source.location,
+    }
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def _fingerprint(source: Source, kept: Sequence[int]) -> str:
+    digest = hashlib.sha256(json.dumps(source.classes).encode())
+    for i in kept:
+        label = None if source.labels is None else source.labels[i]
+        digest.update(json.dumps([source.names[i], source.sizes[i], label]).encode())
+    return digest.hexdigest()
+
+
+def _write_header(stream: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Write the header of an .npy file in the place that was left for it."""
+    stream.seek(0)
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    if stream.tell() != HEADER:
+        raise ValueError(f"the header of an array of shape {shape} has {stream.tell()} bytes, not {HEADER}")
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

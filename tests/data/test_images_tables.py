@@ -1,0 +1,194 @@
+"""Parquet, webdataset tars and the Hub give the images, labels and captions that were written into them."""
+
+import errno
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from ditlab.data.images import arrow
+from ditlab.data.images.dataset import Images
+from ditlab.data.images.locate import open_source
+from ditlab.data.images.survey import survey
+from ditlab.errors import InputError
+from tests.images import noise, png, write
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DITLAB_CACHE", str(tmp_path / "cache"))
+
+
+def rows(n=6):
+    return [{"image": {"bytes": png(i), "path": None}, "label": i % 3, "text": f"number {i}"} for i in range(n)]
+
+
+def parquet(path, entries, **features):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(entries)
+    if features:
+        table = datasets.Dataset(table).cast(datasets.Features(features)).data.table
+    pq.write_table(table, path)
+    return path
+
+
+def tar(path, members):
+    with tarfile.open(path, "w") as stream:
+        for name, body in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            stream.addfile(info, io.BytesIO(body))
+    return path
+
+
+def assert_holds(path, labels, classes, captions):
+    source = open_source(str(path))
+    assert [source.read(i) for i in range(len(labels))] == [png(i) for i in range(len(labels))]
+    assert (source.labels, source.classes, source.captions) == (labels, classes, captions)
+    assert source.sizes == [len(png(i)) for i in range(len(labels))]
+    data = Images(str(path), (8, 8), classes=classes)
+    expected = np.stack([noise(i).transpose(2, 0, 1) for i in range(len(labels))])
+    assert ((data.images(range(len(data))) + 1) * 127.5).round().numpy().astype(
+        np.uint8
+    ).tobytes() == expected.tobytes()
+    return source
+
+
+def test_parquet(tmp_path):
+    texts = {i: f"number {i}" for i in range(6)}
+    path = parquet(tmp_path / "a.parquet", rows())
+    source = assert_holds(path, [0, 1, 2, 0, 1, 2], ("0", "1", "2"), texts)
+    again = open_source(str(path))
+    assert (source.stamp, source.names) == (again.stamp, again.names)  # else nothing would be found prepared
+    parquet(tmp_path / "f" / "0.parquet", rows()[:4])
+    parquet(
+        tmp_path / "f" / "deep" / "1.parquet",
+        [{**row, "image": {"bytes": png(4 + i), "path": None}} for i, row in enumerate(rows()[4:])],
+    )
+    write(tmp_path / "f" / "README.md", b"x")
+    source = assert_holds(tmp_path / "f", [0, 1, 2, 0, 1, 2], ("0", "1", "2"), texts)
+    assert source.other == {".md": 1}
+
+
+def test_labels_have_names_where_the_table_has_them(tmp_path):
+    entries = [{"img": {"bytes": png(i), "path": f"{i}.png"}, "label": i % 2} for i in range(4)]
+    features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "unseen"])}
+    source = assert_holds(
+        parquet(tmp_path / "n.parquet", entries, **features), [0, 1, 0, 1], ("cat", "dog", "unseen"), {}
+    )
+    assert source.names == ["0.png", "1.png", "2.png", "3.png"]
+    entries = [{"image": png(i), "label": name} for i, name in enumerate(["owl", "ant", "owl"])]
+    assert_holds(parquet(tmp_path / "s.parquet", entries), [1, 0, 1], ("ant", "owl"), {})
+    entries = [{"image": png(i), "label": label} for i, label in enumerate([0, None, 1])]
+    assert open_source(str(parquet(tmp_path / "m.parquet", entries))).notes == [
+        "not every row has a label: trained without labels"
+    ]
+
+
+def test_webdataset(tmp_path):
+    members = {}
+    for i in range(4):
+        members |= {f"s{i}.png": png(i), f"s{i}.cls": str(10 - i % 2).encode(), f"s{i}.txt": f"number {i}".encode()}
+    source = assert_holds(
+        tar(tmp_path / "w.tar", members), [1, 0, 1, 0], ("9", "10"), {i: f"number {i}" for i in range(4)}
+    )
+    assert source.names == ["s0", "s1", "s2", "s3"]
+
+
+def test_a_pickle_in_a_tar_is_not_opened(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    members = {}
+    for i in range(2):
+        body = pickle.dumps(Payload())
+        members |= {f"s{i}.png": png(i), f"s{i}.pyd": body, f"s{i}.pickle": body, f"s{i}.pkl": body, f"s{i}.cls": b"0"}
+    assert open_source(str(tar(tmp_path / "w.tar", members))).read(0) == png(0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_bad_rows_are_listed(tmp_path):
+    entries = rows(300)
+    entries[5]["image"] = {"bytes": b"spoilt", "path": None}
+    entries[7]["image"] = {"bytes": None, "path": "/dev/zero"}
+    entries[8]["image"] = {"bytes": None, "path": "https://example.com/x.png"}
+    data = Images(str(parquet(tmp_path / "a.parquet", entries)), (8, 8), bad_share=0.02)
+    data.prepare(tmp_path / "q.jsonl")
+    listed = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+    assert [(entry["path"], entry["reason"].partition(":")[0]) for entry in listed] == [
+        ("https://example.com/x.png", "empty row"),  # which is not fetched
+        ("row 5", "no image"),
+        ("zero", "no file"),
+    ]
+    assert len(data) == 297
+
+
+def test_pickled_tables_read_on(tmp_path):
+    data = Images(str(parquet(tmp_path / "a.parquet", rows())), (8, 8), cache="off")
+    first = data.batch(0, 0, 6).x0
+    assert torch.equal(pickle.loads(pickle.dumps(data)).batch(0, 0, 6).x0, first)
+
+
+def test_what_cannot_be_read_says_so_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="has no column of images, only label"):
+        open_source(str(parquet(tmp_path / "n.parquet", [{"label": 1}])))
+    with pytest.raises(InputError, match="column image holds no image files"):
+        open_source(str(parquet(tmp_path / "i.parquet", [{"image": 1}])))
+    with pytest.raises(InputError, match="cannot read"):
+        open_source(str(write(tmp_path / "x.parquet", b"garbage")))
+    with pytest.raises(InputError, match="cannot read"):
+        open_source(str(write(tmp_path / "x.tar", b"garbage")))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'ditlab\[data\]'"):
+        open_source(str(tmp_path / "n.parquet"))
+    with pytest.raises(InputError, match=r"no folder owner/name.*pip install 'ditlab\[data\]'"):
+        open_source("owner/name")
+
+
+def test_the_hub_out_of_reach_is_one_line(tmp_path):
+    """With the Hub switched off by its own variable, which it reads when it is imported."""
+    child = subprocess.run(
+        [sys.executable, "-m", "ditlab", "train", "images", "--data.path", "owner/name"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 2
+    assert "there is no folder owner/name, and from the Hub: " in child.stderr
+    assert "Traceback" not in child.stderr
+
+
+def test_a_data_set_of_the_hub_is_read_like_a_table(tmp_path, monkeypatch):
+    """The library's own loader for a folder in the Hub's layout stands for the download, which needs the network."""
+    parquet(tmp_path / "hub" / "data" / "train-00000.parquet", rows())
+    real, asked = datasets.load_dataset, []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, **how: asked.append(name) or real(str(tmp_path / "hub"), **how)
+    )
+    (tmp_path / "cache" / "arrow" / "owner___name").mkdir(parents=True)  # as after an earlier download
+    seen = survey("owner/name")
+    assert asked == ["owner/name"]
+    assert (seen.path, seen.count, seen.classes, seen.captions) == ("owner/name", 6, ("0", "1", "2"), 6)
+
+
+def test_a_full_disk_is_no_fault_of_the_table(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("generating failed") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    with pytest.raises(OSError, match="No space"):
+        arrow.Table("x", "parquet", ())
