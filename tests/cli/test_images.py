@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 
 import ditlab
+from ditlab.cli.main import main
+from ditlab.errors import InputError
 from ditlab.lab import Lens
+from ditlab.lab.describe import describe
 from tests.cli.test_cli import SMALL, call
-from tests.images import folder_of, png, spoil, write
+from tests.images import encoded, folder_of, png, spoil, write
 
 TRAIN = ["train", "images", *SMALL, "--steps", "4", "--warmup-steps", "1"]
 
@@ -27,8 +30,6 @@ def trained(tmp_path_factory):
     folder_of(here / "pictures", ("cat", "dog", "owl"), each=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        from ditlab.cli.main import main
-
         assert main([*TRAIN, "--data.path", "pictures"]) == 0
     return here
 
@@ -59,25 +60,27 @@ def test_it_says_what_it_saw_and_chose(folder, capsys):
     assert err.splitlines() == [
         "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other files are left out",
         "note: cat/metadata.jsonl: 1 of 2 lines give no caption to an image here",
-        f"a dit of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image 1.3 "
-        "times; ditlab train images --help tells how to choose otherwise",
+        f"a dit of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image "
+        "1.3 times; ditlab train images --help tells how to choose otherwise",
     ]
     assert not (folder.parent / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    "words", [["--data.image-size", "12", "8"], ["--data.image-size=12"], ["--data.image_size", "12"]]
+    ("words", "size"),
+    [
+        (["--data.image-size", "12", "8"], (12, 8)),
+        (["--data.image-size=12"], (12, 12)),
+        (["--data.image_size", "12"], (12, 12)),
+    ],
 )
-def test_the_size_is_the_persons_if_given(folder, capsys, words):
-    assert (
-        call(capsys, *TRAIN, "--data.path", "pictures", *words, "--data.flip", "--network", "unet", "--dry-run")[0] == 2
-    )
-    small = ["--network.width", 8, "--steps", 1, "--sampling.steps", 1, "--batch-size", 4]
-    words = ["train", "images", "--data.path", "pictures", *words, "--data.flip", "--network", "unet", *small]
-    assert call(capsys, *words)[0] == 0
-    config = ditlab.load("images").config
-    assert config.data.image_size == ((12, 8) if len(words[4:6]) and "8" in words[4:8] else (12, 12))
-    assert config.data.flip
+def test_the_size_is_the_persons_if_given(folder, capsys, words, size):
+    small = ["--network", "unet", "--network.width", 8, "--steps", 1, "--sampling.steps", 1, "--batch-size", 4]
+    assert call(capsys, "train", "images", "--data.path", "pictures", *words, "--data.flip", *small)[0] == 0
+    run = ditlab.load("images")
+    assert run.config.data.image_size == size
+    assert run.shape == (3, *size)
+    assert run.config.data.flip
 
 
 WRONG = [
@@ -152,24 +155,24 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
         with np.load(tmp_path / "x.npz") as arrays:
             assert arrays["samples"].shape == (6, 3, 8, 8)
         lens = Lens("runs/images")
-        assert lens.describe()["num_classes"] == 3
-        assert lens.gates
+        described = describe(lens)
+        assert (described["data"], described["num_classes"], described["sections"]["denoise"]) == ("images", 3, None)
         lens.attention(input="sample:0", t=0.5, layer=0, head=0)
         for words in (["eval", "images", "--n", 10, "--steps", 2], ["train", "--resume", "images", "--steps", 50]):
             status, _, err = call(capsys, *words)
             assert status == 2
             assert err.splitlines()[-1].endswith("pictures any more: bring them back there")
-        with pytest.raises(ditlab.lab.lens.InputError, match="any more"):
+        with pytest.raises(InputError, match="any more"):
             lens.attention(input="data:0", t=0.5, layer=0, head=0)
     finally:
         (trained / "moved").rename(trained / "pictures")
-    assert torch.isfinite(torch.from_numpy(lens.attention(input="data:0", t=0.5, layer=0, head=0)["attention"])).all()
+    assert torch.isfinite(torch.from_numpy(lens.attention(input="data:0", t=0.5, layer=0, head=0)["map"])).all()
 
 
 def test_data_check_reports_all_there_is(folder, capsys):
     expected = spoil(folder / "cat")
     write(folder / "dog" / "notes.txt", b"x")
-    write(folder / "owl" / "large.jpg", open_gray())
+    write(folder / "owl" / "large.jpg", encoded(Image.new("L", (40, 30), 77), "JPEG"))
     status, out, err = call(capsys, "data", "check", "pictures", "--json", "--out", "sheet.png")
     found = json.loads(out)
     assert status == 2
@@ -191,16 +194,8 @@ def test_data_check_reports_all_there_is(folder, capsys):
     assert (folder.parent / "contact-sheet.png").is_file()
 
 
-def open_gray():
-    from tests.images import encoded
-
-    return encoded(Image.new("L", (40, 30), 77), "JPEG")
-
-
 def test_the_contact_sheet_shows_images_of_each_class(in_tmp, capsys):
     """Each class has a colour of its own, and each row of the sheet shows its own and no other."""
-    from tests.images import encoded
-
     colors = {"blue": (0, 0, 255), "lime": (0, 255, 0), "red": (255, 0, 0)}
     for name, color in colors.items():
         for i in range(3):

@@ -82,6 +82,7 @@ def test_exif_turns_a_picture_upright(orientation):
     np.testing.assert_array_equal(decode(body, (4, 6), 3).pixels, upright.transpose(2, 0, 1))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_spoils_no_picture():
     pixels = noise(1, (4, 6))
     body = encoded(Image.fromarray(pixels), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
@@ -159,6 +160,7 @@ def test_other_formats_are_not_even_looked_at():
 BODIES = [encoded(Image.fromarray(noise(i, (24, 24))), kind) for i, kind in enumerate(decoding.FORMATS)]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_damaged_bytes_give_pixels_or_a_reason(data):
@@ -168,13 +170,13 @@ def test_damaged_bytes_give_pixels_or_a_reason(data):
         del body[data.draw(st.integers(0, len(body))) :]
     for _ in range(data.draw(st.integers(0, 4)) if body else 0):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    reason = ""
     try:
-        picture = decode(bytes(body), (8, 8), 3)
+        assert decode(bytes(body), (8, 8), 3).pixels.shape == (3, 8, 8)
     except Unusable as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 300
-    else:
-        assert picture.pixels.shape == (3, 8, 8)
+        reason = str(error)
+    assert "\n" not in reason
+    assert len(reason) < 300
 
 
 def test_a_file_cut_short_is_damaged():

@@ -83,13 +83,12 @@ def test_a_damaged_cache_is_prepared_anew(tmp_path, cache):
     root = folder_of(tmp_path / "r")
     whole = np.array(prepare(Folder(root), (8, 8), 3).pixels)
     folder = cache / folders(cache)[0]
-    for name in sorted(os.listdir(folder)):
+    for path in sorted(folder.iterdir()):
         for damage in ("cut", "gone"):
-            (folder / name).unlink() if damage == "gone" else os.truncate(
-                folder / name, (folder / name).stat().st_size // 2
-            )
-            if name == "rejected.jsonl" and damage == "cut":
-                continue  # it is empty
+            if damage == "gone":
+                path.unlink()
+            elif path.stat().st_size:
+                os.truncate(path, path.stat().st_size // 2)
             np.testing.assert_array_equal(prepare(Folder(root), (8, 8), 3).pixels, whole)
 
 
