@@ -65,8 +65,8 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
 
     Raises:
-        InputError: the network does not go with the data, the data are gone or too many of them cannot be used, there are
-            fewer steps than were already done, another process trains this run, or none of its checkpoints can be used.
+        InputError: the network does not go with the data, the data are gone or too many of them cannot be used; there
+            are fewer steps than were already done, none of the checkpoints can be used, or another process trains.
         TrainingError: too many steps in a row could not be learned from, or a worker process died or hangs.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """

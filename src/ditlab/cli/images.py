@@ -59,8 +59,8 @@ def check(arguments: Sequence[str]) -> int:
 
 def _draw(found: Report, out: Path) -> str | None:
     """Write the contact sheet, if there is anything to see."""
-    from ditlab.pictures import contact_sheet
     from ditlab.disk import write_atomically
+    from ditlab.pictures import contact_sheet
 
     rows = {name: pictures for name, pictures in found.shown.items() if pictures}
     if not rows:
