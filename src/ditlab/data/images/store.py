@@ -7,18 +7,18 @@ wants the same images meanwhile waits for them.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from filelock import FileLock
 
+from ditlab import disk
 from ditlab.data.images.reading import Progress, decode_all
 from ditlab.data.images.source import Rejected, Source
 
@@ -115,25 +115,19 @@ def prepare(
     folder = folders[keep]
     if (ready := _whole(folder)) is not None:
         return ready
-    with _locked(root / f"{folder.name}.lock"):
+    with FileLock(root / f"{folder.name}.lock"):
         if (ready := _whole(folder)) is None:  # else another process has just prepared them
-            shutil.rmtree(folder, ignore_errors=True)
-            _prepare(folder, source, size, channels, keep, progress)
+            for dead in (folder, *root.glob(f".{folder.name}.*")):
+                disk.discard(dead)
+            disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress))
             ready = Store(folder)
     return ready
 
 
 def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     """Write one JSON object a line, ``{"path": ..., "reason": ...}``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(json.dumps(entry._asdict()) + "\n" for entry in rejected))
-        _flush(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    text = "".join(json.dumps(entry._asdict()) + "\n" for entry in rejected)
+    disk.write_atomically(path, lambda file: file.write_text(text))
 
 
 def _key(source: Source, size: tuple[int, int], channels: int, keep: bool) -> str:
@@ -150,32 +144,6 @@ def _whole(folder: Path) -> Store | None:
         return Store(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends."""
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _prepare(
-    folder: Path, source: Source, size: tuple[int, int], channels: int, keep: bool, progress: Progress | None
-) -> None:
-    """Decode everything into ``folder``; the caller holds its lock, so what lies under the temporary name is dead."""
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _fill(temporary, source, size, channels, keep, progress)
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
-        temporary.replace(folder)
-        _flush(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _fill(
@@ -230,12 +198,3 @@ def _write_header(stream: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     if stream.tell() != HEADER:
         raise ValueError(f"the header of an array of shape {shape} has {stream.tell()} bytes, not {HEADER}")
-
-
-def _flush(path: Path) -> None:
-    """Bring a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
