@@ -133,7 +133,8 @@ def _prepare(step: int) -> Batch:
     except (InputError, ConfigError, OSError):
         raise
     except Exception as error:
-        raise TrainingError(f"no batch for step {step + 1}: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}"
+        raise TrainingError(f"no batch for step {step + 1}: {said}; --workers 0 shows where it comes from") from error
 
 
 def _end_with_parent() -> None:
