@@ -34,11 +34,13 @@ def training(folder, **told):
     """A child process that trains points into ``folder``; killed if it is still there at the end."""
     command = [sys.executable, "-m", "tests.reliability.faulty", str(folder), json.dumps({"config": {}, **told})]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
     try:
         yield child
     finally:
-        child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
 
 
@@ -136,7 +138,7 @@ def test_sigterm(tmp_path, monkeypatch):
         for step, number in zip(sorted(chance.sample(range(10, 290), 4)), 2 * signals.STOPPING, strict=True):
             while last < step:
                 last = told(child, "step")[-1]
-            child.send_signal(number)
+            os.killpg(child.pid, number)  # as a terminal does, and a scheduler: the workers get it too
             received, last = told(child, "stopped")
             assert received == number
             assert last >= step

@@ -56,7 +56,7 @@ def batches(dataset: Dataset, config: Config, begin: int, folder: Path | None = 
                 waiting.append(workers.prepare(step + len(waiting)))
             yield workers.result(waiting.popleft())
     finally:
-        workers.close(at_once=bool(waiting))
+        workers.close()
 
 
 class Workers:
@@ -105,11 +105,10 @@ class Workers:
         self.starting = 0.0
         return batch
 
-    def close(self, *, at_once: bool) -> None:
-        """End the processes, without waiting for what they are at if ``at_once``: they only read."""
-        if at_once:
-            for process in self.processes:
-                process.kill()
+    def close(self) -> None:
+        """End the processes, without waiting for what they are at: they only read."""
+        for process in self.processes:
+            process.kill()
         self.pool.shutdown(cancel_futures=True)
         if self.folder is not None:
             stacks.clear(self.folder)
@@ -133,7 +132,8 @@ def _prepare(step: int) -> Batch:
     except (InputError, ConfigError, OSError):
         raise
     except Exception as error:
-        raise TrainingError(f"no batch for step {step + 1}: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}"
+        raise TrainingError(f"no batch for step {step + 1}: {said}; --workers 0 shows where it comes from") from error
 
 
 def _end_with_parent() -> None:

@@ -45,9 +45,9 @@ def write_stacks(folder: Path, headline: str) -> Path:
         print(headline, "\n\ntraining process:", sep="", file=stream, flush=True)
         faulthandler.dump_traceback(stream)
         if asked := workers():
-            for process in asked:
+            for pid in [process.pid for process in asked if process.pid is not None]:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid or 0, signal.SIGUSR1)
+                    os.kill(pid, signal.SIGUSR1)
             time.sleep(_ANSWER)
             with contextlib.suppress(FileNotFoundError):
                 print("\nworker processes:\n", (folder / _SCRATCH).read_text(), sep="", file=stream)
