@@ -69,6 +69,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (root / "a" / "up").symlink_to("..")
     (root / "a" / "other").symlink_to(root / "b")
     (elsewhere / "here").symlink_to(".")
+    (elsewhere / "round.png").symlink_to(".")
     write(root / "a" / "x.png", b"").unlink()
     (root / "a" / "x.png").symlink_to(root / "b" / "0002.png")
     source = Folder(root)
@@ -76,6 +77,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert len(source.names) == 2 + 2 + 3 + 1
     assert source.read(source.names.index("a/x.png")) == png(2)
     assert sorted(note.split()[0] for note in source.notes) == ["a/other", "a/up", "c/here"]
+    assert source.rejected == [("c/round.png", "no file: a folder")]
 
 
 def test_odd_names_are_read_as_any(tmp_path):

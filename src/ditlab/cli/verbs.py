@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ditlab.run import Run, RunFolder
 
 RUNS = Path("runs")
+NOTES = 5  # on images, before a run
 
 
 def demo(arguments: Sequence[str]) -> int:
@@ -131,8 +132,10 @@ def _announce(options: TrainOptions) -> None:
     epochs = config.steps * config.batch_size / seen.count
     parameters = estimate(config)["parameters"]
     say(printable(f"{seen.count:,} {grey} images of {size} {classes}{captions}{bad}{other}"))
-    for note in seen.notes:
+    for note in seen.notes[:NOTES]:
         say(printable(f"note: {note}"))
+    if len(seen.notes) > NOTES:
+        say(f"note: ditlab data check tells {len(seen.notes) - NOTES:,} more")
     say(
         f"a {network.kind} of {parameters:,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
         f"which is each image {epochs:.1f} times; ditlab train images --help tells how to choose otherwise"

@@ -66,24 +66,23 @@ class Folder:
         folders = [""]
         links: list[str] = []  # links last and by name: what they lead to has its own name where it has one
         while folders or links:
-            linked = not folders
-            name = heapq.heappop(links) if linked else folders.pop()
+            name = folders.pop() if folders else heapq.heappop(links)
             try:
                 info = os.stat(self._path(name))  # noqa: PTH116 - names are strings throughout
-                if (info.st_dev, info.st_ino) in seen:
-                    self.notes.append(f"{name} leads to a folder that is looked into under another name")
-                    continue
+                again = (info.st_dev, info.st_ino) in seen
                 seen.add((info.st_dev, info.st_ino))
-                with os.scandir(self._path(name)) as entries:
-                    before = list(entries)
+                with os.scandir(self._path(name)) as inside:
+                    entries = [] if again else list(inside)
             except OSError as error:
                 if not name:
                     raise InputError(f"cannot open {self.location}: {error.strerror}") from None
                 self.rejected.append(Rejected(name, f"a folder that {why_unreadable(error)}"))
                 continue
-            if not before and suffix_of(name) in SUFFIXES:
+            if not entries and suffix_of(name) in SUFFIXES:
                 self.rejected.append(Rejected(name, "no file: a folder"))
-            for entry in before:
+            elif again:
+                self.notes.append(f"{name} leads to a folder that is looked into under another name")
+            for entry in entries:
                 below = self._sort_out(entry, f"{name}/{entry.name}" if name else entry.name, found)
                 if below is not None and entry.is_symlink():
                     heapq.heappush(links, below)
