@@ -21,8 +21,6 @@ from ditlab.errors import Interrupted, TrainingError
 from ditlab.fit import fit
 from ditlab.run import RunFolder
 from ditlab.training import signals
-from ditlab.training.guard import Guard
-from ditlab.training.watchdog import Watchdog
 from tests.reliability.faulty import Faulty, config
 from tests.training.test_fit import Nobody, everything, tiny
 
@@ -333,13 +331,3 @@ def test_workers_end_with_a_training_that_is_killed(tmp_path):
         assert children
         child.kill()
         assert gone(children)
-
-
-def test_the_guards_cost_next_to_nothing(tmp_path):
-    """A beat, and the look at a loss: microseconds where a step takes milliseconds."""
-    guard, begun = Guard(10, 10), time.perf_counter()
-    with Watchdog(tmp_path, 1800.0) as watchdog:
-        for _ in range(10_000):
-            watchdog.beat()
-            guard.note(1.0, guard.objection(1.0, 1.0))
-    assert time.perf_counter() - begun < 0.5

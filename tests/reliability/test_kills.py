@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.images import folder_of
 from tests.reliability.faults import tree
 
 TINY = ["--batch-size", "4", "--precision", "fp32", "--checkpoint-every", "2", "--keep-last", "3"]
 TINY += ["--log-every", "5", "--record-every", "10", "--preview-every", "50", "--sampling.steps", "1"]
 DIT = ["--network.dim", "16", "--network.depth", "1", "--network.heads", "2"]
-DATA = {"circles": ["circles", *DIT], "digits": ["digits", *DIT], "points": ["points", "--network", "mlp"]}
+IMAGES = ["--data.path", "photos", "--data.image-size", "8", "--data.flip", "--network.patch-size", "4"]
+DATA = {
+    "circles": ["circles", *DIT],
+    "points": ["points", "--network", "mlp"],
+    "images": ["images", *DIT, *IMAGES],
+    "images decoded anew": ["images", *DIT, *IMAGES, "--data.cache", "off"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,7 @@ def train_on(warm, words, log, chance, most):
 
 def killed_and_resumed(warm, folder, words, kills, chance):
     """Train a run without and one with kills, and compare all that decides anything."""
+    folder_of(folder / "photos")
     steps = 12 * kills
     words = ["train", *words, *TINY, "--steps", str(steps)]
     logs = {name: folder / f"{name}.log" for name in ("whole", "cut")}
@@ -102,10 +110,10 @@ def killed_and_resumed(warm, folder, words, kills, chance):
     ("data", "workers", "kills"),
     [
         ("circles", 0, 3),
-        ("digits", 2, 3),
+        ("images decoded anew", 2, 2),
         *[pytest.param(data, workers, 20, marks=pytest.mark.slow) for data in DATA for workers in (0, 2)],
     ],
 )
-def test_kill_9_at_random_moments(warm, tmp_path, data, workers, kills):
+def test_kill_9_in_a_step_or_a_save(warm, tmp_path, data, workers, kills):
     chance = random.Random(f"{data} {workers} {kills}")
     killed_and_resumed(warm, tmp_path, [*DATA[data], "--workers", str(workers)], kills, chance)
