@@ -23,7 +23,7 @@ from ditlab.cli.options import (
     parse_train,
 )
 from ditlab.config import Config, SamplingConfig
-from ditlab.disk import remove, write_atomically
+from ditlab.disk import discard, remove, write_atomically
 from ditlab.errors import InputError, printable
 from ditlab.recipes import RECIPES
 
@@ -45,6 +45,8 @@ def demo(arguments: Sequence[str]) -> int:
     if options.fresh and folder.path.exists():
         with folder.locked():  # nobody trains it
             remove(folder.path)
+    for leftover in RUNS.glob(".demo.*.tmp"):  # of a deletion that was killed
+        discard(leftover)
     started = folder.config_file.exists()
     config = folder.read_config() if started else RECIPES["circles"]()
     if config.data.kind != "circles":
