@@ -110,7 +110,7 @@ def killed_and_resumed(warm, folder, words, kills, chance):
     ("data", "workers", "kills"),
     [
         ("circles", 0, 3),
-        ("images decoded anew", 2, 2),
+        ("images decoded anew", 2, 3),
         *[pytest.param(data, workers, 20, marks=pytest.mark.slow) for data in DATA for workers in (0, 2)],
     ],
 )
