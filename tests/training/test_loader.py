@@ -37,7 +37,7 @@ def test_conditions_come_along_and_leaving_early_leaves_nobody():
             assert torch.equal(batch.cond["label"], expected.cond["label"])
         begun = time.monotonic()
     assert not stacks.workers()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_faults_of_a_worker_end_in_a_line(tmp_path, fault, error, message):
         begun = time.monotonic()
         with pytest.raises(error, match=message):
             list(prepared)
-    assert time.monotonic() - begun < (8 if fault != "die" else 60)
+    assert time.monotonic() - begun < (30 if fault != "die" else 60)
     assert not stacks.workers()
     if fault == "hang":
         text = (tmp_path / "stalled.txt").read_text()
