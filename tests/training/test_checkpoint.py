@@ -289,7 +289,7 @@ def resaved(checkpoint, **changes):
         (lambda t: {k: v[:1] if v.ndim == 2 else v for k, v in t.items()}, r"is \(1, "),
         (lambda t: t | {"adamw/a/b/c": torch.ones(1)}, "unexpected adamw/a/b/c"),
         (lambda t: t | {"sgd/x/y": torch.ones(1), "": torch.ones(1)}, "unexpected"),
-        (lambda t: {}, "no state of muon; no state of adamw"),
+        (lambda t: {k: v for k, v in t.items() if not k.startswith("muon")}, "no state of muon"),
     ],
 )
 def test_an_optimizer_state_that_does_not_fit(tmp_path, change, words):
@@ -297,6 +297,14 @@ def test_an_optimizer_state_that_does_not_fit(tmp_path, change, words):
     checkpoint = save(tmp_path, state)
     resaved(checkpoint, optimizer=change(load_file(checkpoint / "optimizer.safetensors")))
     refused(tmp_path, state, words)
+
+
+def test_a_state_that_never_learned(tmp_path):
+    """All steps so far were skipped: the optimizers remember nothing, and training goes on."""
+    state = TrainState(tiny(), build_dataset(tiny()))
+    assert not state.optimizers.state_dict()
+    save(tmp_path, state)
+    load_checkpoint(tmp_path, begun()[0], 0)
 
 
 def test_weights_of_another_kind_of_number(tmp_path):
@@ -309,20 +317,20 @@ def test_weights_of_another_kind_of_number(tmp_path):
 def test_other_data(tmp_path):
     """What a data set says of itself goes with the checkpoint, and training does not go on with another."""
 
-    class Own(type(build_dataset(tiny()))):
-        def __init__(self, fingerprint):
-            self.fingerprint = fingerprint
+    def state(fingerprint):
+        made = TrainState(tiny(), build_dataset(tiny()))
+        made.fingerprint = fingerprint
+        return made
 
-    config = tiny()
-    state = TrainState(config, Own("12 images, abc"))
-    next(train(state, Own("12 images, abc")))
-    checkpoint = save(tmp_path, state)
+    trained = state("12 images, abc")
+    next(train(trained, build_dataset(tiny())))
+    checkpoint = save(tmp_path, trained)
     assert json.loads((checkpoint / "state.json").read_text())["fingerprint"] == "12 images, abc"
     for now in ("13 images, abd", None):
-        refused(tmp_path, TrainState(config, Own(now)), f"was 12 images, abc and is {now}")
-    again = TrainState(config, Own("12 images, abc"))
+        refused(tmp_path, state(now), f"was 12 images, abc and is {now}")
+    again = state("12 images, abc")
     load_checkpoint(tmp_path, again, 1)
-    assert same(tensors(again), tensors(state))
+    assert same(tensors(again), tensors(trained))
 
 
 def test_weights_that_are_averaged_in_no_way_are_stored_once(tmp_path):

@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditlab.chance import sample_streams
+from ditlab.diffusion.modes import evaluating
 from ditlab.diffusion.paths import flow_clock, motion
-from ditlab.diffusion.process import Condition, Process, evaluating
+from ditlab.diffusion.process import Condition, Process
 from ditlab.diffusion.targets import determinant
 from ditlab.errors import InputError
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ditlab.diffusion.guidance import Guidance, as_guidance
+from ditlab.diffusion.modes import evaluating
 from ditlab.diffusion.paths import LinearPath, Path, match
-from ditlab.diffusion.process import Condition, Process, evaluating
+from ditlab.diffusion.process import Condition, Process
 from ditlab.diffusion.solvers import Denoiser, Noise, Solver
 from ditlab.diffusion.times import LogitNormal
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ditlab.chance import SampleNoise
 from ditlab.diffusion.grids import Grid, sampling_times
 from ditlab.diffusion.guidance import Guidance, Passes, as_guidance
+from ditlab.diffusion.modes import evaluating
 from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, Path, match, named_betas, same_path
 from ditlab.diffusion.solvers import Denoiser, Solver, as_solver, integrate
 from ditlab.diffusion.targets import Estimate, compose, determinant, find_target, resolve
@@ -80,9 +80,7 @@ class Process(nn.Module):
         c = self.path(self.as_time(t))
         return match(c.a, x0) * x0 + match(c.s, x0) * noise
 
-    def draw_times(
-        self, n: int, generator: torch.Generator | None, device: torch.device | str
-    ) -> Float[Tensor, "n ..."]:
+    def draw_times(self, n: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
         """The times (n,) that ``losses`` begins by drawing; given as its ``t`` they change nothing of what follows."""
         return self.times(n, generator, device)
 
@@ -299,20 +297,6 @@ class Process(nn.Module):
 def _column(mask: Tensor, value: Tensor) -> Tensor:
     """(B,) shaped to broadcast over the trailing dimensions of value (B, ...)."""
     return mask.reshape(-1, *[1] * (value.dim() - 1))
-
-
-@contextmanager
-def evaluating(networks: Sequence[Any]) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module back in the mode it was in."""
-    modules = (module for network in networks if isinstance(network, nn.Module) for module in network.modules())
-    before = [(module, module.training) for module in modules]
-    try:
-        for module, _ in before:
-            module.training = False
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 class FlowMatching(Process):

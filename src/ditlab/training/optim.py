@@ -90,7 +90,7 @@ class Optimizers:
         }
 
     def differences(self, tensors: dict[str, Tensor]) -> list[str]:
-        """In what a state differs from one that ``load_state_dict`` can take. A parameter may have none at all."""
+        """In what a state differs from one that ``load_state_dict`` can take. One parameter, or all, may have none."""
         shapes = {
             f"{kind}/{name}/{entry}": torch.Size() if entry == "step" else p.shape
             for kind, optimizer in self.members.items()
@@ -99,7 +99,7 @@ class Optimizers:
         }
         begun = {key.rpartition("/")[0] for key in tensors}
         kinds = {key.partition("/")[0] for key in tensors}
-        none = [f"no state of {kind}" for kind in self.members if kind not in kinds]
+        none = [f"no state of {kind}" for kind in self.members if tensors and kind not in kinds]
         missing = [f"missing {key}" for key in shapes if key not in tensors and key.rpartition("/")[0] in begun]
         extra = [f"unexpected {key}" for key in tensors if key not in shapes]
         other = [

@@ -89,7 +89,7 @@ class Images:
     @property
     def fingerprint(self) -> str:
         """Of the names, sizes and labels of all usable images: the same as long as they are the same."""
-        return self.store.fingerprint
+        return f"{len(self):,} images, {self.store.fingerprint[:16]}"
 
     @property
     def rejected(self) -> Sequence[Rejected]:
