@@ -58,6 +58,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_aside(path: Path) -> None:
+    """Keep something damaged for a look, as ``damaged-`` and its name, in the place of what was there before."""
+    kept = path.with_name(f"damaged-{path.name}")
+    if kept.exists():
+        remove(kept)
+    rename(path, kept)
+
+
 def discard(path: Path) -> None:
     """Delete what is in the way or was not finished, as far as that can be done."""
     if not path.exists():

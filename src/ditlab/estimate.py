@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditlab.build import build_dataset, build_network
+from ditlab.build import build_dataset, build_network, resolve_device
 from ditlab.config import Config, MuonConfig
 from ditlab.networks.counts import activation_bytes, multiply_accumulates, on_meta, parameter_count
 from ditlab.training.optim import block_matrices
@@ -14,17 +14,19 @@ def estimate(config: Config) -> dict[str, Any]:
     """Parameters, multiply-accumulates of a forward pass per sample, bytes of memory, steps and samples.
 
     Memory in fp32: weights, gradients, averaged weights, optimizer state (two numbers a parameter for AdamW, one for
-    Muon), and what a batch keeps for its backward pass.
+    Muon), what a part of the batch keeps for its backward pass and, on a CPU, the copy that checkpoints are saved from.
     """
     dataset = build_dataset(config)
     network = on_meta(lambda: build_network(config, dataset))
     parameters = parameter_count(network)
     muon = sum(p.numel() for p in block_matrices(network).values()) if isinstance(config.optimizer, MuonConfig) else 0
-    activations = activation_bytes(network, dataset.shape, config.batch_size)
+    activations = activation_bytes(network, dataset.shape, config.batch_size // config.accumulate)
+    saved = 2 * parameters + 2 * (parameters - muon) + muon
+    copied = saved if resolve_device(config.device).type == "cpu" else 0
     return {
         "parameters": parameters,
         "multiply_accumulates": multiply_accumulates(network, dataset.shape),
-        "memory_bytes": 4 * (3 * parameters + 2 * (parameters - muon) + muon) + activations,
+        "memory_bytes": 4 * (parameters + saved + copied) + activations,
         "steps": config.steps,
         "samples": config.steps * config.batch_size,
     }

@@ -23,6 +23,7 @@ from ditlab.run import RunFolder
 from ditlab.training.checkpoint import load_checkpoint, newest_whole, save_tensors, saved_steps, step_name
 from ditlab.training.failures import save_failure
 from ditlab.training.guard import summary
+from ditlab.training.loader import STARTING
 from ditlab.training.loop import Step, TrainState, hopeless, train
 from ditlab.training.signals import collected
 from ditlab.training.watchdog import Watchdog
@@ -88,11 +89,12 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
         with (
             collected() as received,
             Watchdog(folder.path, config.stall_after) as watchdog,
-            CheckpointWriter(folder.checkpoints, state) as writer,
+            CheckpointWriter(folder.checkpoints, state, watchdog.beat) as writer,
         ):
             recorder = Recorder(folder, state, dataset, watcher, writer, watchdog.beat)
             if state.step == 0:
                 recorder.at_start()
+            watchdog.expect(STARTING if config.workers else 0.0)
             with closing(train(state, dataset, folder.path)) as steps:
                 for step in steps:
                     recorder.after(step)
@@ -114,7 +116,12 @@ def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int:
 
     if not resume and saved_steps(folder.checkpoints):
         raise InputError(f"{folder.path} is there already: go on with ditlab train --resume {folder.path}")
-    done = newest_whole(folder.checkpoints, load) if resume else None
+    done = newest_whole(folder.checkpoints, load, as_named=False) if resume else None
+    if done is None and folder.trained_beyond(2 * config.checkpoint_every):  # by then the first one was whole
+        raise InputError(
+            f"{folder.path} was trained, but no checkpoints are in {folder.checkpoints}: bring them back, or remove "
+            f"{folder.path} to begin anew"
+        )
     if done is not None and config.steps < done:
         raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
     folder.write_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,22 +81,40 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to the metrics."""
+        disk.before("write", self.metrics_file)
         with self.metrics_file.open("a") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+            whole = stream.tell()
+            try:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
+                stream.flush()
+            except OSError:
+                os.truncate(self.metrics_file, whole)
+                raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of the metrics; a last line cut short by a crash is left out."""
+        """All lines of the metrics; what a crash has damaged at their end is left out.
+
+        Raises:
+            InputError: a line before good ones is damaged.
+        """
         if not self.metrics_file.exists():
             return []
-        lines = []
-        for number, text in enumerate(self.metrics_file.read_text().split("\n")[:-1], 1):
+        lines, damaged = [], 0
+        for number, text in enumerate(self.metrics_file.read_text(errors="replace").split("\n")[:-1], 1):
             try:
                 line = json.loads(text)
                 int(line["step"]), float(line["seconds"])
             except (ValueError, TypeError, KeyError, RecursionError):
-                raise InputError(f"{self.metrics_file}, line {number}, is damaged: delete that line") from None
+                damaged = damaged or number
+                continue
+            if damaged:
+                raise InputError(f"{self.metrics_file}, line {damaged}, is damaged: delete that line")
             lines.append(line)
         return lines
+
+    def trained_beyond(self, step: int) -> bool:
+        """Whether there are traces of steps from that one on: then a checkpoint was saved."""
+        return self.checkpoints.is_symlink() or any(line["step"] > step for line in self.read_metrics())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,9 +135,10 @@ class RunFolder:
             lock.release()
 
     def cut(self, step: int) -> None:
-        """Drop metrics, pictures, recordings and checkpoints of later steps than ``step``, and what is left unfinished.
+        """Drop metrics, pictures and recordings of later steps than ``step``, and what is left unfinished.
 
-        For whoever holds the lock, and has loaded that step's checkpoint.
+        Later checkpoints, which can only be damaged ones, are set aside as ``damaged-step-...``. For whoever holds the
+        lock, and has loaded that step's checkpoint.
         """
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -127,13 +147,20 @@ class RunFolder:
             disk.discard(self.checkpoints / LATEST)
         elif self.step != step:
             point(self.checkpoints, step)
-        unfinished = [*self.path.glob(".config.json.*"), *self.path.glob(".metrics.jsonl.*")]
         for folder in (self.samples, self.probes, self.failures, self.checkpoints):
-            unfinished += folder.glob(".*")
             for entry in folder.glob("step-*"):
                 if re.fullmatch(r"step-[0-9]{8}", entry.stem) and entry.stem > step_name(step):
-                    disk.remove(entry)
-        for entry in unfinished:
+                    disk.set_aside(entry) if folder == self.checkpoints else disk.remove(entry)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
+        left = [
+            entry for name in (".config.json.*", ".metrics.jsonl.*", ".stacks.txt") for entry in self.path.glob(name)
+        ]
+        for folder in (self.samples, self.probes, self.failures, self.checkpoints):
+            left += folder.glob(".*")
+        for entry in left:
             disk.remove(entry)
 
     @property

@@ -111,7 +111,16 @@ def killed_and_resumed(warm, folder, words, kills, chance):
     [
         ("circles", 0, 3),
         ("images decoded anew", 2, 3),
-        *[pytest.param(data, workers, 20, marks=pytest.mark.slow) for data in DATA for workers in (0, 2)],
+        *[
+            pytest.param(data, workers, 20, marks=pytest.mark.slow)
+            for data, workers in (
+                ("circles", 0),
+                ("points", 2),
+                ("images", 0),
+                ("images decoded anew", 0),
+                ("images decoded anew", 2),
+            )
+        ],
     ],
 )
 def test_kill_9_in_a_step_or_a_save(warm, tmp_path, data, workers, kills):

@@ -36,10 +36,11 @@ class DemoOptions(Section):
 
 
 class ResumeOptions(Section):
-    """Go on with a run where it was saved. Nothing but the number of steps may change."""
+    """Go on with a run where it was saved. Nothing that decides its numbers may change, but how many steps it takes."""
 
     resume: str = Field(description="folder of a run, or its name in runs/")
     steps: int | None = Field(None, ge=1, le=10**8 - 1, description="train to this many steps instead")
+    workers: int | None = Field(None, ge=0, le=256, description="prepare batches in so many processes instead")
     as_json: Json = False
 
 

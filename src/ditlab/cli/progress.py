@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 LINE_EVERY = 5.0  # seconds between plain lines
+
+
+def _tell(line: str) -> None:
+    """Print to stderr; where nobody reads it any more, training goes on all the same."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Bar:
@@ -49,23 +55,23 @@ class Lines:
         """Print how many files are read, if it is time."""
         if time.monotonic() - self.last >= LINE_EVERY:
             self.last = time.monotonic()
-            print(f"read {done:,} of {total:,} files", file=sys.stderr, flush=True)
+            _tell(f"read {done:,} of {total:,} files")
 
     def begin(self, done: int, steps: int) -> None:
         """Say how far it will go."""
         self.steps = steps
         self.last = time.monotonic()
-        print(f"step {done}/{steps}", file=sys.stderr, flush=True)
+        _tell(f"step {done}/{steps}")
 
     def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
         """Print where training is, if it is time."""
         if time.monotonic() - self.last >= LINE_EVERY or step == self.steps:
             self.last = time.monotonic()
-            print(f"step {step}/{self.steps}  {_report(loss, images_per_s, seconds_left)}", file=sys.stderr, flush=True)
+            _tell(f"step {step}/{self.steps}  {_report(loss, images_per_s, seconds_left)}")
 
     def notice(self, message: str) -> None:
         """Print a line."""
-        print(message, file=sys.stderr, flush=True)
+        _tell(message)
 
 
 def _report(loss: float, images_per_s: float, seconds_left: float) -> str:

@@ -75,8 +75,8 @@ def train(arguments: Sequence[str]) -> int:
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
         config = folder.read_config()
-        if options.steps is not None:
-            config = config.model_copy(update={"steps": options.steps})
+        changes = {"steps": options.steps, "workers": options.workers}
+        config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
         if folder.taken:
@@ -152,6 +152,8 @@ def say(message: str) -> None:
 def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> None:
     """Train up to ``config.steps``, with progress; a finished run is left as it is."""
     if resume and folder.step == config.steps and folder.whole_step == config.steps:
+        with folder.locked():
+            folder.sweep()
         say(f"{folder.path} has all its {config.steps} steps already; {again}")
         return
     from ditlab.cli.progress import watching

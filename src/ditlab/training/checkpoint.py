@@ -28,7 +28,7 @@ from ditlab.training.loop import TrainState
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)  # errors of a file that damage explains
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # errors of a file that damage explains
 T = TypeVar("T")
 
 
@@ -61,6 +61,7 @@ def write_checkpoint(
     ema: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     facts: Mapping[str, Any] | None = None,
+    written: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write ``folder/step-00002000`` and point ``folder/LATEST`` at it.
 
@@ -71,6 +72,7 @@ def write_checkpoint(
         step: whose checkpoint.
         model, ema, optimizer: weights, averaged weights, and what the optimizer remembers.
         facts: what ``state.json`` says beside the step: plain numbers and text.
+        written: is called after each file.
     """
     target = folder / step_name(step)
 
@@ -81,6 +83,7 @@ def write_checkpoint(
                 disk.write(file, lambda path: _link(temporary / "model.safetensors", path))
             else:
                 disk.write(file, partial(save_tensors, tensors=tensors))
+            written()
         told = json.dumps({**(facts or {}), "step": step, "torch": torch.__version__}, allow_nan=False)
         disk.write(temporary / "state.json", lambda path: path.write_text(told))
         files = [temporary / name for name in FILES]
@@ -145,15 +148,16 @@ def _named(folder: Path) -> int | None:
     return None
 
 
-def newest_whole(folder: Path, look: Callable[[int], T]) -> T | None:
+def newest_whole(folder: Path, look: Callable[[int], T], *, as_named: bool = True) -> T | None:
     """What ``look`` makes of the newest checkpoint that it does not find damaged; None if there is no checkpoint.
 
-    It begins with the one that ``LATEST`` names, goes on with older ones and only then with newer ones. A
-    ``CheckpointWarning`` says what was passed over, and why.
+    A ``CheckpointWarning`` says what was passed over, and why.
 
     Args:
         folder: of the checkpoints.
         look: takes a step, and raises ``DamagedCheckpoint`` if that one cannot be used.
+        as_named: begin with the one that ``LATEST`` names, go on with older ones and only then with newer ones.
+            Otherwise begin with the newest, which a kill before ``LATEST`` was moved may have left.
 
     Raises:
         InputError: every checkpoint is damaged; the reasons are given.
@@ -166,7 +170,7 @@ def newest_whole(folder: Path, look: Callable[[int], T]) -> T | None:
         left = [step for step in there if step not in reasons]
         if not left:
             break
-        step = max(left, key=lambda step: (named not in there or step <= named, step))
+        step = max(left, key=lambda step: (not as_named or named not in there or step <= named, step))
         try:
             found = look(step)
         except InputError as error:

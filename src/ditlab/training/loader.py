@@ -6,8 +6,11 @@ step and returns the whole batch, through shared memory.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator
@@ -24,6 +27,7 @@ from ditlab.errors import ConfigError, InputError, TrainingError
 from ditlab.training import signals, stacks
 
 AHEAD = 2  # batches a worker prepares ahead
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
 STARTING = 60.0  # seconds more that workers have for the first batch: each imports torch, perhaps all on one core
 
 _dataset: Dataset  # in a worker
@@ -94,6 +98,8 @@ class Workers:
         try:
             batch = promise.result(min(limit + self.starting, threading.TIMEOUT_MAX))
         except TimeoutError:
+            if promise.done():  # the data set's own
+                raise
             message = f"no batch came from the worker processes for {limit:g} s"
             where = "" if self.folder is None else f": {stacks.write_stacks(self.folder, message)} shows where they are"
             raise TrainingError(f"{message}{where}; try --workers 0") from None
@@ -119,6 +125,8 @@ def _begin(dataset: Dataset, seed: int, size: int, folder: Path | None) -> None:
     global _dataset, _seed, _size
     _dataset, _seed, _size = dataset, seed, size
     signals.ignore()
+    if sys.platform == "linux":  # also where a worker holds its interpreter
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if folder is not None:
         stacks.answer_in(folder)

@@ -21,6 +21,7 @@ from ditlab.training.loader import batches
 from ditlab.training.memory import use_huge_pages
 from ditlab.training.optim import Optimizers
 
+SPREAD_BATCH = 4  # samples, below which the mean of a batch varies so much that a spike has to be larger
 SETTLED = 5  # steps after which the process has all the memory that a step needs
 
 
@@ -42,7 +43,7 @@ class TrainState:
         self.ema = EMA(self.network, config.ema_decay)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
-        self.guard = Guard(config.spike_factor, config.bad_steps)
+        self.guard = Guard(config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size), config.bad_steps)
         self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
 
@@ -153,4 +154,4 @@ def hopeless(state: TrainState, last: str | None) -> str:
 def advice(config: Config) -> str:
     """What to try when training runs away."""
     precision = " or --precision fp32" if config.precision == "bf16" else ""
-    return f"try --lr {config.lr / 10:g}{precision}, or look for broken samples in the data"
+    return f"in a new run, try --lr {config.lr / 10:g}{precision}, or look for broken samples in the data"

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as wishes: collected while training runs, so that it ends between two steps."""
+"""SIGINT, SIGTERM and SIGHUP as wishes: collected while training runs, so that it ends between two steps."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 @contextmanager
 def collected() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying; the second one acts at once, as it would have before."""
+    """Collect them instead of dying; the second one acts at once, as it would have before. Ignored ones stay ignored."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python delivers no signals
         yield received
         return
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: handler for number in STOPPING if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():

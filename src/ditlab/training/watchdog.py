@@ -31,12 +31,18 @@ class Watchdog:
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
         self.beats = 0
+        self.extra = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self) -> None:
         """Say that training goes on."""
         self.beats += 1
+        self.extra = 0.0
+
+    def expect(self, extra: float) -> None:
+        """Say that the next beat may take so many seconds more."""
+        self.extra = extra
 
     def __enter__(self) -> Watchdog:
         self._arm()
@@ -50,19 +56,19 @@ class Watchdog:
 
     def _watch(self) -> None:
         between = min(self.limit / LOOKS, SECONDS_BETWEEN_LOOKS)
-        enough = math.ceil(self.limit / between)  # one more: who waits for so long itself speaks first
         seen, quiet = self.beats, 0
         while not self._over.wait(between):
             self._arm()
             seen, quiet = self.beats, quiet + 1 if self.beats == seen else 0
-            if quiet > enough:
+            if quiet > math.ceil((self.limit + self.extra) / between):  # who waits for so long itself speaks first
                 self._end()
 
     def _arm(self) -> None:
         """Should even this thread get no turn, since another keeps the interpreter, the system ends the process."""
         with contextlib.suppress(OSError, OverflowError, ValueError):  # stderr is no file, or the limit beyond all time
             if sys.__stderr__ is not None:
-                faulthandler.dump_traceback_later(2 * self.limit, exit=True, file=sys.__stderr__)
+                limit = 2 * (self.limit + self.extra)
+                faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
 
     def _end(self) -> None:
         words = threading.Thread(target=self._speak, daemon=True)
@@ -74,9 +80,8 @@ class Watchdog:
 
     def _speak(self) -> None:
         message = f"no step was finished for {self.limit:g} s"
-        try:
-            shown = f"{stacks.write_stacks(self.folder, message)} shows where it hangs"
-        except OSError as error:
-            shown = f"where it hangs cannot be written ({error})"
         cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
-        os.write(2, cursor + f"ditlab: {message}: {shown}; what was saved before is whole\n".encode())
+        shown = f"see {self.folder / stacks.STACKS}; what was saved before is whole"
+        os.write(2, cursor + f"ditlab: {message}: {shown}\n".encode())  # first, since the disk may be what hangs
+        with contextlib.suppress(OSError):
+            stacks.write_stacks(self.folder, message)

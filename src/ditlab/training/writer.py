@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ditlab.errors import TrainingError
+from ditlab.errors import CheckpointWarning, TrainingError
 from ditlab.training.checkpoint import network_facts, thin_out, write_checkpoint
 from ditlab.training.loop import TrainState, advice
 
@@ -23,10 +25,11 @@ class CheckpointWriter:
     Args:
         folder: of the checkpoints.
         state: to save; its configuration says how many checkpoints are kept.
+        beat: is called after each file, as a sign of life.
     """
 
-    def __init__(self, folder: Path, state: TrainState) -> None:
-        self.folder, self.state = folder, state
+    def __init__(self, folder: Path, state: TrainState, beat: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.state, self.beat = folder, state, beat
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._copies: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
@@ -69,7 +72,7 @@ class CheckpointWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.wait()
-        elif self._thread is not None:
+        elif self._thread is not None and not issubclass(kind, KeyboardInterrupt):  # a second signal ends at once
             self._thread.join()  # what ended training is told; not what became of this
 
     def _copy(self, part: str, tensors: dict[str, Tensor]) -> None:
@@ -83,10 +86,14 @@ class CheckpointWriter:
     def _write(self, facts: dict[str, Any]) -> None:
         try:
             self._must_be_finite(facts["step"])
-            write_checkpoint(self.folder, facts["step"], **self._copies, facts=facts)
-            thin_out(self.folder, self.state.config.keep_last, self.state.config.keep_every)
+            write_checkpoint(self.folder, facts["step"], **self._copies, facts=facts, written=self.beat)
         except BaseException as error:
             self._error = error
+            return
+        try:
+            thin_out(self.folder, self.state.config.keep_last, self.state.config.keep_every)
+        except OSError as error:  # the next save tries again
+            warnings.warn(f"an old checkpoint cannot be deleted yet: {error}", CheckpointWarning, 1)
 
     def _must_be_finite(self, step: int) -> None:
         for part, tensors in self._copies.items():
