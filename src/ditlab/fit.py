@@ -13,7 +13,8 @@ import torch
 from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config, ExternalData
-from ditlab.data.datasets import Dataset, Prepared
+from ditlab.data.datasets import Dataset
+from ditlab.data.images.dataset import Images
 from ditlab.diffusion.process import Process
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError, Interrupted, TrainingError
@@ -79,7 +80,7 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     _check_null_label(state, dataset)
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
     with folder.locked():
-        if isinstance(dataset, Prepared):
+        if isinstance(dataset, Images):
             dataset.prepare(
                 folder.quarantine_file, watcher.preparing if isinstance(watcher, PreparationWatcher) else None
             )

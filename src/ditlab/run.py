@@ -113,7 +113,7 @@ class RunFolder:
         return lines
 
     def trained_beyond(self, step: int) -> bool:
-        """Whether there are traces of steps from that one on: then a checkpoint was saved."""
+        """Whether metrics tell of later steps, or checkpoints are kept elsewhere."""
         return self.checkpoints.is_symlink() or any(line["step"] > step for line in self.read_metrics())
 
     @contextmanager
@@ -155,9 +155,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
-        left = [
-            entry for name in (".config.json.*", ".metrics.jsonl.*", ".stacks.txt") for entry in self.path.glob(name)
-        ]
+        names = (".config.json.*", ".metrics.jsonl.*", ".stacks.txt")
+        left = [entry for name in names for entry in self.path.glob(name)]
         for folder in (self.samples, self.probes, self.failures, self.checkpoints):
             left += folder.glob(".*")
         for entry in left:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditlab.data.datasets import Dataset, HeldOut, Prepared
+from ditlab.data.datasets import Dataset, HeldOut
 from ditlab.data.images.dataset import Images
 from ditlab.data.order import sample_order
 from ditlab.errors import InputError
@@ -23,7 +23,6 @@ def root(tmp_path, monkeypatch):
 
 def test_batches_hold_the_files_and_their_labels(root):
     data = Images(str(root), (8, 8), classes=("a", "b"))
-    assert isinstance(data, Prepared)
     assert isinstance(data, Dataset)
     assert not isinstance(data, HeldOut)
     assert (data.shape, data.num_classes, len(data)) == ((3, 8, 8), 2, 12)

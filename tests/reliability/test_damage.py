@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,16 +114,55 @@ def test_several_are_damaged(run, capsys):
 
 
 def test_training_goes_on_from_the_newest_whole_one(runs, run):
-    """And ends with the bytes of a run that nothing happened to; what was damaged is written again."""
+    """And ends with the bytes of a run that nothing happened to; what was damaged is set aside, and written again."""
     whole = tree(runs)
     for step in (4, 6):
         flip(run / f"checkpoints/{step_name(step)}/ema.safetensors", random.Random(step))
     with pytest.warns(CheckpointWarning, match="step 2 is used instead"):
         fit(RunFolder(run), RunFolder(run).read_config(), Nobody(), resume=True)
     now = tree(run)
-    assert now.keys() == whole.keys()
+    aside = {name for name in now if "damaged-" in name}
+    assert {Path(name).parts[1] for name in aside} == {"damaged-step-00000004", "damaged-step-00000006"}
+    assert now.keys() - aside == whole.keys()
     for name in whole:
         assert now[name] == whole[name] or name == "metrics.jsonl", name
+
+
+def test_checkpoints_that_are_elsewhere(run, tmp_path):
+    """A run whose checkpoints were moved, or lie on a disk that is not there now, is not begun anew."""
+    folder, before = RunFolder(run), tree(run)
+    shutil.move(folder.checkpoints, tmp_path / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(InputError, match="bring them back, or remove"):
+            fit(folder, folder.read_config(), Nobody(), resume=True)
+        folder.checkpoints.unlink(missing_ok=True)
+        folder.checkpoints.symlink_to(tmp_path / "nowhere")
+    folder.checkpoints.unlink()
+    shutil.move(tmp_path / "elsewhere", folder.checkpoints)
+    assert tree(run) == before
+
+
+def test_a_kill_before_latest_is_moved_costs_nothing(run):
+    """The newest whole checkpoint is gone on from, whatever LATEST says."""
+    folder = RunFolder(run)
+    (folder.checkpoints / "LATEST").write_text("step-00000004")
+    before = (folder.checkpoints / "step-00000006/ema.safetensors").stat().st_ino
+    assert fit(folder, folder.read_config(), Nobody(), resume=True).step == 6
+    assert (folder.checkpoints / "step-00000006/ema.safetensors").stat().st_ino == before
+    assert folder.step == 6
+
+
+def test_metrics_damaged_by_a_power_cut(run):
+    """What is unreadable at their end is left out; in the middle it is named."""
+    folder = RunFolder(run)
+    good = folder.read_metrics()
+    with folder.metrics_file.open("ab") as stream:
+        stream.write(bytes(50) + b"\n" + bytes(20) + b"\n")
+    assert folder.read_metrics() == good
+    with folder.metrics_file.open("a") as stream:
+        stream.write(json.dumps(good[-1]) + "\n")
+    with pytest.raises(InputError, match="is damaged: delete that line"):
+        folder.read_metrics()
 
 
 def test_none_is_whole(run, capsys):

@@ -128,15 +128,19 @@ class Heard(Nobody):
 
 
 def test_sigterm(tmp_path, monkeypatch):
-    """SIGTERM and SIGINT at random steps, with a worker and without in turns: each time the step is finished and saved,
-    and the end is byte for byte that of a run that nobody stopped."""
+    """SIGTERM, SIGINT and SIGHUP at random steps, with a worker and without in turns: each time the step is finished
+    and saved, and the end is byte for byte that of a run that nobody stopped."""
     made = {"steps": 300, "checkpoint_every": 300, "preview_every": 100, "log_every": 1}
     chance, last = random.Random(0), 0
     with training(tmp_path / "stopped", config=made, again=True) as child:
-        for step, number in zip(sorted(chance.sample(range(10, 290), 4)), 2 * signals.STOPPING, strict=True):
+        numbers = 2 * signals.STOPPING
+        for step, number in zip(sorted(chance.sample(range(10, 290), len(numbers))), numbers, strict=True):
             while last < step:
                 last = told(child, "step")[-1]
-            os.killpg(child.pid, number)  # as a terminal does, and a scheduler: the workers get it too
+            if number == signal.SIGHUP:
+                os.kill(child.pid, number)
+            else:
+                os.killpg(child.pid, number)  # as a terminal does, and a scheduler: the workers get it too
             received, last = told(child, "stopped")
             assert received == number
             assert last >= step
@@ -294,7 +298,7 @@ def test_hung_worker(tmp_path, where):
         assert "in keep_the_interpreter" in err
         return
     assert err.count("\n") == 1
-    assert "stalled.txt shows where" in err
+    assert "stalled.txt" in err
     text = (tmp_path / "stalled.txt").read_text()
     assert "in hang" in text[text.index("worker processes:" if workers else "training process:") :]
     assert gone(children)

@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, what they are checked for, and how they are written beside training."""
 
+import errno
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ import ditlab
 from ditlab import disk
 from ditlab.build import build_dataset
 from ditlab.config import AdamWConfig, DiTConfig, MLPConfig, UNetConfig
-from ditlab.errors import InputError, TrainingError
+from ditlab.errors import CheckpointWarning, InputError, TrainingError
 from ditlab.fit import fit
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import (
@@ -22,6 +23,7 @@ from ditlab.training.checkpoint import (
     load_checkpoint,
     saved_steps,
     thin_out,
+    verified,
     write_checkpoint,
 )
 from ditlab.training.loop import TrainState, train
@@ -305,6 +307,43 @@ def test_a_state_that_never_learned(tmp_path):
     assert not state.optimizers.state_dict()
     save(tmp_path, state)
     load_checkpoint(tmp_path, begun()[0], 0)
+
+
+def test_a_second_signal_does_not_wait_for_a_save(tmp_path, monkeypatch):
+    """Whatever else ends training waits for the save that is under way."""
+    state, _ = begun()
+    go = threading.Event()
+    monkeypatch.setattr(disk, "before", lambda *_: go.wait(60))
+    for error, waits in ((KeyboardInterrupt, False), (ValueError, True)):
+        go.clear()
+        if waits:
+            threading.Timer(0.5, go.set).start()
+        writer = CheckpointWriter(tmp_path, state)
+        writer.save()
+        writer.__exit__(error, error(), None)
+        assert go.is_set() == waits
+        go.set()
+        writer.wait()
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_nothing(tmp_path, monkeypatch):
+    """As on a network's disk, where somebody reads it."""
+    state, _ = begun(keep_last=1)
+    save(tmp_path, state)
+
+    def busy(operation, path):
+        if operation == "delete":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    state.step = 2
+    monkeypatch.setattr(disk, "before", busy)
+    with pytest.warns(CheckpointWarning, match="cannot be deleted yet"):
+        save(tmp_path, state)
+    monkeypatch.undo()
+    verified(tmp_path, 2)
+    state.step = 3
+    save(tmp_path, state)
+    assert saved_steps(tmp_path) == [3]
 
 
 def test_weights_of_another_kind_of_number(tmp_path):

@@ -14,7 +14,6 @@ from ditlab.chance import generator_for
 from ditlab.data.datasets import Batch
 from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.errors import TrainingError
-from ditlab.recipes import RECIPES
 from ditlab.training.failures import save_failure
 from ditlab.training.guard import SETTLED, Guard, summary
 from ditlab.training.loop import TrainState, train
@@ -133,7 +132,7 @@ def test_too_many_in_a_row_end_training():
     state = TrainState(made, Faulty({}))
     seen = []
     with pytest.raises(
-        TrainingError, match=r"3 steps in a row up to step 9 .*\(loss is nan\): try --lr 0.0001"
+        TrainingError, match=r"3 steps in a row up to step 9 .*\(loss is nan\): in a new run, try --lr 0.0001"
     ) as stop:
         seen.extend(train(state, Faulty({2: "nan", 3: "nan", 5: "nan", 7: "nan", 8: "nan", 9: "nan", 10: "nan"})))
     assert "\n" not in str(stop.value)
@@ -195,7 +194,7 @@ def test_times_drawn_first_change_no_loss(make):
     )
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["circles", "points", "digits"])
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_a_batch_in_parts_is_the_mean_of_the_parts(recipe, accumulate):
     """Against one backward pass of the mean of the parts' losses, one generator going through, then clipped."""

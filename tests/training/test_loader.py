@@ -35,9 +35,7 @@ def test_conditions_come_along_and_leaving_early_leaves_nobody():
             batch, expected = next(prepared), data.batch(0, 8 * step, 8)
             assert torch.equal(batch.x0, expected.x0)
             assert torch.equal(batch.cond["label"], expected.cond["label"])
-        begun = time.monotonic()
     assert not stacks.workers()
-    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(

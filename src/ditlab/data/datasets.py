@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -46,28 +44,6 @@ class HeldOut(Dataset, Protocol):
 
     def held_out(self, seed: int, n: int) -> Batch:
         """n samples, or all there are if they are fewer, that training does not see."""
-        ...
-
-
-@runtime_checkable
-class Prepared(Dataset, Protocol):
-    """Data that are made ready, and looked through for what cannot be used, before the first batch."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of all that can be used, once they are ready: the same as long as the data are."""
-        ...
-
-    def prepare(self, quarantine: Path | None = None, progress: Callable[[int, int], None] | None = None) -> None:
-        """Make them ready, or find them so.
-
-        Args:
-            quarantine: file to list in what cannot be used, one JSON object a line.
-            progress: told how many of how many are done.
-
-        Raises:
-            InputError: the data are gone, or too many of them cannot be used.
-        """
         ...
 
 

@@ -13,7 +13,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 
 
 @contextmanager
 def collected() -> Iterator[list[int]]:
-    """Collect them instead of dying; the second one acts at once, as it would have before. Ignored ones stay ignored."""
+    """Collect them instead of dying; the second one acts at once, as it would have before. Ignored ones stay so."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python delivers no signals
         yield received

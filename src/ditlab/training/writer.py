@@ -84,16 +84,16 @@ class CheckpointWriter:
             kept[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
 
     def _write(self, facts: dict[str, Any]) -> None:
+        config = self.state.config
         try:
             self._must_be_finite(facts["step"])
             write_checkpoint(self.folder, facts["step"], **self._copies, facts=facts, written=self.beat)
+            try:
+                thin_out(self.folder, config.keep_last, config.keep_every)
+            except OSError as error:  # the next save tries again
+                warnings.warn(f"an old checkpoint cannot be deleted yet: {error}", CheckpointWarning, 1)
         except BaseException as error:
             self._error = error
-            return
-        try:
-            thin_out(self.folder, self.state.config.keep_last, self.state.config.keep_every)
-        except OSError as error:  # the next save tries again
-            warnings.warn(f"an old checkpoint cannot be deleted yet: {error}", CheckpointWarning, 1)
 
     def _must_be_finite(self, step: int) -> None:
         for part, tensors in self._copies.items():
