@@ -9,11 +9,13 @@ from PIL import Image
 
 import ditlab
 from ditlab.cli.main import main
+from ditlab.data.images.survey import survey
 from ditlab.errors import InputError
 from ditlab.lab import Lens
 from ditlab.lab.describe import describe
+from ditlab.run import Run
 from tests.cli.test_cli import SMALL, call
-from tests.images import encoded, folder_of, png, spoil, write
+from tests.images import encoded, folder_of, noise, png, spoil, write
 
 TRAIN = ["train", "images", *SMALL, "--steps", "4", "--warmup-steps", "1"]
 
@@ -46,9 +48,10 @@ def test_a_folder_trains_by_one_command(trained, capsys, monkeypatch):
     assert status == 0
     assert json.loads(out)["sliced_wasserstein"] > 0
     assert call(capsys, "eval", "images", "--n", 10, "--steps", 2, "--json")[1] == out
+    assert call(capsys, "train", "--resume", "images", "--steps", 6)[0] == 0
+    monkeypatch.setattr(Run, "sample", lambda *_, **__: pytest.fail("drawn before it was refused"))
     status, _, err = call(capsys, "eval", "images", "--n", 10, "--steps", 2, "--nll")
     assert (status, "drop --nll" in err) == (2, True)
-    assert call(capsys, "train", "--resume", "images", "--steps", 6)[0] == 0
 
 
 def test_it_says_what_it_saw_and_chose(folder, capsys):
@@ -158,6 +161,9 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
         described = describe(lens)
         assert (described["data"], described["num_classes"], described["sections"]["denoise"]) == ("images", 3, None)
         lens.attention(input="sample:0", t=0.5, layer=0, head=0)
+        monkeypatch.setattr(
+            Run, "sample", lambda *_, **__: pytest.fail("drawn though there is nothing to compare with")
+        )
         for words in (["eval", "images", "--n", 10, "--steps", 2], ["train", "--resume", "images", "--steps", 50]):
             status, _, err = call(capsys, *words)
             assert status == 2
@@ -192,6 +198,20 @@ def test_data_check_reports_all_there_is(folder, capsys):
     assert status == 0
     assert "cat: 8  dog: 8  owl: 9" in out
     assert (folder.parent / "contact-sheet.png").is_file()
+
+
+def test_the_size_of_a_turned_picture_is_as_it_is_held(in_tmp, capsys):
+    """A camera stores 6×8 and says "a quarter turn": all are 8×6, and trained so."""
+    turned = Image.Exif()
+    for i, orientation in enumerate((1, 3, 5, 6, 7, 8)):
+        turned[0x0112] = orientation
+        stored = noise(i, (6, 8) if orientation > 4 else (8, 6))
+        write(in_tmp / "p" / f"{i}.png", encoded(Image.fromarray(stored), exif=turned))
+    status, out, _ = call(capsys, "data", "check", "p", "--json", "--out", "s.png")
+    assert (status, json.loads(out)["sizes"]) == (0, {"8×6": 6})
+    assert survey("p").size == (8, 6)
+    write(in_tmp / "p" / "wide.png", png(9, (6, 8)))
+    assert survey("p").size is None
 
 
 def test_the_contact_sheet_shows_images_of_each_class(in_tmp, capsys):

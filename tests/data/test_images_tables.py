@@ -16,6 +16,7 @@ import torch
 from ditlab.data.images import arrow
 from ditlab.data.images.dataset import Images
 from ditlab.data.images.locate import open_source
+from ditlab.data.images.source import Unusable
 from ditlab.data.images.survey import survey
 from ditlab.errors import InputError
 from tests.images import noise, png, write
@@ -126,9 +127,32 @@ def test_bad_rows_are_listed(tmp_path):
     assert [(entry["path"], entry["reason"].partition(":")[0]) for entry in listed] == [
         ("https://example.com/x.png", "empty row"),  # which is not fetched
         ("row 5", "no image"),
-        ("zero", "no file"),
+        ("zero", "empty row"),
     ]
     assert len(data) == 297
+
+
+def test_a_table_reads_no_file_of_this_machine(tmp_path, monkeypatch):
+    """Only the Hub's own files, which lie beside its tables, are read by name; links out of there are not followed."""
+    arrow_files = tmp_path / "cache" / "arrow"
+    secret, fetched = write(tmp_path / "secret.png", png(7)), write(arrow_files / "downloads" / "f.png", png(3))
+    link = arrow_files / "downloads" / "link.png"
+    link.symlink_to(secret)
+    around = f"{arrow_files}/../../secret.png"
+    entries = [{"image": {"bytes": None, "path": str(path)}} for path in (fetched, secret, link, around, "f.png")]
+    path = parquet(tmp_path / "hub" / "train-0.parquet", entries)
+    source = open_source(str(path))
+    for i in range(5):
+        with pytest.raises(Unusable, match="names a file outside of the table"):
+            source.read(i)
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda _, **how: real(str(tmp_path / "hub"), **how))
+    (arrow_files / "owner___name").mkdir()  # as after an earlier download
+    source = open_source("owner/name")
+    assert source.read(0) == png(3)
+    for i in range(1, 5):
+        with pytest.raises(Unusable, match="names a file outside of the table"):
+            source.read(i)
 
 
 def test_pickled_tables_read_on(tmp_path):

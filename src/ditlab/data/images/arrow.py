@@ -39,6 +39,7 @@ class Table:
 
     def __init__(self, location: str, kind: str, files: Sequence[str]) -> None:
         self.location = location
+        self._kind = kind
         self.rejected: list[Rejected] = []
         self.other: Counter[str] = Counter()
         self.notes: list[str] = []
@@ -58,8 +59,10 @@ class Table:
         if image is None:
             raise Unusable("empty row")
         body, path = image["bytes"], image["path"]
-        if body is None and path and Path(path).is_absolute():  # files that the Hub's archives were unpacked to
+        if body is None and path and self._kind == "hub" and _is_fetched(path):  # unpacked from the Hub's archives
             return read_file(path)
+        if body is None and path:  # a table may name any file of this machine
+            raise Unusable("empty row: it names a file outside of the table, which is not opened")
         if body is None:
             raise Unusable("empty row")
         if len(body) > MAX_BYTES:
@@ -91,6 +94,16 @@ class Table:
             return None, None
         number = {value: i for i, value in enumerate(classes)}
         return tuple(map(str, classes)), [number[value] for value in values]
+
+
+def _is_fetched(path: str) -> bool:
+    """Whether a file lies where the Hub's files are fetched to, whatever links lead there."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = (cache_folder() / "arrow", datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    file = Path(path).resolve()
+    return Path(path).is_absolute() and any(file.is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 def _load(location: str, kind: str, files: Sequence[str]) -> Any:
