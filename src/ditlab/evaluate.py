@@ -6,7 +6,7 @@ from typing import Any
 
 from ditlab.build import build_dataset, build_drawing
 from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, PointsData, SamplingConfig
-from ditlab.data.datasets import Dataset, HeldOut, Prepared
+from ditlab.data.datasets import Dataset, HeldOut
 from ditlab.data.images.dataset import Images
 from ditlab.errors import InputError
 from ditlab.evaluation.likelihood import measure_likelihood
@@ -77,7 +77,7 @@ def _compared_with(run: Run, nll: bool) -> Dataset:
     dataset = build_dataset(run.config)
     if nll and not isinstance(dataset, HeldOut):
         raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
-    if isinstance(dataset, Prepared):
+    if isinstance(dataset, Images):
         dataset.prepare()
     return dataset
 

@@ -1,6 +1,7 @@
 """From a folder of images to a trained run, by the commands that a person types."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -160,6 +161,10 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
         lens = Lens("runs/images")
         described = describe(lens)
         assert (described["data"], described["num_classes"], described["sections"]["denoise"]) == ("images", 3, None)
+        assert not described["has_examples"]
+        assert call(capsys, "lab", "runs/images", "--export", tmp_path / "x.html")[0] == 0
+        held = re.search(r'id="embedded">(.*?)</script>', (tmp_path / "x.html").read_text(), re.DOTALL)
+        assert json.loads(held[1])["choices"]["input"] == ["sample:0", "sample:1"]
         lens.attention(input="sample:0", t=0.5, layer=0, head=0)
         monkeypatch.setattr(
             Run, "sample", lambda *_, **__: pytest.fail("drawn though there is nothing to compare with")
@@ -172,6 +177,7 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
             lens.attention(input="data:0", t=0.5, layer=0, head=0)
     finally:
         (trained / "moved").rename(trained / "pictures")
+    assert describe(lens)["has_examples"]
     assert torch.isfinite(torch.from_numpy(lens.attention(input="data:0", t=0.5, layer=0, head=0)["map"])).all()
 
 
