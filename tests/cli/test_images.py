@@ -62,7 +62,7 @@ def test_it_says_what_it_saw_and_chose(folder, capsys):
     assert status == 0
     assert json.loads(out)["steps"] == 4
     assert err.splitlines() == [
-        "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other files are left out",
+        "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other file is left out",
         "note: cat/metadata.jsonl: 1 of 2 lines give no caption to an image here",
         f"a dit of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image "
         "1.3 times; ditlab train images --help tells how to choose otherwise",
@@ -94,7 +94,11 @@ WRONG = [
     (["train", "images", "--data.path", "empty"], "there are no images in"),
     (["train", "images", "--data.path", "sizes"], "several sizes: add --data.image-size"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "97"], "use --data.image-size 96 96"),
-    (["train", "images", "--data.path", "pictures", "--data.image-size", "0"], "data.image_size"),
+    (["train", "images", "--data.path", "pictures", "--data.image-size", "0"], "--data.image-size 0 is no size"),
+    (["train", "images", "--data.path", "pictures", "--data.image-size"], "--data.image-size"),
+    (["train", "images", "--data.path", "pictures", "--data.image-size="], "is no size"),
+    (["train", "images", "--data.path", "./nope"], "./nope: there is no such folder or file"),
+    (["train", "images", "--data.path", "../nope"], "../nope: there is no such folder or file"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "x"], "--data.image-size"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "1", "2", "3"], "height and width"),
     (["train", "images", "--data.path", "pictures", "--data.channels", "2"], "--data.channels"),
@@ -233,6 +237,20 @@ def test_the_contact_sheet_shows_images_of_each_class(in_tmp, capsys):
     assert all(len(row) == 64 for row in rows)
     counts = [int((sheet == color).all(2).sum()) for color in colors.values()]
     assert counts == [3 * 64 * 64] * 3
+
+
+def test_one_image_and_a_name_with_a_space(in_tmp, capsys):
+    write(in_tmp / "my pictures" / "a.png", png(0))
+    status, _, err = call(capsys, "data", "check", "my pictures", "--out", "s.png")
+    assert (status, err.splitlines()[-1].endswith("ditlab train images --data.path 'my pictures'")) == (0, True)
+    status, _, err = call(capsys, *TRAIN, "--data.path", "my pictures", "--dry-run")
+    assert (status, err.splitlines()[0]) == (0, "1 colour image of 8×8 without labels")
+
+
+def test_a_cache_that_is_a_file_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setenv("DITLAB_CACHE", str(write(folder.parent / "file", b"")))
+    status, _, err = call(capsys, *TRAIN, "--data.path", "pictures")
+    assert (status, err.splitlines()[-1].endswith("Not a directory; set DITLAB_CACHE to a folder")) == (2, True)
 
 
 def test_flat_folders_train_without_labels(in_tmp, capsys):
