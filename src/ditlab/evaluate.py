@@ -6,7 +6,7 @@ from typing import Any
 
 from ditlab.build import build_dataset, build_drawing
 from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, PointsData, SamplingConfig
-from ditlab.data.datasets import HeldOut
+from ditlab.data.datasets import Dataset, HeldOut
 from ditlab.data.images.dataset import Images
 from ditlab.errors import InputError
 from ditlab.evaluation.likelihood import measure_likelihood
@@ -44,6 +44,7 @@ def evaluate(
             f"{run.folder.path} was trained elsewhere: there are no data here to compare its samples with; draw some "
             f"with ditlab sample {run.folder.path}"
         )
+    dataset = _compared_with(run, nll)  # before samples are drawn, which may take long
     settings = SamplingConfig(**{name: value for name, value in sampling.items() if value is not None})
     if isinstance(run.config.data, DigitsData) and n < 100:
         raise InputError(f"--n {n} is too few for the Fréchet distance of 64 features: use at least 100")
@@ -61,21 +62,24 @@ def evaluate(
             assert labels is not None
             figures = measure_digits(samples, labels)
         case ImagesData():
-            dataset = build_dataset(run.config)
             assert isinstance(dataset, Images)
             figures = measure_images(samples, dataset, seed)
     if nll:
-        figures |= _likelihood(run, nll_n, seed)
+        assert isinstance(dataset, HeldOut)
+        figures |= measure_likelihood(run.process, dataset, nll_n, seed)
     drawn = drawn_with(run, settings, guide)
     evaluations = int(evaluations) if evaluations.is_integer() else round(evaluations, 1)
     return figures | {"n": n, "seed": seed, **drawn, "evaluations": evaluations, "run_step": run.step}
 
 
-def _likelihood(run: Run, n: int | None, seed: int) -> dict[str, Any]:
+def _compared_with(run: Run, nll: bool) -> Dataset:
+    """The data of the run, ready to be looked at; images may be gone, or have no part that was held out."""
     dataset = build_dataset(run.config)
-    if not isinstance(dataset, HeldOut):
+    if nll and not isinstance(dataset, HeldOut):
         raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
-    return measure_likelihood(run.process, dataset, n, seed)
+    if isinstance(dataset, Images):
+        dataset.prepare()
+    return dataset
 
 
 def drawn_with(run: Run, settings: SamplingConfig, guide: Run | None) -> dict[str, Any]:

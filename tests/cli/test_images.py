@@ -1,6 +1,7 @@
 """From a folder of images to a trained run, by the commands that a person types."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from PIL import Image
 
 import ditlab
 from ditlab.cli.main import main
+from ditlab.data.images.survey import survey
 from ditlab.errors import InputError
 from ditlab.lab import Lens
 from ditlab.lab.describe import describe
+from ditlab.run import Run
 from tests.cli.test_cli import SMALL, call
-from tests.images import encoded, folder_of, png, spoil, write
+from tests.images import encoded, folder_of, noise, png, spoil, write
 
 TRAIN = ["train", "images", *SMALL, "--steps", "4", "--warmup-steps", "1"]
 
@@ -46,9 +49,10 @@ def test_a_folder_trains_by_one_command(trained, capsys, monkeypatch):
     assert status == 0
     assert json.loads(out)["sliced_wasserstein"] > 0
     assert call(capsys, "eval", "images", "--n", 10, "--steps", 2, "--json")[1] == out
+    assert call(capsys, "train", "--resume", "images", "--steps", 6)[0] == 0
+    monkeypatch.setattr(Run, "sample", lambda *_, **__: pytest.fail("drawn before it was refused"))
     status, _, err = call(capsys, "eval", "images", "--n", 10, "--steps", 2, "--nll")
     assert (status, "drop --nll" in err) == (2, True)
-    assert call(capsys, "train", "--resume", "images", "--steps", 6)[0] == 0
 
 
 def test_it_says_what_it_saw_and_chose(folder, capsys):
@@ -58,7 +62,7 @@ def test_it_says_what_it_saw_and_chose(folder, capsys):
     assert status == 0
     assert json.loads(out)["steps"] == 4
     assert err.splitlines() == [
-        "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other files are left out",
+        "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other file is left out",
         "note: cat/metadata.jsonl: 1 of 2 lines give no caption to an image here",
         f"a dit of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image "
         "1.3 times; ditlab train images --help tells how to choose otherwise",
@@ -90,7 +94,11 @@ WRONG = [
     (["train", "images", "--data.path", "empty"], "there are no images in"),
     (["train", "images", "--data.path", "sizes"], "several sizes: add --data.image-size"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "97"], "use --data.image-size 96 96"),
-    (["train", "images", "--data.path", "pictures", "--data.image-size", "0"], "data.image_size"),
+    (["train", "images", "--data.path", "pictures", "--data.image-size", "0"], "--data.image-size 0 is no size"),
+    (["train", "images", "--data.path", "pictures", "--data.image-size"], "--data.image-size"),
+    (["train", "images", "--data.path", "pictures", "--data.image-size="], "is no size"),
+    (["train", "images", "--data.path", "./nope"], "./nope: there is no such folder or file"),
+    (["train", "images", "--data.path", "../nope"], "../nope: there is no such folder or file"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "x"], "--data.image-size"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "1", "2", "3"], "height and width"),
     (["train", "images", "--data.path", "pictures", "--data.channels", "2"], "--data.channels"),
@@ -157,7 +165,14 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
         lens = Lens("runs/images")
         described = describe(lens)
         assert (described["data"], described["num_classes"], described["sections"]["denoise"]) == ("images", 3, None)
+        assert not described["has_examples"]
+        assert call(capsys, "lab", "runs/images", "--export", tmp_path / "x.html")[0] == 0
+        held = re.search(r'id="embedded">(.*?)</script>', (tmp_path / "x.html").read_text(), re.DOTALL)
+        assert json.loads(held[1])["choices"]["input"] == ["sample:0", "sample:1"]
         lens.attention(input="sample:0", t=0.5, layer=0, head=0)
+        monkeypatch.setattr(
+            Run, "sample", lambda *_, **__: pytest.fail("drawn though there is nothing to compare with")
+        )
         for words in (["eval", "images", "--n", 10, "--steps", 2], ["train", "--resume", "images", "--steps", 50]):
             status, _, err = call(capsys, *words)
             assert status == 2
@@ -166,6 +181,7 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
             lens.attention(input="data:0", t=0.5, layer=0, head=0)
     finally:
         (trained / "moved").rename(trained / "pictures")
+    assert describe(lens)["has_examples"]
     assert torch.isfinite(torch.from_numpy(lens.attention(input="data:0", t=0.5, layer=0, head=0)["map"])).all()
 
 
@@ -194,6 +210,20 @@ def test_data_check_reports_all_there_is(folder, capsys):
     assert (folder.parent / "contact-sheet.png").is_file()
 
 
+def test_the_size_of_a_turned_picture_is_as_it_is_held(in_tmp, capsys):
+    """A camera stores 6×8 and says "a quarter turn": all are 8×6, and trained so."""
+    turned = Image.Exif()
+    for i, orientation in enumerate((1, 3, 5, 6, 7, 8)):
+        turned[0x0112] = orientation
+        stored = noise(i, (6, 8) if orientation > 4 else (8, 6))
+        write(in_tmp / "p" / f"{i}.png", encoded(Image.fromarray(stored), exif=turned))
+    status, out, _ = call(capsys, "data", "check", "p", "--json", "--out", "s.png")
+    assert (status, json.loads(out)["sizes"]) == (0, {"8×6": 6})
+    assert survey("p").size == (8, 6)
+    write(in_tmp / "p" / "wide.png", png(9, (6, 8)))
+    assert survey("p").size is None
+
+
 def test_the_contact_sheet_shows_images_of_each_class(in_tmp, capsys):
     """Each class has a colour of its own, and each row of the sheet shows its own and no other."""
     colors = {"blue": (0, 0, 255), "lime": (0, 255, 0), "red": (255, 0, 0)}
@@ -207,6 +237,20 @@ def test_the_contact_sheet_shows_images_of_each_class(in_tmp, capsys):
     assert all(len(row) == 64 for row in rows)
     counts = [int((sheet == color).all(2).sum()) for color in colors.values()]
     assert counts == [3 * 64 * 64] * 3
+
+
+def test_one_image_and_a_name_with_a_space(in_tmp, capsys):
+    write(in_tmp / "my pictures" / "a.png", png(0))
+    status, _, err = call(capsys, "data", "check", "my pictures", "--out", "s.png")
+    assert (status, err.splitlines()[-1].endswith("ditlab train images --data.path 'my pictures'")) == (0, True)
+    status, _, err = call(capsys, *TRAIN, "--data.path", "my pictures", "--dry-run")
+    assert (status, err.splitlines()[0]) == (0, "1 colour image of 8×8 without labels")
+
+
+def test_a_cache_that_is_a_file_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setenv("DITLAB_CACHE", str(write(folder.parent / "file", b"")))
+    status, _, err = call(capsys, *TRAIN, "--data.path", "pictures")
+    assert (status, err.splitlines()[-1].endswith("Not a directory; set DITLAB_CACHE to a folder")) == (2, True)
 
 
 def test_flat_folders_train_without_labels(in_tmp, capsys):

@@ -85,6 +85,20 @@ def test_worker_processes_give_the_same_batches(root, cache, method):
     assert len(pickle.dumps(data)) < 20_000
 
 
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_another_process_reads_what_was_prepared(root, cache, monkeypatch):
+    data = Images(str(root), (8, 8), classes=("a", "b"), cache=cache)
+    here = data.batch(0, 3, 8)
+    kept = pickle.dumps(data)
+    if cache == "on":
+        assert str(root / "a").encode() not in kept
+        assert b"0003.png" not in kept  # no list of files
+    monkeypatch.setattr("ditlab.data.images.dataset.prepare", lambda *_, **__: pytest.fail("prepared again"))
+    there = pickle.loads(kept)
+    assert torch.equal(there.batch(0, 3, 8).x0, here.x0)
+    assert there.fingerprint == data.fingerprint
+
+
 def test_a_fingerprint_is_of_the_images_and_not_of_when_they_were_written(root, tmp_path):
     def fingerprint(where):
         return Images(str(where), (8, 8)).fingerprint

@@ -16,6 +16,7 @@ import torch
 from ditlab.data.images import arrow
 from ditlab.data.images.dataset import Images
 from ditlab.data.images.locate import open_source
+from ditlab.data.images.source import Unusable
 from ditlab.data.images.survey import survey
 from ditlab.errors import InputError
 from tests.images import noise, png, write
@@ -38,7 +39,9 @@ def parquet(path, entries, **features):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(entries)
-    if features:
+    if features and not entries:
+        table = datasets.Dataset.from_dict({name: [] for name in features}, datasets.Features(features)).data.table
+    elif features:
         table = datasets.Dataset(table).cast(datasets.Features(features)).data.table
     pq.write_table(table, path)
     return path
@@ -75,6 +78,59 @@ def test_parquet(tmp_path):
     write(tmp_path / "f" / "README.md", b"x")
     source = assert_holds(tmp_path / "f", [0, 1, 2, 0, 1, 2], ("0", "1", "2"), texts)
     assert source.other == {".md": 1}
+
+
+def test_tables_in_a_folder_are_found_as_images_are(tmp_path):
+    """In any case, through links, and not where they are hidden."""
+    root = tmp_path / "f"
+    parquet(root / "A.PARQUET", rows()[:2])
+    parquet(tmp_path / "elsewhere" / "b.parquet", rows()[2:4])
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    write(root / ".hidden.parquet", b"garbage")
+    write(root / ".cache" / "x.parquet", b"garbage")
+    source = open_source(str(root))
+    assert [source.read(i) for i in range(len(source.names))] == [png(i) for i in range(4)]
+
+
+@pytest.mark.parametrize("layout", ["train/0.parquet test/0.parquet", "data/train-0.parquet data/VALIDATION-0.parquet"])
+def test_of_several_splits_train_is_used(tmp_path, layout):
+    train, other = (tmp_path / "f" / name for name in layout.split())
+    parquet(train, rows()[:2])
+    parquet(other, rows()[2:])
+    source = open_source(str(tmp_path / "f"))
+    assert [source.read(i) for i in range(len(source.names))] == [png(0), png(1)]
+    assert "1 of 2 files are used: those whose names say train" in source.notes
+    other.rename(other.with_name("more.parquet").absolute())
+    if "data" in layout:  # a name that tells no split: nothing is told apart
+        assert len(open_source(str(tmp_path / "f")).names) == 6
+
+
+def test_other_columns_of_images_are_named(tmp_path):
+    entries = [{"image": png(i), "img": png(9), "jpg": png(9)} for i in range(2)]
+    source = open_source(str(parquet(tmp_path / "a.parquet", entries)))
+    assert source.read(1) == png(1)
+    assert source.notes == ["the images of column image are used, and not those of img, jpg"]
+
+
+@pytest.mark.parametrize("names", ["img.{}.png", "set-{}.img.png", "cat.{}.png dog.{}.png"])
+def test_tars_whose_names_have_several_dots(tmp_path, names):
+    """A name ends at its first dot: where that puts all pictures into few samples, it is said; else nothing is lost."""
+    members = {name.format(i): png(i) for name in names.split() for i in range(4)}
+    path = str(tar(tmp_path / "w.tar", members))
+    if names.startswith("set"):
+        assert open_source(path).names == [f"set-{i}" for i in range(4)]
+    else:
+        with pytest.raises(InputError, match=r"names like img.0.png make one sample of many images"):
+            open_source(path)
+
+
+def test_labels_that_are_none_say_why(tmp_path):
+    for value, name in ((0.5, "float"), ([1, 2], "list")):
+        entries = [{"image": png(i), "label": value} for i in range(2)]
+        source = open_source(str(parquet(tmp_path / f"{name}.parquet", entries)))
+        assert (source.labels, source.notes) == (
+            None, [f"label holds {name}, neither whole numbers nor words: trained without labels"]
+        )  # fmt: skip
 
 
 def test_labels_have_names_where_the_table_has_them(tmp_path):
@@ -126,9 +182,32 @@ def test_bad_rows_are_listed(tmp_path):
     assert [(entry["path"], entry["reason"].partition(":")[0]) for entry in listed] == [
         ("https://example.com/x.png", "empty row"),  # which is not fetched
         ("row 5", "no image"),
-        ("zero", "no file"),
+        ("zero", "empty row"),
     ]
     assert len(data) == 297
+
+
+def test_a_table_reads_no_file_of_this_machine(tmp_path, monkeypatch):
+    """Only the Hub's own files, which lie beside its tables, are read by name; links out of there are not followed."""
+    arrow_files = tmp_path / "cache" / "arrow"
+    secret, fetched = write(tmp_path / "secret.png", png(7)), write(arrow_files / "downloads" / "f.png", png(3))
+    link = arrow_files / "downloads" / "link.png"
+    link.symlink_to(secret)
+    around = f"{arrow_files}/../../secret.png"
+    entries = [{"image": {"bytes": None, "path": str(path)}} for path in (fetched, secret, link, around, "f.png")]
+    path = parquet(tmp_path / "hub" / "train-0.parquet", entries)
+    source = open_source(str(path))
+    for i in range(5):
+        with pytest.raises(Unusable, match="names a file outside of the table"):
+            source.read(i)
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda _, **how: real(str(tmp_path / "hub"), **how))
+    (arrow_files / "owner___name").mkdir()  # as after an earlier download
+    source = open_source("owner/name")
+    assert source.read(0) == png(3)
+    for i in range(1, 5):
+        with pytest.raises(Unusable, match="names a file outside of the table"):
+            source.read(i)
 
 
 def test_pickled_tables_read_on(tmp_path):
@@ -137,7 +216,7 @@ def test_pickled_tables_read_on(tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(data)).batch(0, 0, 6).x0, first)
 
 
-def test_what_cannot_be_read_says_so_in_one_line(tmp_path, monkeypatch):
+def test_what_cannot_be_read_says_so_in_one_line(tmp_path, monkeypatch, capfd):
     with pytest.raises(InputError, match="has no column of images, only label"):
         open_source(str(parquet(tmp_path / "n.parquet", [{"label": 1}])))
     with pytest.raises(InputError, match="column image holds no image files"):
@@ -146,6 +225,14 @@ def test_what_cannot_be_read_says_so_in_one_line(tmp_path, monkeypatch):
         open_source(str(write(tmp_path / "x.parquet", b"garbage")))
     with pytest.raises(InputError, match="cannot read"):
         open_source(str(write(tmp_path / "x.tar", b"garbage")))
+    with pytest.raises(InputError, match=r"e.parquet has no rows"):
+        open_source(str(parquet(tmp_path / "e.parquet", [], image=datasets.Image())))
+    with pytest.raises(InputError, match=r"e.tar has no rows"):
+        open_source(str(tar(tmp_path / "e.tar", {})))
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("DITLAB_CACHE", str(write(tmp_path / "file", b"")))
+    with pytest.raises(InputError, match=r"file/arrow: Not a directory; set DITLAB_CACHE to a folder"):
+        open_source(str(tmp_path / "n.parquet"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'ditlab\[data\]'"):
         open_source(str(tmp_path / "n.parquet"))

@@ -53,7 +53,11 @@ def test_the_answers_in_it_are_those_of_the_lens(page, runs):
 
 def test_large_maps_are_refused_and_middling_ones_thinned():
     def run(tokens):
-        return {"name": "big", "attention": [{"layer": i, "heads": 4, "tokens": tokens} for i in range(4)]}
+        return {
+            "name": "big",
+            "has_examples": True,
+            "attention": [{"layer": i, "heads": 4, "tokens": tokens} for i in range(4)],
+        }
 
     assert _affordable(run(16)) == (list(INPUTS), list(TIMES))
     inputs, times = _affordable(run(256))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def check(arguments: Sequence[str]) -> int:
             f"{len(found.rejected):,} of {found.usable + len(found.rejected):,} files cannot be used, above the share "
             f"of {options.bad_share:g} that training bears: mend or remove them"
         )
-    shown = printable(options.path)
+    shown = shlex.quote(printable(options.path))
     say(f"\nNext: {f'look at {drawn}, ' if drawn else ''}ditlab train images --data.path {shown}")
     return 0
 
@@ -65,7 +66,12 @@ def _draw(found: Report, out: Path) -> str | None:
     rows = {name: pictures for name, pictures in found.shown.items() if pictures}
     if not rows:
         return None
-    titles = {name: f"{name}  {found.classes[name]:,}" if name else f"{found.usable:,} images" for name in rows}
+    titles = {
+        name: f"{name}  {found.classes[name]:,}"
+        if name
+        else f"{found.usable:,} {'image' if found.usable == 1 else 'images'}"
+        for name in rows
+    }
     sheet = contact_sheet([(titles[name], rows[name]) for name in list(rows)[:ROWS]])
     write_atomically(out, sheet.save)
     return str(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from typing import cast
 
@@ -45,7 +46,7 @@ def import_(arguments: Sequence[str]) -> int:
         },
         options.as_json,
     )
-    say(f"\nNext: ditlab sample {printable(str(folder.path))} --n 4 {_cost(config.sampling)}")
+    say(f"\nNext: ditlab sample {shlex.quote(printable(str(folder.path)))} --n 4 {_cost(config.sampling)}")
     return 0
 
 

@@ -252,7 +252,12 @@ def _survey(words: list[str]) -> Survey | None:
 def _image_size(words: list[str]) -> tuple[int, ...] | None:
     """The numbers after ``--data.image-size``, which stay where they are; what are none is refused later."""
     found = _find(words, "--data.image-size")
-    return None if found is None else tuple(int(word) for word in found[1] if word.isdecimal())[:2] or (32,)
+    if found is None:
+        return None
+    numbers = tuple(int(word) for word in found[1] if word.isdecimal())[:2]
+    if not any(found[1]) or 0 in numbers:
+        raise InputError(f"--data.image-size {' '.join(found[1])} is no size: give one as --data.image-size 32")
+    return numbers or (32,)
 
 
 def _find(words: Sequence[str], flag: str) -> tuple[int, list[str]] | None:

@@ -127,13 +127,14 @@ def _announce(options: TrainOptions) -> None:
     size = f"{data.image_size[0]}×{data.image_size[-1]}"
     grey = "grey" if data.channels == 1 else "colour"
     classes = "without labels" if data.classes is None else f"in {len(data.classes):,} classes"
+    noun = "image" if seen.count == 1 else "images"
     captions = f", {seen.captions:,} with captions, which are not used yet" if seen.captions else ""
-    other = f"; {seen.other:,} other files are left out" if seen.other else ""
+    other = f"; {seen.other:,} other {'file is' if seen.other == 1 else 'files are'} left out" if seen.other else ""
     bad = f"; {seen.rejected:,} cannot be read" if seen.rejected else ""
     cut = f" on patches of {network.patch_size}×{network.patch_size}" if network.kind == "dit" else ""
     epochs = config.steps * config.batch_size / seen.count
     parameters = estimate(config)["parameters"]
-    say(printable(f"{seen.count:,} {grey} images of {size} {classes}{captions}{bad}{other}"))
+    say(printable(f"{seen.count:,} {grey} {noun} of {size} {classes}{captions}{bad}{other}"))
     for note in seen.notes[:NOTES]:
         say(printable(f"note: {note}"))
     if len(seen.notes) > NOTES:

@@ -26,6 +26,7 @@ def describe(lens: Lens) -> dict[str, Any]:
     ]
     return {
         "data": config.data.kind,
+        "has_examples": lens.scenes.has_examples,
         "network": config.network.kind,
         "process": config.process.kind,
         "noise_path": getattr(config.process, "path", "linear" if few_steps else "discrete"),

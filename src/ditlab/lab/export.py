@@ -89,12 +89,13 @@ def _affordable(run: dict[str, Any]) -> tuple[list[str], list[float]]:
         )
     scenes = max(1, MAX_BYTES // (6 * sum(cells) + 1))  # four bytes a cell, as base64, and what comes with them
     times = TIMES if scenes >= len(TIMES) else TIMES[1:2]
-    return list(INPUTS[: max(1, scenes // len(times))]), list(times)
+    inputs = [name for name in INPUTS if run["has_examples"] or not name.startswith("data:")]
+    return inputs[: max(1, scenes // len(times))], list(times)
 
 
 def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     layers = run["attention"]
-    if layers:
+    if layers and run["has_examples"]:
         yield "attention/summary", {}, lens.attention_summary()
     for name, t in product(choices["input"], choices["t"]):
         where: dict[str, Any] = {"input": name, "t": t}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ditlab.build import build_dataset, build_drawing
 from ditlab.chance import SampleNoise
+from ditlab.config import ExternalData, ImagesData
 from ditlab.data.datasets import Dataset
 from ditlab.diffusion.process import Process
 from ditlab.errors import InputError, Missing
@@ -81,6 +83,14 @@ class Scenes:
     def dataset(self) -> Dataset:
         """What the run was trained on."""
         return build_dataset(self.run.config)
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether what the run was trained on can be had here; images may have been moved."""
+        data = self.run.config.data
+        if isinstance(data, ImagesData):
+            return not Path(data.path).is_absolute() or Path(data.path).exists()
+        return not isinstance(data, ExternalData)
 
     @cached_property
     def like(self) -> Tensor:

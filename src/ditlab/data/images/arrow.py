@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, read_file
-from ditlab.data.images.store import cache_folder
+from ditlab.data.images.store import cache_folder, cache_for
 from ditlab.errors import InputError
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
@@ -39,11 +40,14 @@ class Table:
 
     def __init__(self, location: str, kind: str, files: Sequence[str]) -> None:
         self.location = location
+        self._kind = kind
         self.rejected: list[Rejected] = []
         self.other: Counter[str] = Counter()
         self.notes: list[str] = []
         rows = _load(location, kind, files)
-        self._column = _image_column(rows, location)
+        if not rows.num_rows:
+            raise InputError(f"{location} has no rows")
+        self._column = self._choose_column(rows)
         rows = _as_bytes(rows, self._column, location)
         self._images = rows.select_columns([self._column])
         self.stamp = f"{rows._fingerprint} {[Path(file).stat().st_mtime_ns for file in files]}"
@@ -58,13 +62,33 @@ class Table:
         if image is None:
             raise Unusable("empty row")
         body, path = image["bytes"], image["path"]
-        if body is None and path and Path(path).is_absolute():  # files that the Hub's archives were unpacked to
+        if body is None and path and self._kind == "hub" and _is_fetched(path):  # unpacked from the Hub's archives
             return read_file(path)
+        if body is None and path:  # a table may name any file of this machine
+            raise Unusable("empty row: it names a file outside of the table, which is not opened")
         if body is None:
             raise Unusable("empty row")
         if len(body) > MAX_BYTES:
             raise Unusable(f"too large: {len(body):,} bytes, and {MAX_BYTES:,} are the limit")
         return bytes(body)
+
+    def _choose_column(self, rows: Any) -> str:
+        """The column of images that is used; others are noted."""
+        import datasets
+
+        images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+        dotted = [name for name in images if "." in name]
+        if self._kind == "webdataset" and len(dotted) > 1 and (len(dotted) >= rows.num_rows or _are_numbers(dotted)):
+            raise InputError(
+                f"{self.location}: names like img.{dotted[0]} make one sample of many images, for a sample's name ends "
+                f"at its first dot; name them img-{dotted[0]}, or unpack them into a folder"
+            )
+        images += [name for name in IMAGES if name in rows.column_names and name not in images]
+        if not images:
+            raise InputError(f"{self.location} has no column of images, only {', '.join(rows.column_names)}")
+        if others := images[1:]:
+            self.notes.append(f"the images of column {images[0]} are used, and not those of {', '.join(others)}")
+        return images[0]
 
     def _label(self, rows: Any) -> tuple[tuple[str, ...] | None, list[int] | None]:
         """The classes' names, and the label of each image, if each has one."""
@@ -76,7 +100,13 @@ class Table:
         values = rows.data.column(name).to_pylist()
         values = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values]
         feature = rows.features[name]
-        if not all(isinstance(value, (int, str)) for value in values):
+        if not all(value is None or isinstance(value, (int, str)) for value in values):
+            kinds = sorted({type(value).__name__ for value in values if value is not None})
+            self.notes.append(
+                f"{name} holds {', '.join(kinds)}, neither whole numbers nor words: trained without labels"
+            )
+            return None, None
+        if None in values:
             self.notes.append(f"not every row has a {name}: trained without labels")
             return None, None
         if isinstance(feature, datasets.ClassLabel):
@@ -93,6 +123,16 @@ class Table:
         return tuple(map(str, classes)), [number[value] for value in values]
 
 
+def _is_fetched(path: str) -> bool:
+    """Whether a file lies where the Hub's files are fetched to, whatever links lead there."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = (cache_folder() / "arrow", datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    file = Path(path).resolve()
+    return Path(path).is_absolute() and any(file.is_relative_to(Path(folder).resolve()) for folder in folders)
+
+
 def _load(location: str, kind: str, files: Sequence[str]) -> Any:
     """All rows, of the split "train" where there are several."""
     try:
@@ -103,7 +143,8 @@ def _load(location: str, kind: str, files: Sequence[str]) -> Any:
         raise InputError(f"{what} is read by Hugging Face's datasets: pip install 'ditlab[data]'") from None
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    cache = cache_folder() / "arrow"
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of errors is said here in one line
+    cache = cache_for("arrow")
     try:
         if kind == "hub":
             if not any(cache.glob(f"{location.split('/')[0]}___*")):  # else what was fetched before may do
@@ -116,19 +157,29 @@ def _load(location: str, kind: str, files: Sequence[str]) -> Any:
         causes = [error, error.__cause__, error.__context__]
         if full := next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in FULL), None):
             raise full from None
+        if files and all(_is_empty(kind, file) for file in files):
+            raise InputError(f"{location} has no rows") from None
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         missing = f"there is no folder {location}, and from the Hub: " if kind == "hub" else f"cannot read {location}: "
         raise InputError(missing + reason) from None
 
 
-def _image_column(rows: Any, location: str) -> str:
-    import datasets
+def _is_empty(kind: str, file: str) -> bool:
+    """Whether a file is whole and holds nothing, which its reader takes ill."""
+    import pyarrow as pa
+    from pyarrow import parquet
 
-    images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    images += [name for name in IMAGES if name in rows.column_names]
-    if not images:
-        raise InputError(f"{location} has no column of images, only {', '.join(rows.column_names)}")
-    return images[0]
+    try:
+        if kind == "parquet":
+            return bool(parquet.read_metadata(file).num_rows == 0)
+        with tarfile.open(file) as stream:
+            return stream.next() is None
+    except (OSError, pa.ArrowException, tarfile.TarError):
+        return False
+
+
+def _are_numbers(columns: Sequence[str]) -> bool:
+    return all(name.partition(".")[0].isdecimal() for name in columns)
 
 
 def _as_bytes(rows: Any, column: str, location: str) -> Any:

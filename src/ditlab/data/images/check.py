@@ -24,7 +24,7 @@ class Report:
         usable: how many can be trained on.
         rejected: those that cannot.
         classes: usable images of each class; empty without labels.
-        sizes, formats, modes: how often each occurs among the usable; sizes as "height×width", as stored.
+        sizes, formats, modes: how often each occurs among the usable; sizes as "height×width" of upright images.
         captions: how many images have one.
         other: files that look like no images, by suffix.
         notes: for the person who trains.

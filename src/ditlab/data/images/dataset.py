@@ -18,7 +18,7 @@ from ditlab.data.images.folder import readable
 from ditlab.data.images.locate import open_source
 from ditlab.data.images.reading import Progress
 from ditlab.data.images.source import Rejected, Source, Unusable
-from ditlab.data.images.store import Cache, Store, prepare, write_rejected
+from ditlab.data.images.store import Cache, Store, prepare, whole, write_rejected
 from ditlab.data.order import sample_order
 from ditlab.errors import InputError
 
@@ -55,6 +55,7 @@ class Images:
         self.shape: tuple[int, ...] = (channels, *image_size)
         self.num_classes = None if classes is None else len(classes)
         self._store: Store | None = None
+        self._folder: Path | None = None  # of the store, in another process
         self._source: Source | None = None
 
     def prepare(self, quarantine: Path | None = None, progress: Progress | None = None) -> None:
@@ -81,6 +82,8 @@ class Images:
     @property
     def store(self) -> Store:
         """The prepared images."""
+        if self._store is None and self._folder is not None:
+            self._store = whole(self._folder)
         if self._store is None:
             self.prepare()
         assert self._store is not None
@@ -153,12 +156,19 @@ class Images:
         raise InputError(
             f"{bad:,} of {every:,} files cannot be used, above the share of {self.bad_share:g} that is borne ({first}"
             f"{' …' if bad > NAMED else ''}){listed}; mend or remove them"
-            + (f", or bear more with --data.bad-share {min(1.0, _rounded_up(bad / every))}" if store.count else "")
+            + (
+                f", or bear more in a new run with --data.bad-share {min(1.0, _rounded_up(bad / every))}"
+                if store.count
+                else ""
+            )
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is mapped into memory: a worker process maps it for itself."""
-        return {**self.__dict__, "_store": None}
+        """Without what is mapped into memory: a worker process maps it for itself, and needs no list of files then."""
+        if self._store is None:
+            return self.__dict__
+        source = self._source if self._store.pixels is None else None
+        return {**self.__dict__, "_store": None, "_folder": self._store.folder, "_source": source}
 
 
 def _difference(source: Source, classes: tuple[str, ...]) -> str:

@@ -32,6 +32,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the value of EXIF's tag
+SIDEWAYS = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # which swap height and width
 
 # Filters for the process, since threads share them. Pillow only warns of images up to twice its own limit; what it
 # warns of in damaged tags changes no pixels.
@@ -42,7 +43,7 @@ _one_large_image = threading.Lock()
 
 
 class Header(NamedTuple):
-    """What a file says of its image before it is decoded; the size is (height, width) as stored."""
+    """What a file says of its image before it is decoded; the size is (height, width) of the upright image."""
 
     format: str
     mode: str
@@ -79,7 +80,9 @@ def decode(body: bytes, size: tuple[int, int], channels: int) -> Picture:
             with _one_large_image if pixels > LARGE else nullcontext():
                 image.draft(None, (2 * max(size), 2 * max(size)))  # JPEG alone can be decoded at a fraction of its size
                 image.load()
-                upright = _upright(image)
+                if (turn := _turn(image)) in SIDEWAYS:
+                    header = header._replace(size=header.size[::-1])
+                upright = image if turn is None else image.transpose(turn)
                 fitted = _fit(_flat(upright).convert("L" if channels == 1 else "RGB"), size)
             array = np.asarray(fitted, dtype=np.uint8).reshape(*size, channels)
             return Picture(np.ascontiguousarray(array.transpose(2, 0, 1)), header)
@@ -99,13 +102,12 @@ def _one_line(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as it was held; damaged EXIF data say nothing about its pixels."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings the image upright; damaged EXIF data say nothing about its pixels."""
     try:
-        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # as above
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _flat(image: Image.Image) -> Image.Image:

@@ -28,12 +28,16 @@ SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
     ".pnm",
 }  # fmt: skip
+TABLES = {".parquet": "parquet", ".tar": "webdataset"}  # suffix: how ``datasets`` calls it
 CAPTIONS = "metadata.jsonl"
 SPLITS = {"train", "test", "val", "valid", "validation"}
 
 
 class Folder:
     """The images in a folder; see ``Source``.
+
+    Attributes:
+        tables: names of files that may hold images in rows; they are not opened.
 
     Raises:
         InputError: the folder cannot be opened.
@@ -44,9 +48,11 @@ class Folder:
         self.rejected: list[Rejected] = []
         self.other: Counter[str] = Counter()
         self.notes: list[str] = []
-        self._tables: list[str] = []  # files with captions
+        self.tables: list[str] = []
+        self._captions: list[str] = []  # files of them
         found = sorted(self._walk(), key=lambda entry: os.fsencode(entry[0]))
         self.rejected.sort(key=lambda entry: os.fsencode(entry.path))
+        self.tables.sort(key=os.fsencode)
         self.names = [name for name, _, _ in found]
         self.sizes = [size for _, size, _ in found]
         self.stamp = hashlib.sha256(array("q", [changed for _, _, changed in found]).tobytes()).hexdigest()
@@ -110,8 +116,10 @@ class Folder:
             return name
         if suffix not in SUFFIXES:
             if entry.name == CAPTIONS:
-                self._tables.append(name)
+                self._captions.append(name)
             else:
+                if suffix in TABLES and stat.S_ISREG(info.st_mode):
+                    self.tables.append(name)
                 self.other[suffix] += 1
         elif stat.S_ISREG(info.st_mode):
             found.append((name, info.st_size, info.st_mtime_ns))
@@ -127,7 +135,8 @@ class Folder:
             return None, None
         if "." in classes:
             inside = folders.count(".")
-            self.notes.append(f"{inside:,} images lie beside the folders of the classes: they are the class '.'")
+            some = "1 image lies" if inside == 1 else f"{inside:,} images lie"
+            self.notes.append(f"{some} beside the folders of the classes, in a class '.'")
         if splits := sorted(SPLITS & {name.split("/")[0] for name in classes}):
             self.notes.append(f"{' and '.join(splits)} became classes or parts of them: name one to use it alone")
         number = {name: i for i, name in enumerate(classes)}
@@ -136,10 +145,10 @@ class Folder:
     def _read_captions(self) -> dict[int, str]:
         """The captions in files of lines ``{"file_name": ..., "text": ...}``, relative to the file's own folder."""
         captions: dict[int, str] = {}
-        if not self._tables:
+        if not self._captions:
             return captions
         index = {name: i for i, name in enumerate(self.names)}
-        for table in sorted(self._tables):
+        for table in sorted(self._captions):
             try:
                 lines = read_file(self._path(table)).splitlines()
             except Unusable as error:

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ditlab.data.images.folder import SUFFIXES, Folder, readable, suffix_of
+from ditlab.data.images.folder import SUFFIXES, TABLES, Folder, readable, suffix_of
 from ditlab.data.images.source import Source
 from ditlab.errors import InputError
 
-TABLES = {".parquet": "parquet", ".tar": "webdataset"}  # suffix: how ``datasets`` calls it
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # and no ./name or ../name
+TRAIN = {"train", "training"}
+SPLITS = TRAIN | {"test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev"}
 
 
 def located(path: str) -> str:
@@ -46,9 +47,11 @@ def open_source(path: str) -> Source:
     if folder.names or folder.rejected:
         return folder
     for suffix, kind in TABLES.items():
-        if folder.other[suffix]:
-            files = sorted(str(file) for file in Path(location).rglob(f"*{suffix}") if file.is_file())
-            table = _table(location, kind, files)
+        if names := [name for name in folder.tables if suffix_of(name) == suffix]:
+            used = _of_training(names)
+            table = _table(location, kind, [f"{location}/{name}" for name in used])
+            if len(used) < len(names):
+                table.notes.append(f"{len(used):,} of {len(names):,} files are used: those whose names say train")
             table.other.update({other: count for other, count in folder.other.items() if other != suffix})
             return table
     instead = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in folder.other.most_common(3))
@@ -57,6 +60,13 @@ def open_source(path: str) -> Source:
         + (f", but other files: {instead}" if instead else "")
         + f"; images end in {', '.join(sorted(SUFFIXES - {'.dib', '.jfif', '.jpe'}))}"
     )
+
+
+def _of_training(names: Sequence[str]) -> list[str]:
+    """The files of the split "train", where their names or those of their folders tell splits apart; else all."""
+    splits = [SPLITS.intersection(re.split(r"[^a-z]+", name.lower())) for name in names]
+    train = [name for name, split in zip(names, splits, strict=True) if split and split <= TRAIN]
+    return train if train and any(split - TRAIN for split in splits) else list(names)
 
 
 def _table(location: str, kind: str, files: Sequence[str]) -> Source:

@@ -21,6 +21,7 @@ from filelock import FileLock
 from ditlab import disk
 from ditlab.data.images.reading import Progress, decode_all
 from ditlab.data.images.source import Rejected, Source
+from ditlab.errors import InputError
 
 VERSION = 1  # of the layout and of how files are decoded
 LARGEST = 2**34  # bytes of pixels that are kept without being asked for
@@ -35,6 +36,22 @@ def cache_folder() -> Path:
     if own := os.environ.get("DITLAB_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+
+
+def cache_for(kind: str) -> Path:
+    """The folder of the cache for one kind of things, which is made.
+
+    Raises:
+        InputError: something else is in the way, or nothing may be written there.
+    """
+    folder = cache_folder() / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(
+            f"what is prepared cannot be kept in {folder}: {error.strerror}; set DITLAB_CACHE to a folder"
+        ) from None
+    return folder
 
 
 class Strings(Sequence[str]):
@@ -67,6 +84,7 @@ class Store:
     """Prepared images of one size, read from a folder of the cache.
 
     Attributes:
+        folder: that it is read from.
         count: of usable images.
         shape: (C, H, W) of each.
         pixels: (count, C, H, W) uint8, memory-mapped; None where they are decoded as needed.
@@ -79,6 +97,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         index = json.loads((folder / "index.json").read_text())
         self.count: int = index["count"]
         self.shape: tuple[int, int, int] = tuple(index["shape"])
@@ -105,18 +124,20 @@ def prepare(
         channels: 1 or 3.
         cache: whether to keep their pixels; "auto" does so up to 16 GiB, where the disk has room for them.
         progress: told how many of how many are done.
+
+    Raises:
+        InputError: the cache is no folder, or may not be written to.
     """
-    root = cache_folder() / "images"
-    root.mkdir(parents=True, exist_ok=True)
+    root = cache_for("images")
     needed = len(source.names) * channels * size[0] * size[1]
     folders = {keep: root / _key(source, size, channels, keep) for keep in (True, False)}
     fits = needed <= LARGEST and needed + SPARED <= shutil.disk_usage(root).free
     keep = cache == "on" or (cache == "auto" and (fits or folders[True].is_dir()))
     folder = folders[keep]
-    if (ready := _whole(folder)) is not None:
+    if (ready := whole(folder)) is not None:
         return ready
     with FileLock(root / f"{folder.name}.lock"):
-        if (ready := _whole(folder)) is None:  # else another process has just prepared them
+        if (ready := whole(folder)) is None:  # else another process has just prepared them
             for dead in (folder, *root.glob(f".{folder.name}.*")):
                 disk.discard(dead)
             disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress))
@@ -138,7 +159,7 @@ def _key(source: Source, size: tuple[int, int], channels: int, keep: bool) -> st
     return digest.hexdigest()[:32]
 
 
-def _whole(folder: Path) -> Store | None:
+def whole(folder: Path) -> Store | None:
     """What was prepared there; None if nothing was, or if it is damaged."""
     try:
         return Store(folder)

@@ -73,7 +73,7 @@ def survey(path: str) -> Survey:
 
 
 def _look(body: bytes) -> tuple[tuple[int, int], bool]:
-    """Height and width as it is held, and whether the image is grey."""
+    """Height and width of the upright image, and whether the image is grey."""
     from ditlab.data.images.decode import decode
 
     pixels, header = decode(body, (SIDE, SIDE), 3)

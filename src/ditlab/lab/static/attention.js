@@ -151,8 +151,8 @@ export function mount(root, run) {
   const thumbs = new Thumbnails(run);
   const numbers = numbersTable(run);
   const reads = cross(run);
-  // Of an imported network there are no training images to measure.
-  const overMany = run.data === "external" ? null : summary(run);
+  // Of an imported network, or where the images were moved, there are no training images to measure.
+  const overMany = run.has_examples ? summary(run) : null;
   const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
   const frame = panel({
     id: "attention", title: "What does each patch look at?", intro: intro(run),

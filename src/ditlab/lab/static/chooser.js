@@ -71,7 +71,7 @@ export function chooser(run, panel, current) {
   const details = h("div", { class: "chooser-details" });
   /** @type {Kind} */
   let shown = kindOf() === "own" ? "own" : kindOf();
-  const kinds = KINDS.filter(([kind]) => kind !== "data" || run.data !== "external");
+  const kinds = KINDS.filter(([kind]) => kind !== "data" || run.has_examples);
   const radios = kinds.map(([kind, label]) => {
     const id = `kind-${kind}`;
     const radio = h("input", { type: "radio", name: "kind", id, value: kind, checked: kind === shown, onchange: () => open(kind) });

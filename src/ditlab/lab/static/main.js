@@ -57,7 +57,7 @@ const hasLabel = (run, label) => label !== null && run.num_classes !== null && l
 
 /** Is it an image by its form, and a drawing of this run's size? @param {Run} run @param {string} input */
 function isInput(run, input) {
-  if (input.startsWith("data:") && run.data === "external") return false;
+  if (input.startsWith("data:") && !run.has_examples) return false;
   if (!input.startsWith("draw:")) return /^(data:\d{1,9}|sample:\d{1,9}|own:[\w-]+)$/.test(input);
   try {
     return decodeDrawing(input).length === run.shape.reduce((a, b) => a * b, 1);
@@ -81,7 +81,7 @@ function settle(run) {
     // A file holds answers for each image's own label and for averaged weights.
     label: held || !hasLabel(run, selection.label) ? null : selection.label,
     weights: held || selection.weights !== "raw" ? "ema" : "raw",
-    input: isInput(run, selection.input) ? selection.input : run.data === "external" ? "sample:0" : "data:0",
+    input: isInput(run, selection.input) ? selection.input : run.has_examples ? "data:0" : "sample:0",
   });
   if (!held) return;
   const { input, t } = held;
