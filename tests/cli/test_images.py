@@ -64,7 +64,7 @@ def test_it_says_what_it_saw_and_chose(folder, capsys):
     assert err.splitlines() == [
         "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other file is left out",
         "note: cat/metadata.jsonl: 1 of 2 lines give no caption to an image here",
-        f"a dit of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image "
+        f"A DiT of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image "
         "1.3 times; ditlab train images --help tells how to choose otherwise",
     ]
     assert not (folder.parent / "runs").exists()

@@ -25,7 +25,7 @@ from ditlab.cli.options import (
 from ditlab.config import Config, SamplingConfig
 from ditlab.disk import discard, remove, write_atomically
 from ditlab.errors import InputError, printable
-from ditlab.recipes import RECIPES
+from ditlab.recipes import LARGEST_SMALL, RECIPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,10 +139,13 @@ def _announce(options: TrainOptions) -> None:
         say(printable(f"note: {note}"))
     if len(seen.notes) > NOTES:
         say(f"note: ditlab data check tells {len(seen.notes) - NOTES:,} more")
+    name = {"dit": "DiT", "unet": "U-Net", "mlp": "MLP"}[network.kind]
     say(
-        f"a {network.kind} of {parameters:,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
+        f"A {name} of {parameters:,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
         f"which is each image {epochs:.1f} times; ditlab train images --help tells how to choose otherwise"
     )
+    if data.image_size[0] * data.image_size[-1] > LARGEST_SMALL:
+        say("This size wants a GPU; --data.image-size 32 takes a CPU some minutes")
 
 
 def say(message: str) -> None:
