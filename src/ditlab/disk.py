@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ditlab.errors import InputError
 
-Operation = Literal["write", "fsync", "rename", "delete"]
+Operation = Literal["write", "append", "fsync", "rename", "delete"]
 MOST_JSON = 2**22  # bytes of a JSON file that are read
 
 

@@ -31,7 +31,7 @@ class At:
         self.count = 0
 
     def __call__(self, operation, path):
-        if self.only is None or operation == self.only:
+        if self.only is None or operation in self.only:
             self.count += 1
             if self.count == self.n + 1:
                 self.act(operation, path)
@@ -43,9 +43,12 @@ def full(_, path):
 
 
 def torn(operation, path):
-    """As far as an operation on many bytes can come before the process dies: half a file, or half a folder gone."""
+    """As far as an operation on many bytes can come before the process dies: a part of a file, line or folder."""
     if operation == "write":
         path.write_bytes(b"\0" * 100)
+    if operation == "append":
+        with path.open("ab") as stream:
+            stream.write(b'{"step": 7, "lo')
     if operation == "delete" and path.is_dir():
         next(file for file in path.iterdir() if file.is_file()).unlink()
 

@@ -187,7 +187,7 @@ def test_a_sweep_can_be_stopped_too(checkpoints, tmp_path):
 def test_disk_full_at_every_write(checkpoints, monkeypatch, n):
     folder, state = checkpoints
     before = tree(folder)
-    fault = At(n, full, only="write")
+    fault = At(n, full, only=["write"])
     monkeypatch.setattr(disk, "before", fault)
     with pytest.raises(OSError, match="No space left") if n < 6 else pytest.MonkeyPatch.context():
         save(folder, state)
@@ -224,7 +224,7 @@ def test_disk_full_is_said_in_one_line(in_tmp, monkeypatch, capfd):
         capfd.readouterr()
         shutil.rmtree("runs/circles")
         shutil.copytree("kept", "runs/circles")
-        fault = At(n, full, only="write")
+        fault = At(n, full, only=["write", "append"])
         monkeypatch.setattr(disk, "before", fault)
         status = main(["train", "--resume", "circles", "--steps", "4"])
         err = capfd.readouterr().err
