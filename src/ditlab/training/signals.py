@@ -8,17 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 
 
 @contextmanager
 def collected() -> Iterator[list[int]]:
-    """Collect them instead of dying; the second one acts at once, as it would have before. Ignored ones stay so."""
+    """Collect them instead of dying; the second one acts at once. A hang-up that nohup has put off is let pass.
+
+    Shells that start a job in the background have it ignore SIGINT: here it is heard all the same.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python delivers no signals
         yield received
         return
-    before = {number: handler for number in STOPPING if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    if before[signal.SIGINT] == signal.SIG_IGN:
+        before[signal.SIGINT] = signal.default_int_handler
+    if HANGUP and before[HANGUP] == signal.SIG_IGN:
+        del before[HANGUP]
 
     def restore() -> None:
         for number, handler in before.items():
