@@ -76,7 +76,7 @@ def images(survey: Survey = ANY_FOLDER, image_size: tuple[int, ...] | None = Non
     """A DiT learns the images in a folder, each sub-folder being a class; the time depends on how many and how large.
 
     ``ditlab train images --data.path FOLDER --data.image-size 32``, up to 3,000 steps of 128 for images of up to 40×40
-    pixels; about a quarter of an hour on one CPU core. Expect ten digits to be read as asked for, and pictures such as
+    pixels; seven or eight minutes on two CPU cores. Expect ten digits to be read as asked for, and pictures such as
     CIFAR-10's to have the colours and layout of their class. It says what it chose; any of it can be changed.
 
     Args:
