@@ -81,9 +81,8 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
     with folder.locked():
         if isinstance(dataset, Images):
-            dataset.prepare(
-                folder.quarantine_file, watcher.preparing if isinstance(watcher, PreparationWatcher) else None
-            )
+            shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
+            dataset.prepare(folder.quarantine_file, shown)
             state.fingerprint = dataset.fingerprint
         done = _begin(folder, state, resume)
         watcher.begin(done, config.steps)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,14 @@ from ditlab import disk
 def tree(folder):
     """Every file under a folder, hidden ones too, with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def put_back(folder, files):
+    """Make a folder what ``tree`` saw."""
+    shutil.rmtree(folder)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def recorded(monkeypatch, action):

@@ -20,7 +20,7 @@ from ditlab.run import RunFolder
 from ditlab.training.checkpoint import FILES, LATEST, MANIFEST, saved_steps, step_name, verified
 from ditlab.training.loop import TrainState, train
 from ditlab.training.writer import CheckpointWriter
-from tests.reliability.faults import At, die, full, in_a_child, recorded, torn, tree, vanish
+from tests.reliability.faults import At, die, full, in_a_child, put_back, recorded, torn, tree, vanish
 from tests.training.test_fit import tiny
 
 SMALL = ["--batch-size", "4", "--network.dim", "8", "--network.depth", "1", "--network.heads", "2"]
@@ -135,10 +135,7 @@ def test_kill_9_in_a_checkpoint(checkpoints, tmp_path, how):
     before = tree(folder)
     names = set()
     for n in range(OPERATIONS):
-        shutil.rmtree(folder)
-        for name, content in before.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        put_back(folder, before)
 
         def action(n=n):
             disk.before = At(n, how)
@@ -162,10 +159,7 @@ def test_a_sweep_can_be_stopped_too(checkpoints, tmp_path):
     (folder / ".step-00000009.7.tmp/model.safetensors").write_bytes(b"half")
     before = tree(folder)
     for n in range(20):
-        shutil.rmtree(folder)
-        for name, content in before.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        put_back(folder, before)
 
         def action(n=n):
             disk.before = At(n, die)
