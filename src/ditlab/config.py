@@ -305,6 +305,10 @@ class Config(Section):
         "auto", description="of matrix products; auto is bf16 where the hardware multiplies it"
     )
     compile: bool = Field(False, description="compile the network with torch.compile")
+    recompute: bool = Field(False, description="compute blocks again in the backward pass instead of keeping them")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="under torchrun: every process has all weights (ddp), or a share of them (fsdp)"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     workers: int = Field(0, ge=0, le=256, description="processes that prepare batches ahead; they change no number")
 

@@ -45,7 +45,7 @@ def run_of(folder, network, data=LATENTS, process=None):
     weights = shaken(build_network(config, build_dataset(config))).state_dict()
     made = RunFolder(folder)
     made.write_config(config)
-    write_checkpoint(made.checkpoints, 0, weights, weights, {})
+    write_checkpoint(made.checkpoints, 0, {"model": weights, "ema": weights, "optimizer": {}})
     return ditlab.load(folder)
 
 

@@ -376,5 +376,5 @@ def test_weights_that_are_averaged_in_no_way_are_stored_once(tmp_path):
     """An imported network has one set of weights: two names of one file."""
     state, _ = begun()
     weights = state.network.state_dict()
-    checkpoint = write_checkpoint(tmp_path, 0, weights, weights, {})
+    checkpoint = write_checkpoint(tmp_path, 0, {"model": weights, "ema": weights, "optimizer": {}})
     assert (checkpoint / "model.safetensors").samefile(checkpoint / "ema.safetensors")

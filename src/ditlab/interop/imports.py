@@ -92,5 +92,6 @@ def _write(out: Path, imported: Imported) -> RunFolder:
     with made_whole(out) as path:
         folder = RunFolder(path)
         folder.write_config(imported.config)
-        write_checkpoint(folder.checkpoints, 0, imported.model, imported.ema, {}, network_facts(imported.config))
+        parts = {"model": imported.model, "ema": imported.ema, "optimizer": {}}
+        write_checkpoint(folder.checkpoints, 0, parts, network_facts(imported.config))
     return RunFolder(out)

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from ditlab import disk
 from ditlab.config import Config
 from ditlab.errors import CheckpointWarning, DamagedCheckpoint, InputError
-from ditlab.training.loop import TrainState
+from ditlab.training.loop import TrainState, differences
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
-FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # errors of a file that damage explains
 T = TypeVar("T")
 
@@ -57,9 +57,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_checkpoint(
     folder: Path,
     step: int,
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Tensor]],
     facts: Mapping[str, Any] | None = None,
     written: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -70,23 +68,23 @@ def write_checkpoint(
     Args:
         folder: of all checkpoints of a run.
         step: whose checkpoint.
-        model, ema, optimizer: weights, averaged weights, and what the optimizer remembers.
+        parts: tensors by file: "model" (weights), "ema" (averaged weights), "optimizer" (what it remembers), and more.
         facts: what ``state.json`` says beside the step: plain numbers and text.
         written: is called after each file.
     """
     target = folder / step_name(step)
 
     def fill(temporary: Path) -> None:
-        for name, tensors in (("model", model), ("ema", ema), ("optimizer", optimizer)):
+        for name, tensors in parts.items():
             file = temporary / f"{name}.safetensors"
-            if name == "ema" and ema is model:
+            if name == "ema" and tensors is parts["model"]:
                 disk.write(file, lambda path: _link(temporary / "model.safetensors", path))
             else:
                 disk.write(file, partial(save_tensors, tensors=tensors))
             written()
         told = json.dumps({**(facts or {}), "step": step, "torch": torch.__version__}, allow_nan=False)
         disk.write(temporary / "state.json", lambda path: path.write_text(told))
-        files = [temporary / name for name in FILES]
+        files = [*(temporary / f"{name}.safetensors" for name in parts), temporary / "state.json"]
         manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
         disk.write(temporary / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
 
@@ -232,8 +230,10 @@ def verified(folder: Path, step: int) -> Path:
     if not checkpoint.is_dir():
         raise InputError(f"no checkpoint of step {step} in {folder}; there are {saved_steps(folder)}")
     manifest = _read_json(checkpoint / MANIFEST)
-    for name in FILES:
+    for name in {**dict.fromkeys(FILES), **manifest}:
         expected, file = manifest.get(name), checkpoint / name
+        if Path(name).name != name:
+            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it names a file of another folder")
         if not isinstance(expected, dict):
             raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it says nothing of {name}")
         with _damage(file):
@@ -270,16 +270,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """
     with _damage(file):
         return load_file(file)
-
-
-def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """In what tensors differ from those that are expected, but for their values."""
-    missing = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    extra = [f"unexpected {name}" for name in tensors.keys() - own.keys()]
-    both = [(name, tensors[name], own[name]) for name in own.keys() & tensors.keys()]
-    shapes = [f"{name} is {tuple(a.shape)}, not {tuple(b.shape)}" for name, a, b in both if a.shape != b.shape]
-    kinds = [f"{name} is {a.dtype}, not {b.dtype}" for name, a, b in both if a.dtype != b.dtype]
-    return sorted([*missing, *extra, *shapes, *kinds])
 
 
 def must_fit(file: Path, problems: list[str]) -> None:
@@ -338,17 +328,14 @@ def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
     """
     checkpoint = verified(folder, step)
     facts = read_facts(checkpoint)
-    model, ema, optimizer = (read_tensors(checkpoint / name) for name in FILES[:3])
-    own, told = state.network.state_dict(), other_network(facts, state.config)
-    must_fit(checkpoint / FILES[0], told + differences(model, own))
-    must_fit(checkpoint / FILES[1], differences(ema, own))
-    must_fit(checkpoint / FILES[2], state.optimizers.differences(optimizer))
+    parts = {name: read_tensors(checkpoint / f"{name}.safetensors") for name in state.tensors()}
+    told = other_network(facts, state.config)
+    for name, problems in state.differences(parts).items():
+        must_fit(checkpoint / f"{name}.safetensors", (told if name == "model" else []) + problems)
     try:
         state.take_facts(facts)
     except InputError:
         raise
     except Exception as error:
         raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {_first_line(error)}") from None
-    state.network.load_state_dict(model)
-    state.ema.network.load_state_dict(ema)
-    state.optimizers.load_state_dict(optimizer)
+    state.load_tensors(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,26 @@ class TrainState:
         self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that decide how training goes on, by the file of a checkpoint that they go into."""
+        return {
+            "model": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizer": self.optimizers.state_dict(),
+        }
+
+    def differences(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
+        """In what tensors differ from those that ``load_tensors`` can take, for each part that ``tensors`` names."""
+        own = self.tensors()
+        plain = {name: differences(parts[name], own[name]) for name in own if name != "optimizer"}
+        return plain | {"optimizer": self.optimizers.differences(dict(parts["optimizer"]))}
+
+    def load_tensors(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take back what ``tensors`` gave."""
+        self.network.load_state_dict(parts["model"])
+        self.ema.network.load_state_dict(parts["ema"])
+        self.optimizers.load_state_dict(dict(parts["optimizer"]))
+
     def facts(self) -> dict[str, Any]:
         """What decides how training goes on beside the tensors: plain numbers and text."""
         return {"step": self.step, "fingerprint": self.fingerprint, "guard": self.guard.facts()}
@@ -66,6 +86,16 @@ class TrainState:
         if "guard" in facts:
             self.guard.take_facts(facts["guard"])
         self.step = int(facts["step"])
+
+
+def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """In what tensors differ from those that are expected, but for their values."""
+    missing = [f"missing {name}" for name in own.keys() - tensors.keys()]
+    extra = [f"unexpected {name}" for name in tensors.keys() - own.keys()]
+    both = [(name, tensors[name], own[name]) for name in own.keys() & tensors.keys()]
+    shapes = [f"{name} is {tuple(a.shape)}, not {tuple(b.shape)}" for name, a, b in both if a.shape != b.shape]
+    kinds = [f"{name} is {a.dtype}, not {b.dtype}" for name, a, b in both if a.dtype != b.dtype]
+    return sorted([*missing, *extra, *shapes, *kinds])
 
 
 class Step(NamedTuple):

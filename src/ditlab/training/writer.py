@@ -32,15 +32,14 @@ class CheckpointWriter:
         self.folder, self.state, self.beat = folder, state, beat
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._copies: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        self._copies: dict[str, dict[str, Tensor]] = {}
 
     def save(self) -> None:
         """Copy the state, and begin to write it once the save before is done."""
         self.wait()
         state = self.state
-        self._copy("model", state.network.state_dict())
-        self._copy("ema", state.ema.network.state_dict())
-        self._copy("optimizer", state.optimizers.state_dict())
+        for part, tensors in state.tensors().items():
+            self._copy(part, tensors)
         if state.device.type == "cuda":
             torch.cuda.synchronize(state.device)
         facts = network_facts(state.config) | state.facts()
@@ -77,7 +76,7 @@ class CheckpointWriter:
 
     def _copy(self, part: str, tensors: dict[str, Tensor]) -> None:
         """Copy tensors to the CPU, into the memory of the last time: touching fresh memory takes longer."""
-        kept = self._copies[part]
+        kept = self._copies.setdefault(part, {})
         for name, tensor in tensors.items():
             if name not in kept:
                 kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
@@ -87,7 +86,7 @@ class CheckpointWriter:
         config = self.state.config
         try:
             self._must_be_finite(facts["step"])
-            write_checkpoint(self.folder, facts["step"], **self._copies, facts=facts, written=self.beat)
+            write_checkpoint(self.folder, facts["step"], self._copies, facts, self.beat)
             try:
                 thin_out(self.folder, config.keep_last, config.keep_every)
             except OSError as error:  # the next save tries again
