@@ -106,18 +106,29 @@ def write_atomically(path: Path, make: Callable[[Path], object]) -> None:
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` put files into a hidden folder, then move it to ``path``: whole under that name, or not there."""
-    temporary = hidden(path)
-    discard(temporary)
-    make_folder(temporary)
+    temporary = begin_folder(path)
     try:
         fill(temporary)
-        for file in sorted(temporary.iterdir()):
-            flush(file)
-        flush(temporary)
-        rename(temporary, path)
+        end_folder(temporary, path)
     except BaseException:
         discard(temporary)
         raise
+
+
+def begin_folder(path: Path) -> Path:
+    """The hidden folder, now empty, that is to become ``path``."""
+    temporary = hidden(path)
+    discard(temporary)
+    make_folder(temporary)
+    return temporary
+
+
+def end_folder(temporary: Path, path: Path) -> None:
+    """Wait until all that is in the hidden folder is on the disk, and move it to ``path``."""
+    for entry in sorted(temporary.rglob("*")):
+        flush(entry)
+    flush(temporary)
+    rename(temporary, path)
 
 
 def must_be_file(path: Path) -> None:

@@ -47,6 +47,28 @@ class HeldOut(Dataset, Protocol):
         ...
 
 
+@runtime_checkable
+class Listed(Protocol):
+    """Data that can say which sample is which; what a sample is depends on its place in the order alone."""
+
+    def indices(self, seed: int, position: int, size: int) -> Tensor:
+        """The numbers of the samples that ``batch`` gives for the same arguments."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Where the sample of that number comes from, such as a file."""
+        ...
+
+
+def share_of_batch(dataset: Dataset, seed: int, position: int, size: int, rank: int = 0, world: int = 1) -> Batch:
+    """The ``rank``-th of ``world`` equal shares of a batch; one after the other they are the batch."""
+    each = size // world
+    if world == 1 or isinstance(dataset, Listed):
+        return dataset.batch(seed, position + rank * each, each)
+    whole, cut = dataset.batch(seed, position, size), slice(rank * each, (rank + 1) * each)  # drawn together
+    return Batch(whole.x0[cut], {name: value[cut] for name, value in whole.cond.items()})
+
+
 class Circles:
     """Fresh discs for ever."""
 

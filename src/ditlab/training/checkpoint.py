@@ -23,11 +23,15 @@ from torch import Tensor, nn
 from ditlab import disk
 from ditlab.config import Config
 from ditlab.errors import CheckpointWarning, DamagedCheckpoint, InputError
+from ditlab.training import shards
 from ditlab.training.loop import TrainState, differences
+from ditlab.training.parallel import ALONE, Ranks, shared_like
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
-FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")  # of every checkpoint
+PARTS = ("model", "ema", "optimizer")  # of every checkpoint
+FILES = (*(f"{part}.safetensors" for part in PARTS), "state.json")  # as they lie where one process saved them
+NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a file in a manifest
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # errors of a file that damage explains
 T = TypeVar("T")
 
@@ -82,16 +86,72 @@ def write_checkpoint(
             else:
                 disk.write(file, partial(save_tensors, tensors=tensors))
             written()
-        told = json.dumps({**(facts or {}), "step": step, "torch": torch.__version__}, allow_nan=False)
-        disk.write(temporary / "state.json", lambda path: path.write_text(told))
-        files = [*(temporary / f"{name}.safetensors" for name in parts), temporary / "state.json"]
-        manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-        disk.write(temporary / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+        _conclude(temporary, step, facts)
 
     if not target.exists():
         disk.write_folder(target, fill)
     point(folder, step)
     return target
+
+
+def write_sharded(
+    folder: Path,
+    step: int,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    facts: Mapping[str, Any] | None,
+    written: Callable[[], None],
+    ranks: Ranks,
+) -> None:
+    """``write_checkpoint`` by all processes, each of which writes its share of every part into a folder of that name."""
+    target = folder / step_name(step)
+
+    def begin() -> Path | None:
+        if target.exists():
+            return None
+        temporary = disk.begin_folder(target)
+        for name, tensors in parts.items():
+            if tensors:
+                (temporary / name).mkdir()
+            else:  # the optimizer's before its first step
+                disk.write(temporary / f"{name}.safetensors", partial(save_tensors, tensors={}))
+        return temporary
+
+    temporary = ranks.decided(begin)
+    if temporary is not None:
+        try:
+            for name, tensors in parts.items():
+                ranks.decided(partial(disk.before, "write", temporary / name))
+                shards.save(temporary / name, tensors)
+                written()
+            digests = ranks.together(lambda: _digests(temporary, ranks))
+            every = {name: digest for some in ranks.all(digests) for name, digest in some.items()}
+            ranks.decided(lambda: _conclude(temporary, step, facts, every))
+            ranks.decided(lambda: disk.end_folder(temporary, target))
+        except BaseException:
+            if ranks.first:
+                disk.discard(temporary)
+            raise
+    ranks.decided(lambda: point(folder, step))
+
+
+def _conclude(
+    temporary: Path, step: int, facts: Mapping[str, Any] | None, digests: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Write what comes last: the facts, and the manifest of all files."""
+    told = json.dumps({**(facts or {}), "step": step, "torch": torch.__version__}, allow_nan=False)
+    disk.write(temporary / "state.json", lambda path: path.write_text(told))
+    manifest = _digests(temporary, ALONE) if digests is None else digests | _digest(temporary, temporary / "state.json")
+    disk.write(temporary / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+
+
+def _digests(folder: Path, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of this process's share of the files in a folder and in those within."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {name: entry for file in files[ranks.rank :: ranks.world] for name, entry in _digest(folder, file).items()}
+
+
+def _digest(folder: Path, file: Path) -> dict[str, dict[str, Any]]:
+    return {file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}}
 
 
 def point(folder: Path, step: int) -> None:
@@ -230,12 +290,12 @@ def verified(folder: Path, step: int) -> Path:
     if not checkpoint.is_dir():
         raise InputError(f"no checkpoint of step {step} in {folder}; there are {saved_steps(folder)}")
     manifest = _read_json(checkpoint / MANIFEST)
-    for name in {**dict.fromkeys(FILES), **manifest}:
+    folders = {name.partition("/")[0] for name in manifest if "/" in name}
+    needed = [f"{part}.safetensors" for part in PARTS if part not in folders]
+    for name in dict.fromkeys([*needed, "state.json", *manifest]):
         expected, file = manifest.get(name), checkpoint / name
-        if Path(name).name != name:
-            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it names a file of another folder")
-        if not isinstance(expected, dict):
-            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it says nothing of {name}")
+        if not isinstance(expected, dict) or not NAME.fullmatch(name):
+            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it says nothing of {name[:80]}")
         with _damage(file):
             size = file.stat().st_size  # looked at first: what is too large is not read
             if not file.is_file() or size != expected.get("size") or _sha256(file) != expected.get("sha256"):
@@ -262,14 +322,20 @@ def _read_json(file: Path) -> dict[str, Any]:
         return disk.read_json(file)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which the library maps into memory once its header makes sense.
+def read_part(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a part: of its file, mapped into memory once its header makes sense, or of its folder of shares.
 
     Raises:
-        DamagedCheckpoint: it does not.
+        DamagedCheckpoint: they cannot be read.
     """
-    with _damage(file):
-        return load_file(file)
+    with _damage(_place(checkpoint, name)):
+        return shards.read(checkpoint / name) if (checkpoint / name).is_dir() else load_file(_place(checkpoint, name))
+
+
+def _place(checkpoint: Path, name: str) -> Path:
+    """Where a part lies."""
+    folder = checkpoint / name
+    return folder if folder.is_dir() else folder.with_suffix(".safetensors")
 
 
 def must_fit(file: Path, problems: list[str]) -> None:
@@ -313,25 +379,31 @@ def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config
         InputError: the weights do not fit the network; the differences are listed.
         DamagedCheckpoint: they cannot be read.
     """
-    file = checkpoint / f"{name}.safetensors"
-    told, tensors = other_network(read_facts(checkpoint), config), read_tensors(file)
-    must_fit(file, told + differences(tensors, network.state_dict()))
+    told, tensors = other_network(read_facts(checkpoint), config), read_part(checkpoint, name)
+    must_fit(_place(checkpoint, name), told + differences(tensors, network.state_dict()))
     network.load_state_dict(tensors)
 
 
-def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
+def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool = False) -> None:
     """Bring ``state`` to where it was when that step was saved, in all or, if anything does not fit, in nothing.
+
+    Args:
+        folder: of the checkpoints.
+        state: to bring there; all processes that share it call this.
+        step: whose checkpoint.
+        checked: that its files are what was saved has been looked at already.
 
     Raises:
         InputError: it does not fit the configuration or the data.
         DamagedCheckpoint: it is not what was saved.
     """
-    checkpoint = verified(folder, step)
+    checkpoint = folder / step_name(step) if checked else verified(folder, step)
     facts = read_facts(checkpoint)
-    parts = {name: read_tensors(checkpoint / f"{name}.safetensors") for name in state.tensors()}
     told = other_network(facts, state.config)
-    for name, problems in state.differences(parts).items():
-        must_fit(checkpoint / f"{name}.safetensors", (told if name == "model" else []) + problems)
+    seen = {name: _seen(checkpoint, name, state) for name in state.tensors()}
+    for name, problems in state.differences(seen).items():
+        must_fit(_place(checkpoint, name), (told if name == "model" else []) + problems)
+    parts = {name: _taken(checkpoint, name, tensors, state) for name, tensors in seen.items()}
     try:
         state.take_facts(facts)
     except InputError:
@@ -339,3 +411,27 @@ def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
     except Exception as error:
         raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {_first_line(error)}") from None
     state.load_tensors(parts)
+
+
+def _seen(checkpoint: Path, name: str, state: TrainState) -> dict[str, Tensor]:
+    """The tensors of a part, or their shapes and types alone where shares of them are to be read."""
+    if not state.sharded or not (checkpoint / name).is_dir():
+        return read_part(checkpoint, name)
+    with _damage(checkpoint / name):
+        return shards.described(checkpoint / name)
+
+
+def _taken(checkpoint: Path, name: str, seen: dict[str, Tensor], state: TrainState) -> dict[str, Tensor]:
+    """The tensors of a part, or this process's share of them where the state is shared."""
+    if not state.sharded:
+        return seen
+    likes = {key: state.like(name, key) for key in seen}
+    if not (checkpoint / name).is_dir():
+        return {key: tensor if likes[key] is None else shared_like(tensor, likes[key]) for key, tensor in seen.items()}
+    targets = {
+        key: torch.empty_like(tensor, device="cpu") if likes[key] is None else torch.empty_like(likes[key])
+        for key, tensor in seen.items()
+    }
+    with _damage(checkpoint / name):
+        shards.load(checkpoint / name, targets)
+    return targets

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class EMA:
@@ -16,16 +17,18 @@ class EMA:
     Args:
         network: whose weights are averaged.
         decay: final decay a step.
+        spread: what becomes of the copy, and later of the network: each process then averages its own share.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, spread: Callable[[nn.Module], object] | None = None) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        if spread is not None:
+            spread(self.network)
         self.decay = decay
-        self._averaged: list[Tensor] = list(self.network.parameters())
-        self._latest: list[Tensor] = list(network.parameters())
+        self._source = network
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the network's weights after the ``step``-th optimizer step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averaged, self._latest, 1 - decay)
+        torch._foreach_lerp_(list(self.network.parameters()), list(self._source.parameters()), 1 - decay)

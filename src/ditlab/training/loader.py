@@ -13,46 +13,50 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
 from ditlab.config import Config
-from ditlab.data.datasets import Batch, Dataset
+from ditlab.data.datasets import Batch, Dataset, share_of_batch
 from ditlab.errors import ConfigError, InputError, TrainingError
 from ditlab.training import signals, stacks
+from ditlab.training.parallel import ALONE, Ranks
 
 AHEAD = 2  # batches a worker prepares ahead
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
 STARTING = 60.0  # seconds more that workers have for the first batch: each imports torch, perhaps all on one core
 
-_dataset: Dataset  # in a worker
-_seed: int
-_size: int
+_batch: Callable[[int], Batch]  # in a worker: that of a step
 
 
-def batches(dataset: Dataset, config: Config, begin: int, folder: Path | None = None) -> Generator[Batch, None, None]:
-    """The batches of the steps from ``begin`` (from 0) to ``config.steps``, as ``dataset.batch`` gives them.
+def batches(
+    dataset: Dataset, config: Config, begin: int, folder: Path | None = None, ranks: Ranks = ALONE
+) -> Generator[Batch, None, None]:
+    """The batches of the steps from ``begin`` (from 0) to ``config.steps``, or this process's shares of them.
 
     Args:
         dataset: is sent to the workers, where there are any.
         config: ``seed``, ``batch_size``, ``steps``, ``workers`` and ``stall_after`` are used.
         begin: the first step.
         folder: where to leave the stacks of a worker that hangs.
+        ranks: the processes that train together.
 
     Raises:
         InputError, ConfigError, OSError: as the dataset raised it.
         TrainingError: a worker died, gave nothing for ``stall_after`` seconds, or failed otherwise.
     """
+    batch_of = BatchOf(dataset, config.seed, config.batch_size, ranks.rank, ranks.world)
     if config.workers == 0:
         for step in range(begin, config.steps):
-            yield dataset.batch(config.seed, step * config.batch_size, config.batch_size)
+            yield batch_of(step)
         return
-    workers = Workers(dataset, config, folder)
+    workers = Workers(batch_of, config, folder)
     waiting: deque[Future[Batch]] = deque()
     try:
         for step in range(begin, config.steps):
@@ -63,6 +67,20 @@ def batches(dataset: Dataset, config: Config, begin: int, folder: Path | None = 
         workers.close()
 
 
+@dataclass(frozen=True)
+class BatchOf:
+    """A process's share of the batch of a step, from 0."""
+
+    dataset: Dataset
+    seed: int
+    size: int
+    rank: int
+    world: int
+
+    def __call__(self, step: int) -> Batch:
+        return share_of_batch(self.dataset, self.seed, step * self.size, self.size, self.rank, self.world)
+
+
 class Workers:
     """Processes that prepare batches.
 
@@ -71,13 +89,12 @@ class Workers:
     training process's to answer, and end with it, however it ends.
     """
 
-    def __init__(self, dataset: Dataset, config: Config, folder: Path | None) -> None:
+    def __init__(self, batch_of: BatchOf, config: Config, folder: Path | None) -> None:
         self.config, self.folder = config, folder
         self.processes: list[BaseProcess] = []
         self.starting = STARTING
-        arguments = (dataset, config.seed, config.batch_size, folder)
         self.pool = ProcessPoolExecutor(
-            config.workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=arguments
+            config.workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(batch_of, folder)
         )
 
     def prepare(self, step: int) -> Future[Batch]:
@@ -120,10 +137,10 @@ class Workers:
             stacks.clear(self.folder)
 
 
-def _begin(dataset: Dataset, seed: int, size: int, folder: Path | None) -> None:
+def _begin(batch_of: BatchOf, folder: Path | None) -> None:
     """In a worker, at first."""
-    global _dataset, _seed, _size
-    _dataset, _seed, _size = dataset, seed, size
+    global _batch
+    _batch = batch_of
     signals.ignore()
     if sys.platform == "linux":  # also where a worker holds its interpreter
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -136,7 +153,7 @@ def _begin(dataset: Dataset, seed: int, size: int, folder: Path | None) -> None:
 def _prepare(step: int) -> Batch:
     """In a worker: the batch of a step."""
     try:
-        return _dataset.batch(_seed, step * _size, _size)
+        return _batch(step)
     except (InputError, ConfigError, OSError):
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,16 @@ from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
 from ditlab.training.memory import use_huge_pages
 from ditlab.training.optim import Optimizers
+from ditlab.training.parallel import (
+    ALONE,
+    Ranks,
+    accumulating,
+    compile_blocks,
+    full,
+    recompute_blocks,
+    replicate,
+    shard,
+)
 
 SPREAD_BATCH = 4  # samples, below which the mean of a batch varies so much that a spike has to be larger
 SETTLED = 5  # steps after which the process has all the memory that a step needs
@@ -31,21 +42,37 @@ class TrainState:
     Args:
         config: with a resolved precision ("fp32" or "bf16").
         dataset: gives the network its shape and labels.
+        ranks: the processes that train it together, each of which has such a state.
+
+    Raises:
+        InputError: the batch cannot be divided among them, or the network not be run as the configuration says.
     """
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
-        self.config = config
+    def __init__(self, config: Config, dataset: Dataset, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
         self.device = resolve_device(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_from(config.seed, "weights"))
             self.network: nn.Module = build_network(config, dataset).to(self.device)
-        self.process = build_process(config, torch.compile(self.network) if config.compile else self.network)
-        self.ema = EMA(self.network, config.ema_decay)
+        self.sharded = ranks.world > 1 and config.parallel == "fsdp"
+        self.share = _share_of_batch(config, ranks)
+        self.ema = EMA(self.network, config.ema_decay, shard if self.sharded else None)
+        self.process = build_process(config, self._spread())
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
         self.guard = Guard(config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size), config.bad_steps)
         self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
+
+    def _spread(self) -> nn.Module:
+        """The network as it runs in training: its blocks recomputed, compiled, and it shared among the processes."""
+        if self.config.recompute:
+            recompute_blocks(self.network)
+        if self.config.compile:
+            compile_blocks(self.network)
+        if self.sharded:
+            shard(self.network)
+        return self.network if self.sharded or self.ranks.world == 1 else replicate(self.network)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that decide how training goes on, by the file of a checkpoint that they go into."""
@@ -66,6 +93,12 @@ class TrainState:
         self.network.load_state_dict(parts["model"])
         self.ema.network.load_state_dict(parts["ema"])
         self.optimizers.load_state_dict(dict(parts["optimizer"]))
+
+    def like(self, part: str, key: str) -> Tensor | None:
+        """The tensor that one of a part is shaped and shared like; None if every process has all of it."""
+        if part == "optimizer":
+            return self.optimizers.like(key)
+        return {"model": self.network, "ema": self.ema.network}[part].state_dict()[key]
 
     def facts(self) -> dict[str, Any]:
         """What decides how training goes on beside the tensors: plain numbers and text."""
@@ -128,10 +161,12 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
     """
     config, device, begun = state.config, state.device, state.step
     state.process.train()
-    with closing(batches(dataset, config, begun, folder)) as prepared:
+    with closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
         for batch in prepared:
             loss = _backward(state, batch)
-            grad_norm = nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True)
+            grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
+            if state.ranks.world > 1:
+                loss, grad_norm = _agreed(state.ranks, loss, grad_norm)
             figures = loss.item(), grad_norm.item()  # waits for the device
             skipped = state.guard.objection(*figures)
             state.guard.note(figures[0], skipped)
@@ -147,31 +182,54 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
                 raise TrainingError(hopeless(state, skipped))
 
 
+def _agreed(ranks: Ranks, loss: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the processes' losses and the norm of the gradient: the same numbers everywhere, for one decision."""
+    losses, norms = zip(*ranks.told([loss.item(), grad_norm.item()]), strict=True)
+    worst = next((norm for norm in norms if not math.isfinite(norm)), norms[0])
+    return torch.tensor(sum(losses) / ranks.world, dtype=loss.dtype), torch.tensor(worst, dtype=grad_norm.dtype)
+
+
 def _backward(state: TrainState, batch: Batch) -> Tensor:
-    """Gradients of the mean loss of a batch, part by part; the loss, detached."""
+    """Gradients of the mean loss of a batch, part by part; the loss of this process's share of it, detached."""
     precision, generator, count = state.config.precision, draws(state, state.step), state.config.accumulate
     state.optimizers.zero_grad()
-    losses = []
+    losses: list[Tensor] = []
     for x0, cond in parts(state, batch):
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = state.process.loss(x0, cond, generator=generator)
-        (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
+        with accumulating(state.process.network, last=len(losses) == count - 1):
+            with torch.autocast(x0.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = state.process.loss(x0, cond, generator=generator)
+            (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     return losses[0] if count == 1 else torch.stack(losses).mean()
 
 
 def draws(state: TrainState, step: int) -> torch.Generator:
     """The generator of the step that follows after ``step``; it goes on from part to part of the batch."""
-    return generator_for(state.config.seed, "train", step, 0, device=state.device)
+    return generator_for(state.config.seed, "train", step, state.ranks.rank, device=state.device)
 
 
 def parts(state: TrainState, batch: Batch) -> Iterator[Batch]:
-    """The ``config.accumulate`` parts that a batch is run in, on the device."""
-    size = state.config.batch_size // state.config.accumulate
-    for first in range(0, state.config.batch_size, size):
+    """The ``config.accumulate`` parts that a process's share of a batch is run in, on the device."""
+    size = state.share // state.config.accumulate
+    for first in range(0, state.share, size):
         cut = slice(first, first + size)
         cond = {name: value[cut].to(state.device) for name, value in batch.cond.items()}
         yield Batch(batch.x0[cut].to(state.device), cond)
+
+
+def _share_of_batch(config: Config, ranks: Ranks) -> int:
+    """How many samples of a batch each process takes.
+
+    Raises:
+        InputError: not all as many.
+    """
+    pieces = ranks.world * config.accumulate
+    if config.batch_size % pieces:
+        among = f"{ranks.world} processes" + (f" of {config.accumulate} parts each" if config.accumulate > 1 else "")
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be divided among {among}: use a multiple of {pieces}"
+        )
+    return config.batch_size // ranks.world
 
 
 def hopeless(state: TrainState, last: str | None) -> str:

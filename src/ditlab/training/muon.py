@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Muon
 
+from ditlab.training.parallel import full, shared_like
+
 
 class BatchedMuon(Muon):
     """``torch.optim.Muon`` in its options, state and, but for rounding, updates; only the work is arranged anew.
@@ -42,12 +44,14 @@ class BatchedMuon(Muon):
         torch._foreach_lerp_(directions, gradients, 1 - group["momentum"])
         if group["nesterov"]:
             directions = list(torch._foreach_lerp(gradients, directions, group["momentum"]))
+        directions = [full(d) for d in directions]  # of a shared matrix every process moves its share of the whole
         stack = torch.stack([d.mT if _tall(d) else d for d in directions])
         moves = orthogonalise(stack, group["ns_coefficients"], group["ns_steps"], group["eps"])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for p, move in zip(parameters, moves, strict=True):
-            p.add_(move.mT if _tall(p) else move, alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+            move = shared_like(move.mT if _tall(p) else move, p)
+            p.add_(move, alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
 
 
 def orthogonalise(

@@ -89,6 +89,14 @@ class Optimizers:
             for entry, value in entries.items()
         }
 
+    def like(self, key: str) -> Tensor | None:
+        """The parameter that a tensor of the state is shaped and shared like; None for a single number."""
+        kind, name, entry = key.split("/")
+        if entry == "step":
+            return None
+        parameters: list[Tensor] = self.members[kind].param_groups[0]["params"]
+        return parameters[self.names[kind].index(name)]
+
     def differences(self, tensors: dict[str, Tensor]) -> list[str]:
         """In what a state differs from one that ``load_state_dict`` can take. One parameter, or all, may have none."""
         shapes = {

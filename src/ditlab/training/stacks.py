@@ -11,8 +11,10 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-STACKS = "stalled.txt"
-_SCRATCH = ".stacks.txt"  # the workers' own, open for the case that they are asked
+_RANK = os.environ.get("RANK", "0")  # of the processes that train together; their workers inherit it
+_SUFFIX = "" if _RANK == "0" else f"-{_RANK}"
+STACKS = f"stalled{_SUFFIX}.txt"
+_SCRATCH = f".stacks{_SUFFIX}.txt"  # the workers' own, open for the case that they are asked
 _WORKER = "ditlab worker"
 _ANSWER = 0.5  # seconds that workers are given to write their stacks
 

@@ -1,0 +1,294 @@
+"""Training in many processes: which one this is, what all agree on, and how a network is spread over them.
+
+Processes are started by ``torchrun``, or by anything that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+Networks and processes (in the sense of diffusion) know nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ditlab.errors import InputError, Interrupted
+
+T = TypeVar("T")
+
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MARGIN = 120.0  # seconds that the library waits longer than the watchdog, which leaves stacks
+LONGEST = 10**9.0  # seconds that a wait may be asked to last
+BETWEEN_LOOKS = 0.05  # seconds
+LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a job, which see the same calls in the same order; without any argument, the only one.
+
+    Args:
+        rank: which one this is, from 0.
+        world: how many there are.
+        store: what they can leave each other notes in.
+    """
+
+    rank: int = 0
+    world: int = 1
+    store: dist.Store | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def told(self, values: Sequence[float]) -> list[list[float]]:
+        """What each process said, in order of rank, the same everywhere to the last bit."""
+        own = torch.tensor(values, dtype=torch.float64)
+        return [own.tolist()] if self.world == 1 else [piece.tolist() for piece in self._gathered(own)]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, which are alike in shape, one after the other along their first dimension."""
+        return tensor if self.world == 1 else torch.cat(self._gathered(tensor.cpu().contiguous())).to(tensor.device)
+
+    def _gathered(self, tensor: Tensor) -> list[Tensor]:
+        pieces = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(pieces, tensor)
+        return pieces
+
+    def decided(self, action: Callable[[], T]) -> T:
+        """What comes of an action that the first process takes: its value, or what it raised, is everyone's."""
+        if self.world == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = action()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What comes of an action that each process takes; what one of them raised is raised by all."""
+        if self.world == 1:
+            return action()
+        value, error = None, None
+        try:
+            value = action()
+        except Exception as raised:
+            error = raised
+        errors: list[Exception | None] = [None] * self.world
+        dist.all_gather_object(errors, error)
+        for raised in (error, *errors):
+            if raised is not None:
+                raise raised
+        return value  # type: ignore[return-value]
+
+    def all(self, value: T) -> list[T]:
+        """The values of all processes, in order of rank: plain things, not tensors."""
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        self.told([])
+
+    def wait_long(self, name: str) -> None:
+        """Wait until all are here, however long it takes: whoever dies meanwhile, the launcher ends the others."""
+        if self.store is None:
+            return
+        self.store.set(f"{name}/{self.rank}", "here")
+        while not self.store.check([f"{name}/{rank}" for rank in range(self.world)]):
+            time.sleep(BETWEEN_LOOKS)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(device: str = "auto", patience: float = 1800.0) -> Iterator[Ranks]:
+    """The processes of this job, connected as long as the context lasts.
+
+    Args:
+        device: a configuration's; on CUDA each process takes the GPU of its LOCAL_RANK.
+        patience: seconds that one may keep the others waiting, in a step for example.
+
+    Raises:
+        InputError: the environment says that there are others, but not where; or there is no GPU for each.
+    """
+    world = _number("WORLD_SIZE", 1)
+    if world == 1:
+        yield ALONE
+        return
+    if missing := [name for name in NEEDED if name not in os.environ]:
+        raise InputError(f"WORLD_SIZE={world}, but {' and '.join(missing)} are not set: start with torchrun")
+    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if on_cuda:
+        local = _number("LOCAL_RANK", 0)
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; use "
+                f"--nproc-per-node {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(local)
+    limit = timedelta(seconds=min(2 * patience + MARGIN, LONGEST))
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        shared = dist.PrefixStore("ditlab", store)
+        dist.init_process_group(backend, store=shared, rank=rank, world_size=world, timeout=limit)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the {world} processes of this job cannot be joined: {str(error).splitlines()[0]}") from None
+    try:
+        yield Ranks(rank, world, dist.PrefixStore("notes", shared))
+    except (InputError, Interrupted):
+        dist.destroy_process_group()
+        raise
+    else:
+        dist.destroy_process_group()
+
+
+def _number(name: str, otherwise: int) -> int:
+    """A number in the environment.
+
+    Raises:
+        InputError: it is none.
+    """
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdecimal():
+        raise InputError(f"{name}={text} in the environment is no number: start with torchrun")
+    return int(text)
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error is that of a process that waited in vain for another."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, dist.DistError) or LOST.search(str(error)) is not None
+
+
+# ---- how a network is spread
+
+
+class Replicated(DistributedDataParallel):
+    """A network of which every process has all weights, and whose gradients are averaged; else as the network itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+def replicate(network: nn.Module) -> nn.Module:
+    """The network for the loss, where every process has all weights."""
+    return Replicated(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(network: nn.Module) -> None:
+    """Leave each process a share of every weight: FSDP2 gathers those of a block when it runs, and no earlier.
+
+    Its blocks are sharded one by one, and so are its other parts, the input and output layers.
+    """
+    device = next(network.parameters()).device
+    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    blocks = blocks_of(network)
+    parts = [module for name, module in network.named_children() if name != "blocks"] if blocks else []
+    for module in [*blocks, *(part for part in parts if any(True for _ in part.parameters()))]:
+        if not isinstance(module, nn.ModuleList):
+            fully_shard(module, mesh=mesh)
+    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The blocks of a transformer; none for other networks."""
+    blocks = getattr(network, "blocks", None)
+    return list(blocks) if isinstance(blocks, nn.ModuleList) else []
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this process may have a share."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a tensor that all processes have, if ``like`` is shared."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Around one part of a batch: gradients are exchanged with those of its last part alone."""
+    if isinstance(network, Replicated) and not last:
+        return network.no_sync()
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+# ---- how its blocks run
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let blocks keep nothing for the backward pass but their inputs, and compute the rest there again.
+
+    Raises:
+        InputError: the network has no blocks.
+    """
+    blocks = blocks_of(network)
+    if not blocks:
+        raise InputError("recompute=True: this network has no blocks to compute again; leave --recompute out")
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def again(*arguments: Any) -> Any:  # blocks draw no random numbers, so no generator is to be put back
+        return torch.utils.checkpoint.checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    return again
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile each block by itself, which takes a fraction of the time and loses little; networks without them whole."""
+    for module in blocks_of(network) or [network]:
+        module.compile()
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Run a network as it was written: compiled code calls no hooks that were added later."""
+    compiled = {module: module._compiled_call_impl for module in network.modules() if module._compiled_call_impl}
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, code in compiled.items():
+            module._compiled_call_impl = code
+
+
+# ---- how work is split
+
+
+def share_of(ranks: Ranks, count: int) -> range:
+    """The numbers, of so many, that are this process's to do; all have as many, so that some go beyond the count."""
+    each = math.ceil(count / ranks.world)
+    return range(ranks.rank * each, (ranks.rank + 1) * each)

@@ -1,0 +1,72 @@
+"""Tensors of which each process has a share, on the disk: safetensors files, through torch's distributed checkpoints.
+
+Its default storage is a pickle; this one is not. A folder holds a file of each process that had something to save, and
+is read by any number of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a folder that is there; each process its share of them.
+
+    Raises:
+        OSError: one of the processes could not.
+    """
+    if tensors:
+        with _plain_errors(folder):
+            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def described(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder without their numbers: shapes and types alone."""
+    with _plain_errors(folder):
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        for name, entry in found.items()
+        if isinstance(entry, dcp.metadata.TensorStorageMetadata)
+    }
+
+
+def load(folder: Path, targets: Mapping[str, Tensor]) -> None:
+    """Fill tensors from a folder; those of which this process has a share with its share."""
+    if targets:
+        with _plain_errors(folder):
+            alone = not dist.is_initialized()
+            dcp.load(dict(targets), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, whole."""
+    tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in described(folder).items()}
+    with _plain_errors(folder):
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return tensors
+
+
+@contextmanager
+def _plain_errors(folder: Path) -> Iterator[None]:
+    """What torch raises as a kind of its own, which is not even an ``Exception``, as what it was at first."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [failure[0] for failure in error.failures.values()]
+        for cause in causes:
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(cause.filename or folder)) from None
+        raise RuntimeError(f"{folder}: {causes[0] if causes else error}") from None
