@@ -5,6 +5,7 @@ Every field is a command-line option of the same name: ``config.network.patch_si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -254,6 +255,16 @@ def _rising(interval: tuple[float, float]) -> tuple[float, float]:
 Interval = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
+def _distinct(widths: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(widths)) < len(widths):
+        raise ValueError("each width once")
+    return widths
+
+
+SNAPSHOTS = 32  # of the averages in a run, by default: see docs/averages.md
+Width = Annotated[float, Field(ge=0.01, le=0.28)]
+
+
 class SamplingConfig(Section):
     """How previews, ``sample`` and ``eval`` draw unless told otherwise."""
 
@@ -300,6 +311,12 @@ class Config(Section):
     warmup_steps: int = Field(100, ge=0, le=10**9, description="steps of linear warm-up; cosine decay to 0 follows")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the averaged weights, reached gradually")
+    averages: Annotated[tuple[Width, ...], AfterValidator(_distinct)] = Field(
+        (0.05, 0.1), description="relative widths of power-function averages, for ditlab ema; none is off"
+    )
+    average_every: int | None = Field(
+        None, ge=1, description="steps between snapshots of these averages; None is a 32nd of steps"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, data order, times and noise")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products; auto is bf16 where the hardware multiplies it"
@@ -324,6 +341,11 @@ class Config(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     preview_every: int = Field(500, ge=1, description="steps between pictures drawn from the same noise")
     record_every: int = Field(100, ge=1, description="steps between recordings of gates and branches")
+
+    @property
+    def snapshot_every(self) -> int:
+        """Steps between snapshots of the averages."""
+        return self.average_every or math.ceil(self.steps / SNAPSHOTS)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:

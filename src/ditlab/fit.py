@@ -26,6 +26,7 @@ from ditlab.training.failures import save_failure
 from ditlab.training.guard import summary
 from ditlab.training.loader import STARTING
 from ditlab.training.loop import Step, TrainState, hopeless, train
+from ditlab.training.posthoc import write_snapshot
 from ditlab.training.signals import collected
 from ditlab.training.watchdog import Watchdog
 from ditlab.training.writer import CheckpointWriter
@@ -84,6 +85,10 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
             shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
             dataset.prepare(folder.quarantine_file, shown)
             state.fingerprint = dataset.fingerprint
+        if resume and not folder.knows_averages:
+            watcher.notice(
+                f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
+            )
         done = _begin(folder, state, resume)
         watcher.begin(done, config.steps)
         with (
@@ -194,12 +199,16 @@ class Recorder:
             name: last or step.step % getattr(config, f"{name}_every") == 0
             for name in ("log", "record", "preview", "checkpoint")
         }
+        due["snapshot"] = bool(config.averages) and (last or step.step % config.snapshot_every == 0)
         if due["log"] or due["record"]:
             self._log(step, due["record"])
             self.beat()
         begun = time.perf_counter()
         if due["preview"]:
             self._preview()
+            self.beat()
+        if due["snapshot"]:  # before the checkpoint: a run that goes on from that one has it
+            self._snapshot()
             self.beat()
         if due["checkpoint"]:
             self.writer.save()
@@ -257,6 +266,12 @@ class Recorder:
         path = self.folder.samples / f"{step_name(self.state.step)}.png"
         samples, columns = preview(self.state, self.shape, self.num_classes)
         write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
+
+    def _snapshot(self) -> None:
+        tensors = self.state.averages.snapshot()
+        write_atomically(
+            self.folder.snapshot_file(self.state.step), lambda temporary: write_snapshot(temporary, tensors)
+        )
 
 
 def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) -> tuple[torch.Tensor, int | None]:

@@ -27,6 +27,7 @@ from ditlab.errors import ConfigError, InputError
 from ditlab.training.checkpoint import (
     LATEST,
     latest_step,
+    load_average,
     load_weights,
     newest_whole,
     point,
@@ -45,6 +46,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.probes = self.path / "probes"
+        self.averages = self.path / "averages"
         self.failures = self.path / "failures"
         self.quarantine_file = self.path / "quarantine.jsonl"
 
@@ -64,15 +66,20 @@ class RunFolder:
         )
 
     def read_config(self) -> Config:
-        """The configuration.
+        """The configuration; runs of before averages were tracked have none.
 
         Raises:
             InputError: the file is not a valid configuration; the field is named.
         """
         try:
-            return Config.model_validate(disk.read_json(self.config_file))
+            return Config.model_validate({"averages": (), **disk.read_json(self.config_file)})
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
+
+    @property
+    def knows_averages(self) -> bool:
+        """Whether the configuration says which averages are tracked, be it none."""
+        return not self.config_file.exists() or "averages" in disk.read_json(self.config_file)
 
     def write_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
@@ -147,7 +154,7 @@ class RunFolder:
             disk.discard(self.checkpoints / LATEST)
         elif self.step != step:
             point(self.checkpoints, step)
-        for folder in (self.samples, self.probes, self.failures, self.checkpoints):
+        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
             for entry in folder.glob("step-*"):
                 if re.fullmatch(r"step-[0-9]{8}", entry.stem) and entry.stem > step_name(step):
                     disk.set_aside(entry) if folder == self.checkpoints else disk.remove(entry)
@@ -157,7 +164,7 @@ class RunFolder:
         """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
         names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks.txt")
         left = [entry for name in names for entry in self.path.glob(name)]
-        for folder in (self.samples, self.probes, self.failures, self.checkpoints):
+        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
             left += folder.glob(".*")
         for entry in left:
             disk.remove(entry)
@@ -175,6 +182,16 @@ class RunFolder:
     def step(self) -> int | None:
         """The step of the newest checkpoint, whole or not, or None."""
         return latest_step(self.checkpoints)
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """The steps that have a snapshot of the averages, in order."""
+        names = (path.stem for path in self.averages.glob("step-*.safetensors"))
+        return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
+
+    def snapshot_file(self, step: int) -> Path:
+        """The snapshot of the averages after that step."""
+        return self.averages / f"{step_name(step)}.safetensors"
 
     @property
     def whole_step(self) -> int | None:
@@ -277,13 +294,14 @@ class Run:
 
 
 def load(
-    path: str | Path, weights: Literal["ema", "raw"] = "ema", step: int | None = None, device: str = "auto"
+    path: str | Path, weights: Literal["ema", "raw"] | float = "ema", step: int | None = None, device: str = "auto"
 ) -> Run:
     """Load a trained run.
 
     Args:
         path: the run's folder, or its name in ``runs/``.
-        weights: "ema" for the averaged weights, "raw" for the last ones.
+        weights: "ema" for the averaged weights, "raw" for the last ones, or the relative width of one of the averages
+            that ``config.averages`` tracks, such as 0.1.
         step: which checkpoint; None for the newest that is whole.
         device: "auto", "cpu", "cuda" or "mps".
 
@@ -291,15 +309,19 @@ def load(
         InputError: no such run or checkpoint, or one that is damaged or does not fit its configuration.
     """
     names = {"ema": "ema", "raw": "model"}
-    if weights not in names:
-        raise InputError(f"unknown weights {weights!r}; choose 'ema' or 'raw'")
+    if isinstance(weights, str) and weights not in names:
+        raise InputError(f"unknown weights {weights!r}; choose 'ema' or 'raw', or a width such as 0.1")
     folder = RunFolder.find(path)
     config = folder.read_config()
     dataset = build_dataset(config)
     network = build_network(config, dataset)
 
     def take(step: int) -> int:
-        load_weights(network, verified(folder.checkpoints, step), names[weights], config)
+        checkpoint = verified(folder.checkpoints, step)
+        if isinstance(weights, str):
+            load_weights(network, checkpoint, names[weights], config)
+        else:
+            load_average(network, checkpoint, weights, config)
         return step
 
     taken = newest_whole(folder.checkpoints, take) if step is None else take(step)

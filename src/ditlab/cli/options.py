@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.config import KINDS, Config, GridName, Interval, SamplingConfig, Section, SolverName
+from ditlab.config import KINDS, Config, GridName, Interval, SamplingConfig, Section, SolverName, Width
 from ditlab.data.images.survey import Survey, survey
 from ditlab.errors import InputError
 from ditlab.recipes import RECIPES
@@ -23,6 +23,7 @@ Options = TypeVar("Options", bound=Section)
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Json = Annotated[Flag, tyro.conf.arg(name="json", help="print one JSON object on stdout, all else on stderr")]
+Weights = Annotated[Literal["ema", "raw"] | Annotated[float, Field(gt=0)], tyro.conf.arg(metavar="{ema,raw,SIGMA_REL}")]
 RunName = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="RUN", help="folder of a run, or its name in runs/")
 ]
@@ -62,7 +63,7 @@ class DrawingOptions(Section):
     )
     guide: str | None = Field(None, description="a weaker run to guide away from, in the place of the null label")
     guide_step: int | None = Field(None, ge=0, description="which checkpoint of that run; None is the newest")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
+    weights: Weights = Field("ema", description="averaged weights, the last ones, or an average that is tracked: 0.1")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
     as_json: Json = False
 
@@ -137,9 +138,27 @@ class ExportOptions(Section):
         description="a pipeline's folder, a state dict in facebookresearch/DiT's layout, or a file for onnxruntime"
     )
     out: str = Field(description="file or folder that is made")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
+    weights: Weights = Field("ema", description="averaged weights, the last ones, or an average that is tracked: 0.1")
     vae: str | None = Field(
         None, description="folder of an autoencoder to copy into a diffusers pipeline; None is the run's own"
+    )
+    as_json: Json = False
+
+
+class EmaOptions(Section):
+    """Make averages of any length from the snapshots that training left; each becomes a run of its own.
+
+    That run is opened by sample, eval, lab and export like any other.
+    """
+
+    run: RunName
+    sigma_rel: Annotated[tuple[Width, ...], tyro.conf.arg(metavar="SIGMA_REL...")] = Field(
+        description="lengths as relative widths, from 0.01 to 0.28: the standard deviation of what is averaged, over "
+        "the steps that were taken",
+    )
+    step: int | None = Field(None, ge=1, description="after which step, of those with a snapshot; None is the newest")
+    out: Annotated[str | None, tyro.conf.arg(metavar="NEWRUN")] = Field(
+        None, description="folder of the run that is made, of one width; None is RUN-ema-SIGMA_REL"
     )
     as_json: Json = False
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ditlab import disk
 from ditlab.config import Config
 from ditlab.errors import CheckpointWarning, DamagedCheckpoint, InputError
+from ditlab.training.averages import tensor_name
 from ditlab.training.loop import TrainState, differences
 
 LATEST = "LATEST"
@@ -40,12 +41,13 @@ def step_name(step: int) -> str:
 # ---- writing
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, as readable as any other; a full disk raises ``OSError`` like anywhere else."""
     try:
         path.touch()
         mode = path.stat().st_mode
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+        contents = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(contents, path, None if metadata is None else dict(metadata))
         path.chmod(mode)  # the library replaces the file by one for its owner alone
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
@@ -319,6 +321,29 @@ def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config
     network.load_state_dict(tensors)
 
 
+def load_average(network: nn.Module, checkpoint: Path, width: float, config: Config) -> None:
+    """Load the power-function average of a relative width that was tracked, all of it or nothing.
+
+    Raises:
+        InputError: that width was not tracked, or the weights do not fit the network.
+        DamagedCheckpoint: they cannot be read.
+    """
+    file, start = checkpoint / "averages.safetensors", tensor_name(width)
+    stored = read_tensors(file) if file.exists() else {}
+    tensors = {name.removeprefix(start): tensor for name, tensor in stored.items() if name.startswith(start)}
+    if not tensors:
+        if not config.averages:
+            raise InputError(f"no averages were tracked in {checkpoint.parent.parent}: choose 'ema' or 'raw'")
+        raise InputError(
+            f"the averages tracked in {checkpoint.parent.parent} are {' and '.join(map(str, config.averages))}: make one "
+            f"of {width} by ditlab ema {checkpoint.parent.parent} --sigma-rel {width}, which is a run of its own"
+        )
+    must_fit(
+        file, other_network(read_facts(checkpoint), config) + differences(tensors, dict(network.named_parameters()))
+    )
+    network.load_state_dict(tensors, strict=False)  # an average has no buffers
+
+
 def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
     """Bring ``state`` to where it was when that step was saved, in all or, if anything does not fit, in nothing.
 
@@ -328,7 +353,10 @@ def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
     """
     checkpoint = verified(folder, step)
     facts = read_facts(checkpoint)
-    parts = {name: read_tensors(checkpoint / f"{name}.safetensors") for name in state.tensors()}
+    files = {name: checkpoint / f"{name}.safetensors" for name in state.tensors()}
+    if absent := [file.name for file in files.values() if not file.exists()]:  # nor in its manifest, then
+        raise InputError(f"{checkpoint} has no {absent[0]}, which config.json asks for: put back what was there before")
+    parts = {name: read_tensors(file) for name, file in files.items()}
     told = other_network(facts, state.config)
     for name, problems in state.differences(parts).items():
         must_fit(checkpoint / f"{name}.safetensors", (told if name == "model" else []) + problems)

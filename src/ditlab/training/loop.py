@@ -15,6 +15,7 @@ from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
 from ditlab.errors import InputError, TrainingError
+from ditlab.training.averages import PowerAverages
 from ditlab.training.ema import EMA
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
@@ -26,7 +27,7 @@ SETTLED = 5  # steps after which the process has all the memory that a step need
 
 
 class TrainState:
-    """Everything that decides how training goes on: weights, their average, the optimizers, the guard and the step.
+    """Everything that decides how training goes on: weights, their averages, the optimizers, the guard and the step.
 
     Args:
         config: with a resolved precision ("fp32" or "bf16").
@@ -41,6 +42,7 @@ class TrainState:
             self.network: nn.Module = build_network(config, dataset).to(self.device)
         self.process = build_process(config, torch.compile(self.network) if config.compile else self.network)
         self.ema = EMA(self.network, config.ema_decay)
+        self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
         self.guard = Guard(config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size), config.bad_steps)
@@ -49,10 +51,12 @@ class TrainState:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that decide how training goes on, by the file of a checkpoint that they go into."""
+        averages = self.averages.state_dict()
         return {
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "optimizer": self.optimizers.state_dict(),
+            **({"averages": averages} if averages else {}),
         }
 
     def differences(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
@@ -66,6 +70,7 @@ class TrainState:
         self.network.load_state_dict(parts["model"])
         self.ema.network.load_state_dict(parts["ema"])
         self.optimizers.load_state_dict(dict(parts["optimizer"]))
+        self.averages.load_state_dict(parts.get("averages", {}))
 
     def facts(self) -> dict[str, Any]:
         """What decides how training goes on beside the tensors: plain numbers and text."""
@@ -75,8 +80,14 @@ class TrainState:
         """Take back what ``facts`` gave; runs of before the guard have none of its numbers.
 
         Raises:
-            InputError: the data are not those that were trained on; nothing was changed.
+            InputError: the data are not those that were trained on, or it is no state of a training; nothing was
+                changed.
         """
+        if "sigma_rel" in facts:
+            raise InputError(
+                f"these weights are an average that was made of {facts.get('run')} after its training: go on with that "
+                f"run instead"
+            )
         then = facts.get("fingerprint")
         if then != self.fingerprint:
             raise InputError(
@@ -140,6 +151,7 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
             if skipped is None:
                 state.optimizers.step(state.step - 1)
                 state.ema.update(state.step)
+                state.averages.update(state.step)
             if state.step == begun + SETTLED and device.type == "cpu":
                 use_huge_pages()
             yield Step(state.step, loss, grad_norm, lr, skipped)
