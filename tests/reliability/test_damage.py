@@ -68,7 +68,7 @@ def folder_instead(file, chance):
 HARMS = [flip, flip, flip, truncate, truncate, grow, zero, delete, folder_instead]
 
 
-@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("name", [*FILES, "averages.safetensors", MANIFEST])
 def test_truncated_flipped_and_deleted_bytes(runs, run, name):
     """At random places of every file: it is said which file of which step, and an older checkpoint is used."""
     chance = random.Random(name)

@@ -321,6 +321,11 @@ def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config
     network.load_state_dict(tensors)
 
 
+def _has(checkpoint: Path, part: str) -> bool:
+    """Whether a checkpoint that was verified has tensors of that name."""
+    return f"{part}.safetensors" in _read_json(checkpoint / MANIFEST)
+
+
 def load_average(network: nn.Module, checkpoint: Path, width: float, config: Config) -> None:
     """Load the power-function average of a relative width that was tracked, all of it or nothing.
 
@@ -329,14 +334,14 @@ def load_average(network: nn.Module, checkpoint: Path, width: float, config: Con
         DamagedCheckpoint: they cannot be read.
     """
     file, start = checkpoint / "averages.safetensors", tensor_name(width)
-    stored = read_tensors(file) if file.exists() else {}
+    stored = read_tensors(file) if _has(checkpoint, "averages") else {}
     tensors = {name.removeprefix(start): tensor for name, tensor in stored.items() if name.startswith(start)}
     if not tensors:
-        if not config.averages:
-            raise InputError(f"no averages were tracked in {checkpoint.parent.parent}: choose 'ema' or 'raw'")
+        run, tracked = checkpoint.parent.parent, " and ".join(map(str, config.averages))
+        if not tracked:
+            raise InputError(f"no averages were tracked in {run}: choose 'ema' or 'raw'")
         raise InputError(
-            f"the averages tracked in {checkpoint.parent.parent} are {' and '.join(map(str, config.averages))}: make one "
-            f"of {width} by ditlab ema {checkpoint.parent.parent} --sigma-rel {width}, which is a run of its own"
+            f"the averages tracked in {run} are {tracked}: ditlab ema {run} --sigma-rel {width} makes another, as a run"
         )
     must_fit(
         file, other_network(read_facts(checkpoint), config) + differences(tensors, dict(network.named_parameters()))
@@ -354,8 +359,8 @@ def load_checkpoint(folder: Path, state: TrainState, step: int) -> None:
     checkpoint = verified(folder, step)
     facts = read_facts(checkpoint)
     files = {name: checkpoint / f"{name}.safetensors" for name in state.tensors()}
-    if absent := [file.name for file in files.values() if not file.exists()]:  # nor in its manifest, then
-        raise InputError(f"{checkpoint} has no {absent[0]}, which config.json asks for: put back what was there before")
+    if absent := [name for name in files if not _has(checkpoint, name)]:
+        raise InputError(f"{checkpoint} has no {absent[0]}, which config.json asks for: put back what it said before")
     parts = {name: read_tensors(file) for name, file in files.items()}
     told = other_network(facts, state.config)
     for name, problems in state.differences(parts).items():
