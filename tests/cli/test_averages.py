@@ -1,6 +1,7 @@
 """``ditlab ema`` as it is typed, and what the other verbs make of the runs that it leaves."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,18 @@ SMALL = [
 SMALL += ["--preview-every", "100", "--record-every", "100", "--sampling.steps", "1", "--steps", "8"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "circles", *SMALL, "--average-every", "2", "--checkpoint-every", "4"]) == 0
+    return folder
+
+
 @pytest.fixture
-def run(in_tmp, capfd):
-    assert main(["train", "circles", *SMALL, "--average-every", "2", "--checkpoint-every", "4"]) == 0
-    capfd.readouterr()
+def run(trained, in_tmp):
+    shutil.copytree(trained / "runs", "runs")
 
 
 def test_several_widths_at_once(run, capfd):
