@@ -88,6 +88,15 @@ class EvalOptions(DrawingOptions):
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
 
 
+class DoctorOptions(Section):
+    """Say whether a run is healthy, finished or in training; it is only looked at. Status 0, or 1 if it is ill."""
+
+    run: RunName
+    n: int = Field(1024, ge=64, le=10**6, description="samples that losses are measured on")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
+    as_json: Json = False
+
+
 class LabOptions(Section):
     """Look inside trained runs, in a browser: serve a page on this machine, or write it to a file of its own."""
 
