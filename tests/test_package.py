@@ -19,7 +19,7 @@ FLOORS = [
     {"diffusion", "networks", "data"},
     {"config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},
-    {"run", "fit", "evaluate", "estimate", "interop", "doctor"},
+    {"run", "tracking", "fit", "evaluate", "estimate", "interop", "doctor"},
     {"lab"},
     {"cli", "__main__"},
 ]

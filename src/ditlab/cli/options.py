@@ -41,6 +41,9 @@ class ResumeOptions(Section):
     resume: str = Field(description="folder of a run, or its name in runs/")
     steps: int | None = Field(None, ge=1, le=10**8 - 1, description="train to this many steps instead")
     workers: int | None = Field(None, ge=0, le=256, description="prepare batches in so many processes instead")
+    track: Literal["tensorboard", "wandb", "off"] | None = Field(
+        None, description="show metrics and previews there instead, or nowhere else"
+    )
     as_json: Json = False
 
 
