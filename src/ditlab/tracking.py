@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from ditlab import disk
 from ditlab.config import Config
@@ -18,6 +18,7 @@ Kind = Literal["tensorboard", "wandb"]
 LOGIN, START = 15, 60  # seconds that Weights & Biases is waited for
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Someone who is sent what a run leaves behind."""
 

@@ -76,11 +76,8 @@ def skipped_steps(config: Config, lines: Lines) -> Check:
     share = len(skipped) / steps
     value = {"skipped": len(skipped), "share": share, "last": skipped[-1]["skipped"] if skipped else None}
     figure, expected = f"{len(skipped)} of {steps:,}", f"at most {BORNE:.1%}"
-    at_end = 0
-    for line in reversed(lines):
-        if "skipped" not in line or line["step"] != steps - at_end:
-            break
-        at_end += 1
+    not_learned = {line["step"] for line in skipped}
+    at_end = next(count for count in range(steps + 1) if steps - count not in not_learned)
     reason = f"the last of them: {value['last']}"
     advice = f"see the lines with 'skipped' in metrics.jsonl, and failures/; {smaller_lr(config)}"
     if at_end >= config.bad_steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ditlab.doctor import curve, data, fit
@@ -72,13 +73,14 @@ def _of_weights(subject: Subject, n: int) -> list[Check]:
     if weights is None:
         return [*(unknown(name, subject.problems["checkpoint"]) for name in NEED_WEIGHTS), seen]
     errors, raw = (squared_errors(process, drawn) for process in (weights.averaged, weights.raw))
+    least = bounds(weights.averaged, drawn)
     held_out = fit.memorisation(subject, weights, errors, n)
     return [
         fit.against_reference(subject, errors, drawn),
-        fit.by_time(subject, errors, raw, drawn, bounds(weights.averaged, drawn)),
+        fit.by_time(subject, errors, raw, drawn, least),
         averaged_weights(config, weights),
         gradient_noise(config, dataset, weights),
-        labels(dataset, weights, drawn, errors),
+        labels(dataset, weights, drawn, errors, fmean(least.linear)),
         seen,
         *([] if held_out is None else [held_out]),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 from torch import Tensor
@@ -9,16 +10,17 @@ from torch import Tensor
 from ditlab.config import Config
 from ditlab.data.datasets import Digits, HeldOut
 from ditlab.data.images.dataset import Images
-from ditlab.doctor.advice import smaller_lr
+from ditlab.doctor.advice import recipe_of, smaller_lr
 from ditlab.doctor.checks import Check, Mark, unknown
 from ditlab.doctor.curve import EARLY
 from ditlab.doctor.losses import BINS, Bounds, Trials, by_bin, held_out_trials, squared_errors
 from ditlab.doctor.reference import curve_name, reference_for
 from ditlab.doctor.subject import Subject, Weights
 
+ODD = 10.0  # learning rate over the recipe's
 BEHIND, FAR_BEHIND = 1.15, 1.4  # loss over the reference's
 NOTHING = 1.2  # loss over that of a network that says 0: what training must not end above
-NO_BETTER = 1.1  # loss in a bin over that of the best line
+NO_BETTER = 1.25  # loss in a bin over that of the best line
 NO_VARIANCE = 1e-6  # loss of the best line, below which all samples are one
 MATTERS = 0.05  # of the loss of a network that says 0: where the noise is nearly all, a line errs by next to nothing
 APART = 2.0  # loss on held-out samples over that on training ones
@@ -77,18 +79,34 @@ def by_time(subject: Subject, errors: Tensor, raw: Tensor, drawn: Trials, least:
     if weights.step < EARLY:
         return unknown(name, f"{figure}; it is too early to compare it: {EARLY} steps are needed")
     if fmean(loss) >= line:
-        hopeless = worth >= 1
-        reason = f"it is {fmean(loss) / line:.3g} × that: " + (
-            "the network has learned nothing" if hopeless else "the network knows less than each coordinate by itself"
-        )
-        advice = "train longer; if it stays so, look at the data, try another learning rate or a wider network"
-        return Check(name, "bad" if hopeless else "warning", figure, value, expected, reason, advice)
+        return _above_the_line(Check(name, "unknown", figure, value, expected), subject, worth, fmean(loss) / line)
     beyond = [b for b in range(BINS) if loss[b] > NO_BETTER * least.linear[b] + MATTERS * least.nothing[b]]
-    if beyond:
+    if beyond and weights.step >= subject.config.steps / 2:
         reason = f"above the best line's at t = {', '.join(f'{b / BINS:.2f} to {(b + 1) / BINS:.2f}' for b in beyond)}"
         advice = "train longer; process.shift and process.times decide which times are trained most"
         return Check(name, "warning", figure, value, expected, reason, advice)
     return Check(name, "ok", figure, value, expected)
+
+
+def _above_the_line(found: Check, subject: Subject, worth: float, beyond: float) -> Check:
+    """What to make of a network that is worse than a line: nothing in the first half, unless its learning rate is odd.
+
+    Args:
+        found: the check without a judgement.
+        subject: the run.
+        worth: its loss over that of a network that says 0.
+        beyond: its loss over the line's.
+    """
+    config, weights = subject.config, subject.weights
+    assert weights is not None
+    recipe = recipe_of(config)
+    reason = f"it is {beyond:.3g} × that: the network knows less than each coordinate by itself"
+    if recipe is not None and config.lr >= ODD * recipe.lr:
+        return replace(found, mark="bad", reason=reason, advice=smaller_lr(config))
+    if weights.step < config.steps / 2:
+        return replace(found, reason=f"{found.figure}; {reason}, which may change: it is not half trained")
+    advice = "train longer; if it stays so, look at the data, try another learning rate or a wider network"
+    return replace(found, mark="bad" if worth >= 1 else "warning", reason=reason, advice=advice)
 
 
 def memorisation(subject: Subject, weights: Weights, errors: Tensor, n: int) -> Check | None:

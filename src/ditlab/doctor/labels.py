@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from ditlab.doctor.losses import Trials, squared_errors
 from ditlab.doctor.subject import Weights
 
 USED = 0.03  # rise of the loss with other labels over the loss
+LEARNED = 0.97  # loss over that of the best line
 SURE = 4.0  # standard errors
-FOLDS, LARGEST_SIDE = 5, 16  # of the cross-validation; pixels of the pictures it sees
+FOLDS, LARGEST_SIDE, FEWEST = 5, 16, 100  # of the cross-validation; pixels of its pictures; samples
 
 
 class Effect(NamedTuple):
@@ -64,7 +66,7 @@ def told_by_samples(x0: Tensor, label: Tensor) -> Told | None:
 
     counts = torch.bincount(label)
     kept = counts[label] >= FOLDS
-    if int(kept.sum()) < 20 or int((counts >= FOLDS).sum()) < 2:
+    if int(kept.sum()) < FEWEST or int((counts >= FOLDS).sum()) < 2:
         return None
     small = (min(x0.shape[-2], LARGEST_SIDE), min(x0.shape[-1], LARGEST_SIDE))
     seen = (adaptive_avg_pool2d(x0, small) if x0.dim() == 4 else x0)[kept].flatten(1).numpy()
@@ -73,19 +75,29 @@ def told_by_samples(x0: Tensor, label: Tensor) -> Told | None:
     return Told(float(accuracy), float(np.bincount(names).max() / len(names)), len(names))
 
 
-def labels(dataset: Dataset, weights: Weights, drawn: Trials, errors: Tensor) -> Check:
-    """Do labels help the network, and do samples tell them?"""
+def labels(dataset: Dataset, weights: Weights, drawn: Trials, errors: Tensor, line: float) -> Check:
+    """Do labels help the network, and do samples tell them?
+
+    Args:
+        dataset: with labels or without.
+        weights: of the run.
+        drawn: training samples.
+        errors: the averaged network's at these.
+        line: the mean error of the best line at these, which a network that has learned anything is well below.
+    """
     name = "labels"
     if dataset.num_classes is None or "label" not in drawn.cond:
         return unknown(name, "these data have none")
     if dataset.num_classes < 2:
         return unknown(name, "there is only one")
     effect = label_effect(weights, drawn, errors, dataset.num_classes)
-    told = told_by_samples(drawn.x0, drawn.cond["label"])
+    once = len(drawn.x0) if not isinstance(dataset, Sized) else min(len(dataset), len(drawn.x0))  # none twice
+    told = told_by_samples(drawn.x0[:once], drawn.cond["label"][:once])
     value = {"effect": effect._asdict(), "classifier": None if told is None else told._asdict()}
     figure = f"the loss is {effect.share:+.1%} with others (± {effect.standard_error / float(errors.mean()):.1%})"
     if told is not None:
         figure += f"; a linear classifier is right in {told.accuracy:.0%}, a guess in {told.chance:.0%}"
+    learned = weights.step >= EARLY and float(errors.mean()) < LEARNED * line
     expected = f"the loss is at least {USED:.0%} higher with other labels"
     if effect.seen and (told is None or told.more_than_chance):
         return Check(name, "ok", figure, value, expected)
@@ -95,9 +107,9 @@ def labels(dataset: Dataset, weights: Weights, drawn: Trials, errors: Tensor) ->
             return Check(name, "warning", figure, value, expected, reason, "look at samples of each label")
         reason = "samples do not tell their labels, and the network has no use for them: they look shuffled"
         advice = "look at samples of each label; mend the labels, or train without"
-        return Check(name, "bad", figure, value, expected, reason, advice)
-    if weights.step < EARLY:
-        return unknown(name, f"{figure}; it is too early: {EARLY} steps are needed")
+        return Check(name, "bad" if weights.step >= EARLY else "warning", figure, value, expected, reason, advice)
+    if not learned:
+        return unknown(name, f"{figure}; it is too early: the network has learned too little")
     reason = "the network does not go by these labels: it was trained with others, with shuffled ones or without"
     advice = "see that each sample has its own label in training, and that process.condition_dropout is below 1"
     return Check(name, "bad" if told is not None else "warning", figure, value, expected, reason, advice)

@@ -94,8 +94,8 @@ def gradient_noise(config: Config, dataset: Dataset, weights: Weights) -> Check:
             loss = process.loss(x0.to(device), {k: v.to(device) for k, v in cond.items()}, generator=generator)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             flat = torch.cat([g.flatten() for g in found if g is not None])
-            squares.append(float(flat.double().square().sum()))
-            total = flat.double() if part == 0 else total + flat
+            squares.append(float(flat.square().sum()))
+            total = flat if part == 0 else total + flat
     finally:
         process.requires_grad_(False)
     of_small, of_large = sum(squares) / PARTS, float((total / PARTS).square().sum())
