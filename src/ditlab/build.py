@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditlab.chance import seed_from
 from ditlab.config import (
     CirclesData,
     Config,
@@ -71,6 +72,17 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
         return kinds[type(config.network)](**arguments)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def initial_network(config: Config, dataset: Dataset) -> nn.Module:
+    """The network as training begins with it: its fresh weights are a function of the seed.
+
+    Raises:
+        InputError: the network does not go with the data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_from(config.seed, "weights"))
+        return build_network(config, dataset)
 
 
 def build_process(config: Config, network: Any) -> Process:

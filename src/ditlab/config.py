@@ -341,6 +341,9 @@ class Config(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     preview_every: int = Field(500, ge=1, description="steps between pictures drawn from the same noise")
     record_every: int = Field(100, ge=1, description="steps between recordings of gates and branches")
+    track: Literal["tensorboard", "wandb"] | None = Field(
+        None, description="show metrics and previews there too; needs pip install 'ditlab[tensorboard]' or [wandb]"
+    )
 
     @property
     def snapshot_every(self) -> int:

@@ -21,6 +21,7 @@ from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
 from ditlab.pictures import save_picture
 from ditlab.run import RunFolder
+from ditlab.tracking import Tracker, must_be_installed, tracking
 from ditlab.training.checkpoint import load_checkpoint, newest_whole, save_tensors, saved_steps, step_name
 from ditlab.training.failures import save_failure
 from ditlab.training.guard import summary
@@ -76,6 +77,7 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     if isinstance(config.data, ExternalData):
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
     config = config.model_copy(update={"precision": resolve_precision(config.precision, resolve_device(config.device))})
+    must_be_installed(config.track)
     dataset = build_dataset(config)
     state = TrainState(config, dataset)
     _check_null_label(state, dataset)
@@ -90,13 +92,14 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
                 f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
             )
         done = _begin(folder, state, resume)
-        watcher.begin(done, config.steps)
+        watcher.begin(state.step, config.steps)
         with (
+            tracking(folder, config, done, watcher.notice) as tracker,
             collected() as received,
             Watchdog(folder.path, config.stall_after) as watchdog,
             CheckpointWriter(folder.checkpoints, state, watchdog.beat) as writer,
         ):
-            recorder = Recorder(folder, state, dataset, watcher, writer, watchdog.beat)
+            recorder = Recorder(folder, state, dataset, watcher, tracker, writer, watchdog.beat)
             if state.step == 0:
                 recorder.at_start()
             watchdog.expect(STARTING if config.workers else 0.0)
@@ -111,8 +114,11 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     return state
 
 
-def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int:
-    """Bring state and folder to where training begins, and return that step. Nothing is deleted before it is loaded."""
+def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
+    """Bring state and folder to where training begins; the step of its checkpoint, or None where it begins anew.
+
+    Nothing is deleted before it is loaded.
+    """
     config = state.config
 
     def load(step: int) -> int:
@@ -131,7 +137,7 @@ def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int:
         raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
     folder.write_config(config)
     folder.cut(-1 if done is None else done)
-    return state.step
+    return done
 
 
 def _check_null_label(state: TrainState, dataset: Dataset) -> None:
@@ -151,11 +157,12 @@ class Recorder:
         state: TrainState,
         dataset: Dataset,
         watcher: Watcher,
+        tracker: Tracker,
         writer: CheckpointWriter,
         beat: Callable[[], None],
     ) -> None:
         self.folder, self.state, self.dataset, self.watcher = folder, state, dataset, watcher
-        self.writer, self.beat = writer, beat
+        self.tracker, self.writer, self.beat = tracker, writer, beat
         self.config = state.config
         self.shape, self.num_classes = dataset.shape, dataset.num_classes
         earlier = folder.read_metrics()
@@ -178,7 +185,7 @@ class Recorder:
 
     def at_start(self) -> None:
         """Record the network as it was initialised."""
-        self.folder.append_metrics({"step": 0, "seconds": 0.0, **self._record()})
+        self._tell({"step": 0, "seconds": 0.0, **self._record()})
         self.beat()
         self._preview()
         self.beat()
@@ -220,6 +227,11 @@ class Recorder:
         if objections := [line["skipped"] for line in self.folder.read_metrics() if "skipped" in line]:
             self.watcher.notice(summary(objections))
 
+    def _tell(self, line: dict[str, Any]) -> None:
+        """Add a line to the metrics, and show it wherever else they are shown."""
+        self.folder.append_metrics(line)
+        self.tracker.line(line)
+
     def _skipped(self, step: Step) -> None:
         """Report a step that was not learned from.
 
@@ -227,7 +239,7 @@ class Recorder:
             TrainingError: it was one too many; what it was made of is kept.
         """
         seconds = self.seconds + time.perf_counter() - self.clock
-        self.folder.append_metrics({"step": step.step, "skipped": step.skipped, "seconds": round(seconds, 3)})
+        self._tell({"step": step.step, "skipped": step.skipped, "seconds": round(seconds, 3)})
         self.watcher.notice(f"step {step.step} was not learned from: {step.skipped}")
         if self.state.guard.gives_up:
             kept = save_failure(self.folder.failures, self.state, self.dataset, step)
@@ -241,9 +253,7 @@ class Recorder:
         self.seconds += elapsed
         figures = {"loss": loss, "lr": step.lr, "grad_norm": float(step.grad_norm)}
         line = {"step": step.step, **{name: value for name, value in figures.items() if math.isfinite(value)}}
-        self.folder.append_metrics(
-            {**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded}
-        )
+        self._tell({**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded})
         seconds_left = (self.config.steps - step.step) * elapsed / self.steps
         self.watcher.progress(step.step, loss, images_per_s, seconds_left)
         self.clock, self.steps, self.learned = time.perf_counter(), 0, 0
@@ -266,6 +276,7 @@ class Recorder:
         path = self.folder.samples / f"{step_name(self.state.step)}.png"
         samples, columns = preview(self.state, self.shape, self.num_classes)
         write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
+        self.tracker.picture(self.state.step, path)
 
     def _snapshot(self) -> None:
         tensors = self.state.averages.snapshot()

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TextIO
 
 from ditlab.cli import averages, images, interop, verbs
+from ditlab.cli.doctor import doctor
 from ditlab.cli.lab import lab
 from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable
 
@@ -25,6 +26,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sample": (verbs.sample, "draw samples from a run"),
     "eval": (verbs.evaluate, "measure a run's samples"),
     "ema": (averages.ema, "make averages of any length of a run's weights"),
+    "doctor": (doctor, "say whether a run is healthy"),
     "lab": (lab, "look inside a run, in a browser"),
     "data": (images.data, "check PATH: look at images before training"),
     "import": (interop.import_, "make a run of a published checkpoint"),

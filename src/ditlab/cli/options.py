@@ -42,6 +42,9 @@ class ResumeOptions(Section):
     resume: str = Field(description="folder of a run, or its name in runs/")
     steps: int | None = Field(None, ge=1, le=10**8 - 1, description="train to this many steps instead")
     workers: int | None = Field(None, ge=0, le=256, description="prepare batches in so many processes instead")
+    track: Literal["tensorboard", "wandb", "off"] | None = Field(
+        None, description="show metrics and previews there instead, or nowhere else"
+    )
     as_json: Json = False
 
 
@@ -87,6 +90,15 @@ class EvalOptions(DrawingOptions):
         None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 256 images"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
+
+
+class DoctorOptions(Section):
+    """Say whether a run is healthy, finished or in training; it is only looked at. Status 0, or 1 if it is ill."""
+
+    run: RunName
+    n: int = Field(1024, ge=64, le=10**6, description="samples that losses are measured on")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
+    as_json: Json = False
 
 
 class LabOptions(Section):

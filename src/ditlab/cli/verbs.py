@@ -75,8 +75,9 @@ def train(arguments: Sequence[str]) -> int:
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
         config = folder.read_config()
-        changes = {"steps": options.steps, "workers": options.workers}
-        config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
+        changes = {"steps": options.steps, "workers": options.workers, "track": options.track}
+        update = {name: value for name, value in changes.items() if value is not None}
+        config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
         if folder.taken:

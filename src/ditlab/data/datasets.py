@@ -87,6 +87,9 @@ class Digits:
     num_classes: int | None = 10
     levels: int | None = 17
 
+    def __len__(self) -> int:
+        return len(digit_halves()[0].labels)
+
     def batch(self, seed: int, position: int, size: int) -> Batch:
         images, labels = digit_halves()[0]
         chosen = sample_order(seed, position, size, len(labels))

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.build import build_network, build_process, resolve_device
-from ditlab.chance import generator_for, seed_from
+from ditlab.build import build_process, initial_network, resolve_device
+from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
 from ditlab.errors import InputError, TrainingError
@@ -37,9 +37,7 @@ class TrainState:
     def __init__(self, config: Config, dataset: Dataset) -> None:
         self.config = config
         self.device = resolve_device(config.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(config.seed, "weights"))
-            self.network: nn.Module = build_network(config, dataset).to(self.device)
+        self.network: nn.Module = initial_network(config, dataset).to(self.device)
         self.process = build_process(config, torch.compile(self.network) if config.compile else self.network)
         self.ema = EMA(self.network, config.ema_decay)
         self.averages = PowerAverages(self.network, config.averages)
