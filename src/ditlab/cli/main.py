@@ -17,6 +17,7 @@ from typing import TextIO
 
 from ditlab.cli import images, interop, verbs
 from ditlab.cli.lab import lab
+from ditlab.cli.latents import latents
 from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -25,7 +26,8 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sample": (verbs.sample, "draw samples from a run"),
     "eval": (verbs.evaluate, "measure a run's samples"),
     "lab": (lab, "look inside a run, in a browser"),
-    "data": (images.data, "check PATH: look at images before training"),
+    "data": (images.data, "check PATH: look at images or latents before training"),
+    "latents": (latents, "encode images once, for training on their latents"),
     "import": (interop.import_, "make a run of a published checkpoint"),
     "export": (interop.export, "write a run's network as others read it"),
 }
