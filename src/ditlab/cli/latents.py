@@ -38,7 +38,8 @@ def encode(arguments: Sequence[str]) -> int:
     if Path(located(options.data_path)) in (out.absolute(), *out.absolute().parents):
         raise InputError(f"--out {out} lies among the images and would be one of them: choose another place")
     from ditlab.cli.progress import watching
-    from ditlab.data.latents.encode import Encoding, make_plan
+    from ditlab.data.latents.encode import Encoding
+    from ditlab.data.latents.plan import make_plan
     from ditlab.data.latents.vae import load_vae
 
     begun = time.perf_counter()

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,100 +31,22 @@ from ditlab.data.images.source import Progress, Rejected, Source
 from ditlab.data.images.store import write_rejected
 from ditlab.data.latents.index import (
     INDEX,
-    MOST_SHARDS,
-    VAE,
-    Dtype,
     Index,
     Plan,
-    Precision,
     Shard,
     has_index,
     read_index,
     shard_file,
 )
+from ditlab.data.latents.plan import compare
 from ditlab.data.latents.shards import columns_of, write_shard
 from ditlab.data.latents.vae import Autoencoder
 from ditlab.errors import InputError
 
 WORK = ".encoding"  # in the store, until it is finished
+PLAN = "plan.json"  # in that
 PAUSE = 0.2  # seconds between looks at what other processes are at
 NAMED = 3  # bad files in a message
-
-OPTIONS = {
-    "latent_scale": "--scale",
-    "latent_shift": "--shift",
-    "image_size": "--data.image-size",
-    "mirrored": "--mirrored or --no-mirrored",
-    "dtype": "--dtype",
-    "precision": "--precision",
-    "batch_size": "--batch-size",
-    "shard_size": "--shard-size",
-}
-
-
-def source_digest(source: Source) -> str:
-    """sha256 of the names, sizes and labels of all images: of what they are, and not of when they were written."""
-    digest = hashlib.sha256(json.dumps([source.classes, len(source.names)]).encode())
-    for i, name in enumerate(source.names):
-        digest.update(json.dumps([name, source.sizes[i], source.labels and source.labels[i]]).encode())
-    return digest.hexdigest()
-
-
-def make_plan(
-    source: Source,
-    autoencoder: Autoencoder,
-    image_size: tuple[int, int],
-    *,
-    scale: float | None = None,
-    shift: float | None = None,
-    mirrored: bool = True,
-    dtype: Dtype = "float16",
-    precision: Precision = "fp32",
-    batch_size: int = 16,
-    shard_size: int = 1024,
-) -> Plan:
-    """What a store will be.
-
-    Args:
-        source: the images.
-        autoencoder: encodes them.
-        image_size: height and width that images are brought to.
-        scale, shift: of latents to train on, (z − shift)·scale; None is the autoencoder's own.
-        mirrored, dtype, precision, batch_size, shard_size: see ``Plan``.
-
-    Raises:
-        InputError: the image size or the autoencoder does not do.
-    """
-    config = autoencoder.model.config
-    factor = 2 ** (len(config.block_out_channels) - 1)
-    if any(side % factor for side in image_size):
-        near = " ".join(str(max(factor, round(side / factor) * factor)) for side in image_size)
-        raise InputError(
-            f"--data.image-size {' '.join(map(str, image_size))}: this VAE makes one latent of {factor}×{factor} "
-            f"pixels, which must divide the size; use --data.image-size {near}"
-        )
-    if config.in_channels not in (1, 3):
-        raise InputError(f"the VAE {autoencoder.name} takes images of {config.in_channels} channels, not 1 or 3")
-    shards = -(-len(source.names) // shard_size)
-    if shards > MOST_SHARDS:
-        enough = -(-len(source.names) // MOST_SHARDS)
-        raise InputError(f"{shards:,} shards are more than {MOST_SHARDS:,}: use --shard-size {enough} or more")
-    own_shift = getattr(config, "shift_factor", None) or 0.0
-    return Plan(
-        vae=VAE(kind=type(autoencoder.model).__name__, name=autoencoder.name, digest=autoencoder.digest),
-        latent_scale=config.scaling_factor if scale is None else scale,
-        latent_shift=own_shift if shift is None else shift,
-        shape=(config.latent_channels, image_size[0] // factor, image_size[1] // factor),
-        image_size=image_size,
-        classes=source.classes,
-        files=len(source.names),
-        source=source_digest(source),
-        mirrored=mirrored,
-        dtype=dtype,
-        precision=precision,
-        batch_size=batch_size,
-        shard_size=shard_size,
-    )
 
 
 class Encoding:
@@ -165,7 +86,8 @@ class Encoding:
             left = [shard for shard in range(self.plan.shard_count) if not self._claim(shard)]
             left = [shard for shard in left if not self._done(shard)]
             if left and self.notice is not None:
-                self.notice(f"waiting for {len(left):,} shards that other processes encode")
+                noun = "shard" if len(left) == 1 else "shards"
+                self.notice(f"waiting for {len(left):,} {noun} that other processes encode")
             while left := [shard for shard in left if not self._claim(shard)]:
                 time.sleep(PAUSE)
         return self._finish(bad_share)
@@ -177,20 +99,29 @@ class Encoding:
                 raise InputError(f"{self.folder} is there already and is no store of latents: choose another --out")
         elif self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is there already and is no folder: choose another --out")
-        with self._alone("plan.lock"):
-            file = self.work / "plan.json"
-            if file.exists():  # looked for first, since it goes when there is an index
-                begun = _read(file)
-            elif has_index(self.folder):
-                self.index = read_index(self.folder)
-                begun = Plan(**self.index.model_dump(include=set(Plan.model_fields)))
-            else:
-                begun = self.plan
-                for left in self.work.glob(".plan.json.*"):
-                    disk.discard(left)
-                disk.write_atomically(file, lambda path: path.write_text(begun.model_dump_json()))
-        _compare(begun, self.plan, self.folder)
+        begun = self._begun()
+        if begun is None:
+            with self._alone("plan.lock"):
+                begun = self._begun() or self._begin()
+        compare(begun, self.plan, self.folder)
         self.plan = self.plan.model_copy(update={"vae": begun.vae})  # which may lie elsewhere now
+
+    def _begun(self) -> Plan | None:
+        """The plan that is there; it goes when there is an index, which is therefore looked for afterwards."""
+        file = self.work / PLAN
+        if file.exists() and not has_index(self.folder):
+            return _read(file)
+        if not has_index(self.folder):
+            return None
+        self.index = read_index(self.folder)
+        return Plan(**self.index.model_dump(include=set(Plan.model_fields)))
+
+    def _begin(self) -> Plan:
+        for left in self.work.glob(f".{PLAN}.*"):
+            disk.discard(left)
+        text = self.plan.model_dump_json()
+        disk.write_atomically(self.work / PLAN, lambda path: path.write_text(text))
+        return self.plan
 
     @contextmanager
     def _alone(self, name: str, patience: float = -1) -> Iterator[None]:
@@ -351,34 +282,6 @@ def _read(file: Path) -> Plan:
         return Plan.model_validate(disk.read_json(file))
     except ValidationError:
         raise InputError(f"{file} is damaged: remove {file.parent.parent} to encode anew") from None
-
-
-def _compare(begun: Plan, asked: Plan, folder: Path) -> None:
-    """Refuse to go on with a store that is of something else; both are named.
-
-    Raises:
-        InputError: anything differs.
-    """
-    if begun.vae.digest != asked.vae.digest:
-        raise InputError(f"{folder} is of the VAE {begun.vae}, and --vae is {asked.vae}: choose another --out")
-    if (begun.source, begun.files, begun.classes) != (asked.source, asked.files, asked.classes):
-        raise InputError(
-            f"{folder} is of {begun.files:,} images (sha256 {begun.source[:12]}), and --data.path has {asked.files:,} "
-            f"others (sha256 {asked.source[:12]}): bring those back, or choose another --out"
-        )
-    for name, option in OPTIONS.items():
-        then, now = getattr(begun, name), getattr(asked, name)
-        if then != now:
-            raise InputError(
-                f"{folder} was begun with {name} {_words(then)}, and {option} says {_words(now)}: give it as then, or "
-                f"choose another --out"
-            )
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "×".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _bear(rejected: Sequence[Rejected], count: int, bad_share: float, folder: Path) -> None:
