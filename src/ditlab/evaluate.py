@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ditlab.build import build_dataset, build_drawing
-from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, PointsData, SamplingConfig
-from ditlab.data.datasets import Dataset, HeldOut
+from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, LatentsData, PointsData, SamplingConfig
+from ditlab.data.datasets import Dataset, HeldOut, Prepared
 from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.errors import InputError
 from ditlab.evaluation.likelihood import measure_likelihood
-from ditlab.evaluation.measures import measure_circles, measure_digits, measure_images, measure_points
+from ditlab.evaluation.measures import (
+    measure_circles,
+    measure_digits,
+    measure_images,
+    measure_latents,
+    measure_points,
+)
 from ditlab.run import Run
 
 
@@ -64,6 +71,9 @@ def evaluate(
         case ImagesData():
             assert isinstance(dataset, Images)
             figures = measure_images(samples, dataset, seed)
+        case LatentsData():
+            assert isinstance(dataset, Latents)
+            figures = measure_latents(samples, dataset, seed)
     if nll:
         assert isinstance(dataset, HeldOut)
         figures |= measure_likelihood(run.process, dataset, nll_n, seed)
@@ -73,11 +83,11 @@ def evaluate(
 
 
 def _compared_with(run: Run, nll: bool) -> Dataset:
-    """The data of the run, ready to be looked at; images may be gone, or have no part that was held out."""
+    """The data of the run, ready to be looked at; images and latents may be gone, or have no part that was held out."""
     dataset = build_dataset(run.config)
     if nll and not isinstance(dataset, HeldOut):
         raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
-    if isinstance(dataset, Images):
+    if isinstance(dataset, Prepared):
         dataset.prepare()
     return dataset
 

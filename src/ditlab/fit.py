@@ -13,13 +13,12 @@ import torch
 from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config, ExternalData
-from ditlab.data.datasets import Dataset
-from ditlab.data.images.dataset import Images
+from ditlab.data.datasets import Dataset, Prepared
 from ditlab.diffusion.process import Process
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
-from ditlab.pictures import save_picture
+from ditlab.pictures import false_colors, save_picture
 from ditlab.run import RunFolder
 from ditlab.tracking import Tracker, must_be_installed, tracking
 from ditlab.training.checkpoint import load_checkpoint, newest_whole, save_tensors, saved_steps, step_name
@@ -83,10 +82,9 @@ def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = F
     _check_null_label(state, dataset)
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
     with folder.locked():
-        if isinstance(dataset, Images):
+        if isinstance(dataset, Prepared):
             shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
-            dataset.prepare(folder.quarantine_file, shown)
-            state.fingerprint = dataset.fingerprint
+            state.fingerprint = dataset.prepare(folder.quarantine_file, shown)
         if resume and not folder.knows_averages:
             watcher.notice(
                 f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
@@ -275,6 +273,7 @@ class Recorder:
     def _preview(self) -> None:
         path = self.folder.samples / f"{step_name(self.state.step)}.png"
         samples, columns = preview(self.state, self.shape, self.num_classes)
+        samples = samples if self.config.latent_space is None else false_colors(samples)
         write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
         self.tracker.picture(self.state.step, path)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ditlab import disk
 from ditlab.build import build_dataset, build_network, build_process, resolve_device
-from ditlab.config import Config, ExternalData
+from ditlab.config import Config
 from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
@@ -265,7 +265,7 @@ class Run:
     @property
     def latent(self) -> bool:
         """Whether samples are an autoencoder's latents, and not images or points."""
-        return isinstance(self.config.data, ExternalData) and self.config.data.latent
+        return self.config.latent_space is not None
 
     def _guide(self, guide: Run) -> Process:
         """The process of a run to guide away from."""

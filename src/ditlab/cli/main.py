@@ -18,6 +18,7 @@ from typing import TextIO
 from ditlab.cli import averages, images, interop, verbs
 from ditlab.cli.doctor import doctor
 from ditlab.cli.lab import lab
+from ditlab.cli.latents import latents
 from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -28,7 +29,8 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "ema": (averages.ema, "make averages of any length of a run's weights"),
     "doctor": (doctor, "say whether a run is healthy"),
     "lab": (lab, "look inside a run, in a browser"),
-    "data": (images.data, "check PATH: look at images before training"),
+    "data": (images.data, "check PATH: look at images or latents before training"),
+    "latents": (latents, "encode images once, for training on their latents"),
     "import": (interop.import_, "make a run of a published checkpoint"),
     "export": (interop.export, "write a run's network as others read it"),
 }

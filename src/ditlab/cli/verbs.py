@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditlab.cli.announce import announcement
 from ditlab.cli.options import (
     DemoOptions,
     DrawingOptions,
@@ -23,9 +24,10 @@ from ditlab.cli.options import (
     parse_train,
 )
 from ditlab.config import Config, SamplingConfig
+from ditlab.data.latents.survey import StoreSurvey
 from ditlab.disk import discard, remove, write_atomically
-from ditlab.errors import InputError, printable
-from ditlab.recipes import LARGEST_SMALL, RECIPES
+from ditlab.errors import InputError
+from ditlab.recipes import RECIPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from ditlab.run import Run, RunFolder
 
 RUNS = Path("runs")
-NOTES = 5  # on images, before a run
 
 
 def demo(arguments: Sequence[str]) -> int:
@@ -68,9 +69,11 @@ def train(arguments: Sequence[str]) -> int:
 
     if isinstance(options, TrainOptions) and options.dry_run:
         _announce(options)
-        from ditlab.estimate import estimate
+        from ditlab.estimate import estimate, readable
 
-        report(estimate(options.config), options.as_json)
+        store = options.survey.bytes if isinstance(options.survey, StoreSurvey) else None
+        costs = estimate(options.config, options.devices, options.days, store)
+        report(costs if options.as_json else readable(costs), options.as_json)
         return 0
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
@@ -117,36 +120,9 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def _announce(options: TrainOptions) -> None:
-    """Say what was seen of a person's own images, and what was chosen for them."""
-    if options.survey is None:
-        return
-    from ditlab.estimate import estimate
-
-    seen, config = options.survey, options.config
-    data, network = config.data, config.network
-    assert data.kind == "images"
-    size = f"{data.image_size[0]}×{data.image_size[-1]}"
-    grey = "grey" if data.channels == 1 else "colour"
-    classes = "without labels" if data.classes is None else f"in {len(data.classes):,} classes"
-    noun = "image" if seen.count == 1 else "images"
-    captions = f", {seen.captions:,} with captions, which are not used yet" if seen.captions else ""
-    other = f"; {seen.other:,} other {'file is' if seen.other == 1 else 'files are'} left out" if seen.other else ""
-    bad = f"; {seen.rejected:,} cannot be read" if seen.rejected else ""
-    cut = f" on patches of {network.patch_size}×{network.patch_size}" if network.kind == "dit" else ""
-    epochs = config.steps * config.batch_size / seen.count
-    parameters = estimate(config)["parameters"]
-    say(printable(f"{seen.count:,} {grey} {noun} of {size} {classes}{captions}{bad}{other}"))
-    for note in seen.notes[:NOTES]:
-        say(printable(f"note: {note}"))
-    if len(seen.notes) > NOTES:
-        say(f"note: ditlab data check tells {len(seen.notes) - NOTES:,} more")
-    name = {"dit": "DiT", "unet": "U-Net", "mlp": "MLP"}[network.kind]
-    say(
-        f"A {name} of {parameters:,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
-        f"which is each image {epochs:.1f} times; ditlab train images --help tells how to choose otherwise"
-    )
-    if data.image_size[0] * data.image_size[-1] > LARGEST_SMALL:
-        say("This size wants a GPU; --data.image-size 32 takes a CPU some minutes")
+    """Say what was seen of a person's own data, and what was chosen for them."""
+    for line in announcement(options.config, options.survey):
+        say(line)
 
 
 def say(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from ditlab.chance import generator_for
 from ditlab.data.circles import SIZE, circles
 from ditlab.data.digits import digit_halves
+from ditlab.data.images.source import Progress
 from ditlab.data.order import sample_order
 from ditlab.data.points import DENSITIES, POINTS
 from ditlab.errors import InputError
@@ -44,6 +46,15 @@ class HeldOut(Dataset, Protocol):
 
     def held_out(self, seed: int, n: int) -> Batch:
         """n samples, or all there are if they are fewer, that training does not see."""
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """Data that lie somewhere, and have to be made ready before they are trained on."""
+
+    def prepare(self, quarantine: Path | None = None, progress: Progress | None = None) -> str:
+        """Make them ready, listing in the file ``quarantine`` what cannot be used; return what they are known by."""
         ...
 
 
