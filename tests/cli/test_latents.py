@@ -227,6 +227,15 @@ def test_imagenet256_trains_smaller_presets_too(here, tmp_path, capsys):
     assert load("runs/preset").sample(1, steps=1, solver="ddim").shape == (1, 4, 8, 8)
 
 
+@pytest.mark.parametrize("process", ["flow", "meanflow"])
+def test_imagenet256_swaps_its_process(here, process):
+    """For one that has no variance to learn, nor DDPM's solver."""
+    few = ["--steps", "1", "--batch-size", "2", "--network.depth", "1", "--name", process, "--sampling.steps", "1"]
+    few += ["--network.patch-size", "1", "--preset", "DiT-S/2", "--network.dim", "32", "--network.heads", "2"]
+    assert main(["train", "imagenet256", "--data.path", "latents/photos", "--process", process, *few]) == 0
+    assert RunFolder(f"runs/{process}").read_config().network.learned_variance is False
+
+
 def test_help_needs_no_store(in_tmp, capsys):
     for recipe in ("latents", "imagenet256"):
         with pytest.raises(SystemExit):

@@ -393,6 +393,11 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
             values[name] = KINDS[name][kind]()
             if kind == "ddpm" and base.data.kind == "latents":
                 values[name] = DDPMConfig(first_term="density")
+            if kind == "flow" and base.process.kind == "ddpm":
+                values["sampling"] = SamplingConfig(guidance=base.sampling.guidance)
+            if name == "process" and getattr(values["network"], "learned_variance", False):  # which DDPM alone has
+                changes = {"learned_variance": False, "time_offset": 0.0}
+                values["network"] = values["network"].model_copy(update=changes)
             if kind == "meanflow":
                 values["sampling"] = SamplingConfig(solver="average", steps=1)
                 if "time_scale" in type(values["network"]).model_fields:
