@@ -59,7 +59,7 @@ def estimate(config: Config, devices: int = 1, days: float = 7.0, store_bytes: i
         "devices": devices,
         "memory_per_device": several,
         "time": _time(config, macs, devices, days),
-        "disk": _disk(config, checkpoint, store_bytes),
+        "disk": _disk(config, checkpoint, parameters, store_bytes),
     }
 
 
@@ -110,8 +110,8 @@ def _time(config: Config, macs: int, devices: int, days: float) -> dict[str, Any
     }
 
 
-def _disk(config: Config, checkpoint: int, store_bytes: int | None) -> dict[str, int]:
-    """Bytes of a checkpoint, of those that are kept in the end, and of the latents."""
+def _disk(config: Config, checkpoint: int, parameters: int, store_bytes: int | None) -> dict[str, int]:
+    """Bytes of a checkpoint, of those that are kept in the end, of the snapshots of averages, and of the latents."""
     saved = math.ceil(config.steps / config.checkpoint_every)
     kept = saved
     if config.keep_last is not None:
@@ -120,6 +120,9 @@ def _disk(config: Config, checkpoint: int, store_bytes: int | None) -> dict[str,
         if config.keep_every is not None:
             kept += _kept_besides(config, saved - len(newest))
     disk = {"checkpoint_bytes": checkpoint, "checkpoints": kept, "checkpoints_bytes": kept * checkpoint}
+    if config.averages:
+        snapshots = math.ceil(config.steps / config.snapshot_every)
+        disk["snapshots_bytes"] = 2 * snapshots * len(config.averages) * parameters  # in fp16
     if isinstance(config.data, LatentsData) and store_bytes is not None:
         disk["latents_bytes"] = store_bytes
     return disk
@@ -153,6 +156,8 @@ def readable(costs: dict[str, Any]) -> dict[str, str]:
         f"{time['images_per_s']:,.4g} images/s, {time['images_per_s_per_device']:,.4g} a device: {peaks} bf16 peak"
     )
     kept = f"{_bytes(disk['checkpoints_bytes'])} for {disk['checkpoints']:,}"
+    if "snapshots_bytes" in disk:
+        kept += f"; {_bytes(disk['snapshots_bytes'])} of snapshots for ditlab ema"
     lines["disk"] = f"{_bytes(disk['checkpoint_bytes'])} a checkpoint, {kept}" + (
         f"; {_bytes(disk['latents_bytes'])} of latents" if "latents_bytes" in disk else ""
     )
