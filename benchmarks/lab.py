@@ -26,6 +26,7 @@ from ditlab.lab.library import Library
 from ditlab.lab.worker import Worker
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
+from ditlab.tracking import Nobody
 from ditlab.training.loop import TrainState, train
 from ditlab.training.writer import CheckpointWriter
 from tests.lab.browser import ARGUMENTS, find_browser
@@ -96,7 +97,7 @@ def recordings() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         writer = CheckpointWriter(run.checkpoints, state)
-        recorder = Recorder(run, state, dataset, None, writer, int)  # type: ignore[arg-type]
+        recorder = Recorder(run, state, dataset, None, Nobody(), writer, int)  # type: ignore[arg-type]
         for _ in range(RECORDINGS):
             begun = time.perf_counter()
             for _ in range(STEPS):

@@ -19,7 +19,7 @@ FLOORS = [
     {"diffusion", "networks", "data"},
     {"config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},
-    {"run", "fit", "evaluate", "estimate", "interop"},
+    {"run", "tracking", "fit", "evaluate", "estimate", "interop", "averaging", "doctor"},
     {"lab"},
     {"cli", "__main__"},
 ]

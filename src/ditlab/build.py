@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditlab.chance import seed_from
 from ditlab.config import (
     CirclesData,
     Config,
@@ -14,6 +15,7 @@ from ditlab.config import (
     DiTConfig,
     ExternalData,
     ImagesData,
+    LatentsData,
     MeanFlowConfig,
     MLPConfig,
     PointsData,
@@ -22,6 +24,7 @@ from ditlab.config import (
 )
 from ditlab.data.datasets import Circles, Dataset, Digits, External, Points
 from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
 from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import DDPM, FlowMatching, Process
@@ -43,6 +46,9 @@ def build_dataset(config: Config) -> Dataset:
         case ImagesData() as data:
             size = (data.image_size[0], data.image_size[-1])
             return Images(data.path, size, data.channels, data.classes, data.flip, data.bad_share, data.cache)
+        case LatentsData() as data:
+            scale, shift = data.latent_scale, data.latent_shift
+            return Latents(data.path, data.shape, data.classes, data.flip, scale, shift, data.vae, data.vae_digest)
         case ExternalData(shape=shape, num_classes=num_classes):
             return External(shape, num_classes)
 
@@ -71,6 +77,17 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
         return kinds[type(config.network)](**arguments)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def initial_network(config: Config, dataset: Dataset) -> nn.Module:
+    """The network as training begins with it: its fresh weights are a function of the seed.
+
+    Raises:
+        InputError: the network does not go with the data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_from(config.seed, "weights"))
+        return build_network(config, dataset)
 
 
 def build_process(config: Config, network: Any) -> Process:

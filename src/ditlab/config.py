@@ -5,8 +5,9 @@ Every field is a command-line option of the same name: ``config.network.patch_si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -108,10 +109,37 @@ class ExternalData(Section):
     latent_shift: float = Field(0.0, description="see latent_scale")
     vae: str | None = Field(None, description="folder of the autoencoder that decodes the latents")
 
-    @property
-    def latent(self) -> bool:
-        """Whether samples are an autoencoder's latents, and not images."""
-        return self.latent_scale is not None
+
+class LatentsData(Section):
+    """Latents of images, encoded once: a store that ``ditlab latents encode`` made."""
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["latents"], tyro.conf.Suppress] = "latents"
+    path: str = Field(min_length=1, description="folder that ditlab latents encode made")
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+        tyro.conf.Suppress,
+    ] = Field(description="of a latent: channels, height, width")
+    classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(
+        None, min_length=1, description="names of the labels, in order; None is without labels"
+    )
+    flip: bool = Field(False, description="draw half of the latents from those of the mirrored images")
+    latent_scale: Annotated[float, tyro.conf.Suppress] = Field(
+        gt=0, description="samples are (latents − latent_shift)·latent_scale of the autoencoder"
+    )
+    latent_shift: Annotated[float, tyro.conf.Suppress] = Field(0.0, description="see latent_scale")
+    vae: Annotated[str | None, tyro.conf.Suppress] = Field(
+        None, description="folder of the autoencoder, or its name on the Hub"
+    )
+    vae_digest: Annotated[str | None, tyro.conf.Suppress] = Field(None, description="sha256 of the autoencoder")
+
+
+class LatentSpace(NamedTuple):
+    """Samples are (z − shift)·scale of the latents z of an autoencoder, which may be known."""
+
+    scale: float
+    shift: float
+    vae: str | None
 
 
 class DiTConfig(Section):
@@ -254,6 +282,16 @@ def _rising(interval: tuple[float, float]) -> tuple[float, float]:
 Interval = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
+def _distinct(widths: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(widths)) < len(widths):
+        raise ValueError("each width once")
+    return widths
+
+
+SNAPSHOTS = 32  # of the averages in a run, by default: see docs/averages.md
+Width = Annotated[float, Field(ge=0.01, le=0.28)]
+
+
 class SamplingConfig(Section):
     """How previews, ``sample`` and ``eval`` draw unless told otherwise."""
 
@@ -270,7 +308,9 @@ class SamplingConfig(Section):
     )
 
 
-DataConfig = Annotated[CirclesData | PointsData | DigitsData | ImagesData | ExternalData, Field(discriminator="kind")]
+DataConfig = Annotated[
+    CirclesData | PointsData | DigitsData | ImagesData | LatentsData | ExternalData, Field(discriminator="kind")
+]
 NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="kind")]
 ProcessConfig = Annotated[FlowConfig | DDPMConfig | MeanFlowConfig, Field(discriminator="kind")]
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
@@ -297,9 +337,18 @@ class Config(Section):
         1, ge=1, le=2**20, description="parts a batch is run in, to need less memory; must divide it"
     )
     lr: float = Field(4e-3, gt=0, le=1e3, description="peak learning rate")
-    warmup_steps: int = Field(100, ge=0, le=10**9, description="steps of linear warm-up; cosine decay to 0 follows")
+    warmup_steps: int = Field(100, ge=0, le=10**9, description="steps of linear warm-up; the schedule follows")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="of the learning rate after the warm-up: a cosine that ends at 0, or as it is"
+    )
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the averaged weights, reached gradually")
+    averages: Annotated[tuple[Width, ...], AfterValidator(_distinct)] = Field(
+        (0.05, 0.1), description="relative widths of power-function averages, for ditlab ema; none is off"
+    )
+    average_every: int | None = Field(
+        None, ge=1, description="steps between snapshots of these averages; None is a 32nd of steps"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, data order, times and noise")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products; auto is bf16 where the hardware multiplies it"
@@ -324,6 +373,22 @@ class Config(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     preview_every: int = Field(500, ge=1, description="steps between pictures drawn from the same noise")
     record_every: int = Field(100, ge=1, description="steps between recordings of gates and branches")
+    track: Literal["tensorboard", "wandb"] | None = Field(
+        None, description="show metrics and previews there too; needs pip install 'ditlab[tensorboard]' or [wandb]"
+    )
+
+    @property
+    def snapshot_every(self) -> int:
+        """Steps between snapshots of the averages."""
+        return self.average_every or math.ceil(self.steps / SNAPSHOTS)
+
+    @property
+    def latent_space(self) -> LatentSpace | None:
+        """Of which latents samples are; None where they are images or points."""
+        data = self.data
+        if not isinstance(data, LatentsData | ExternalData) or data.latent_scale is None:
+            return None
+        return LatentSpace(data.latent_scale, data.latent_shift, data.vae)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:

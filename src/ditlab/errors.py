@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class InputError(ValueError):
     """What the user asked for cannot be done; the message says what was given and what to type instead."""
@@ -46,3 +48,8 @@ class Interrupted(Exception):
 def printable(text: str) -> str:
     """A message in one line, with everything escaped that a terminal would act upon."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def speaks() -> bool:
+    """Whether this is the only process of its job, or the first: the others say nothing that it says too."""
+    return os.environ.get("RANK", "0") == "0"

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from ditlab.build import build_dataset, build_drawing
-from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, PointsData, SamplingConfig
-from ditlab.data.datasets import Dataset, HeldOut
+from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, LatentsData, PointsData, SamplingConfig
+from ditlab.data.datasets import Dataset, HeldOut, Prepared
 from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.errors import InputError
 from ditlab.evaluation.likelihood import measure_likelihood
-from ditlab.evaluation.measures import measure_circles, measure_digits, measure_images, measure_points
+from ditlab.evaluation.measures import (
+    measure_circles,
+    measure_digits,
+    measure_images,
+    measure_latents,
+    measure_points,
+)
 from ditlab.run import Run
+from ditlab.training.parallel import ALONE, Ranks
 
 
 def evaluate(
@@ -22,6 +30,7 @@ def evaluate(
     guide: Run | None = None,
     nll: bool = False,
     nll_n: int | None = None,
+    ranks: Ranks = ALONE,
     **sampling: Any,
 ) -> dict[str, Any]:
     """The figures of ``ditlab eval``: those of the data's kind, and everything that decided them.
@@ -33,6 +42,7 @@ def evaluate(
         n, seed: how many samples, and which.
         guide: a weaker run to guide away from.
         nll, nll_n: whether to add the negative log-likelihood of held-out data, without guidance, and of how many.
+        ranks: processes that draw a share of the samples each; the first one measures, the others get nothing.
         sampling: fields of ``SamplingConfig``, such as ``steps=25, solver="heun", guidance=2.0``; the others are its
             defaults.
 
@@ -50,8 +60,10 @@ def evaluate(
         raise InputError(f"--n {n} is too few for the Fréchet distance of 64 features: use at least 100")
     guided = run.num_classes is not None or guide is not None
     before = run.process.evaluations
-    samples = run.sample(n, seed=seed, guide=guide, **build_drawing(settings, run.process, guided)).cpu()
-    evaluations = (run.process.evaluations - before) / n
+    samples = run.sample(n, seed=seed, guide=guide, ranks=ranks, **build_drawing(settings, run.process, guided)).cpu()
+    evaluations = (run.process.evaluations - before) / len(ranks.share(n))
+    if not ranks.first:
+        return {}
     match run.config.data:
         case CirclesData():
             figures = measure_circles(samples, seed)
@@ -64,6 +76,9 @@ def evaluate(
         case ImagesData():
             assert isinstance(dataset, Images)
             figures = measure_images(samples, dataset, seed)
+        case LatentsData():
+            assert isinstance(dataset, Latents)
+            figures = measure_latents(samples, dataset, seed)
     if nll:
         assert isinstance(dataset, HeldOut)
         figures |= measure_likelihood(run.process, dataset, nll_n, seed)
@@ -73,11 +88,11 @@ def evaluate(
 
 
 def _compared_with(run: Run, nll: bool) -> Dataset:
-    """The data of the run, ready to be looked at; images may be gone, or have no part that was held out."""
+    """The data of the run, ready to be looked at; images and latents may be gone, or have no part that was held out."""
     dataset = build_dataset(run.config)
     if nll and not isinstance(dataset, HeldOut):
         raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
-    if isinstance(dataset, Images):
+    if isinstance(dataset, Prepared):
         dataset.prepare()
     return dataset
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,20 +14,24 @@ import torch
 from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
 from ditlab.chance import generator_for, seed_from
 from ditlab.config import Config, ExternalData
-from ditlab.data.datasets import Dataset
-from ditlab.data.images.dataset import Images
+from ditlab.data.datasets import Dataset, Prepared
 from ditlab.diffusion.process import Process
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
-from ditlab.pictures import save_picture
+from ditlab.pictures import false_colors, save_picture
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import load_checkpoint, newest_whole, save_tensors, saved_steps, step_name
+from ditlab.tracking import Nobody, Tracker, must_be_installed, tracking
+from ditlab.training.checkpoint import newest_whole, save_tensors, saved_steps, step_name, verified
 from ditlab.training.failures import save_failure
 from ditlab.training.guard import summary
 from ditlab.training.loader import STARTING
+from ditlab.training.loading import load_checkpoint
 from ditlab.training.loop import Step, TrainState, hopeless, train
+from ditlab.training.parallel import ALONE, Ranks, is_lost, uncompiled
+from ditlab.training.posthoc import write_snapshot
 from ditlab.training.signals import collected
+from ditlab.training.stacks import write_stacks
 from ditlab.training.watchdog import Watchdog
 from ditlab.training.writer import CheckpointWriter
 
@@ -63,55 +68,117 @@ class PreparationWatcher(Protocol):
         ...
 
 
-def fit(folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = False) -> TrainState:
+def fit(
+    folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = False, ranks: Ranks = ALONE
+) -> TrainState:
     """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
+
+    Of several processes each calls this with the same arguments; the first one writes.
 
     Raises:
         InputError: the network does not go with the data, the data are gone or too many of them cannot be used; there
             are fewer steps than were already done, none of the checkpoints can be used, or another process trains.
-        TrainingError: too many steps in a row could not be learned from, or a worker process died or hangs.
+        TrainingError: too many steps in a row could not be learned from, a worker process died or hangs, or another of
+            the ``ranks`` is gone.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
     if isinstance(config.data, ExternalData):
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
     config = config.model_copy(update={"precision": resolve_precision(config.precision, resolve_device(config.device))})
+    must_be_installed(config.track)
     dataset = build_dataset(config)
-    state = TrainState(config, dataset)
+    state = TrainState(config, dataset, ranks)
     _check_null_label(state, dataset)
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
-    with folder.locked():
-        if isinstance(dataset, Images):
+    with ExitStack() as stack:
+        ranks.decided(lambda: stack.enter_context(folder.locked()))
+        if isinstance(dataset, Prepared):
             shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
-            dataset.prepare(folder.quarantine_file, shown)
-            state.fingerprint = dataset.fingerprint
+            state.fingerprint = dataset.prepare(folder.quarantine_file if ranks.first else None, shown)
+            ranks.wait_long("prepared")
+        if resume and not folder.knows_averages:
+            watcher.notice(
+                f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
+            )
         done = _begin(folder, state, resume)
-        watcher.begin(done, config.steps)
-        with (
-            collected() as received,
-            Watchdog(folder.path, config.stall_after) as watchdog,
-            CheckpointWriter(folder.checkpoints, state, watchdog.beat) as writer,
-        ):
-            recorder = Recorder(folder, state, dataset, watcher, writer, watchdog.beat)
-            if state.step == 0:
-                recorder.at_start()
-            watchdog.expect(STARTING if config.workers else 0.0)
-            with closing(train(state, dataset, folder.path)) as steps:
-                for step in steps:
-                    recorder.after(step)
-                    if received:
-                        writer.save()
-                        writer.wait()
-                        raise Interrupted(received[0], str(folder.path), state.step, config.steps)
-        recorder.at_end()
+        watcher.begin(state.step, config.steps)
+        with _partners(folder, ranks):
+            _train(folder, state, dataset, watcher, done)
     return state
 
 
-def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int:
-    """Bring state and folder to where training begins, and return that step. Nothing is deleted before it is loaded."""
+def _train(folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watcher, done: int | None) -> None:
+    """The steps, with all that listens to them."""
+    config, ranks = state.config, state.ranks
+    with (
+        tracking(folder, config, done, watcher.notice) if ranks.first else nullcontext(Nobody()) as tracker,
+        collected(patient=ranks.world > 1) as received,  # torchrun passes on signals that came to all already
+        Watchdog(folder.path, config.stall_after) as watchdog,
+        CheckpointWriter(folder.checkpoints, state, watchdog.beat) as writer,
+    ):
+        recorder = Recorder(folder, state, dataset, watcher, tracker, writer, watchdog.beat)
+        if state.step == 0:
+            recorder.at_start()
+        watchdog.expect(STARTING if config.workers else 0.0)
+        with closing(train(state, dataset, folder.path)) as steps:
+            for step in steps:
+                recorder.after(step)
+                if stop := _asked_to_stop(ranks, received):
+                    writer.save()
+                    writer.wait()
+                    ranks.wait()
+                    raise Interrupted(stop, str(folder.path), state.step, config.steps)
+    recorder.at_end()
+
+
+def _asked_to_stop(ranks: Ranks, received: list[int]) -> int:
+    """The signal that any of the processes has received, or 0: all stop after the same step."""
+    return int(max(told[0] for told in ranks.told([received[0] if received else 0])))
+
+
+@contextmanager
+def _partners(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """Say in one line that another process is gone, and leave the stacks of this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.world == 1 or not is_lost(error):
+            raise
+        headline = f"process {ranks.rank} of {ranks.world} has lost another: {error}\n\n{traceback.format_exc()}"
+        kept = write_stacks(folder.path, headline)
+        raise TrainingError(
+            f"another of the {ranks.world} processes is gone: {kept} shows where process {ranks.rank} was; what was "
+            f"saved before is whole: ditlab train --resume {folder.path} goes on, in as many processes"
+        ) from None
+
+
+def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
+    """Bring state and folder to where training begins; the step of its checkpoint, or None where it begins anew.
+
+    Nothing is deleted before it is loaded.
+    """
+    config, ranks = state.config, state.ranks
+    done = ranks.decided(lambda: _found(folder, state, resume))
+    if done is not None and ranks.world > 1:
+        ranks.together(lambda: load_checkpoint(folder.checkpoints, state, done, checked=True))
+
+    def begin() -> None:
+        folder.write_config(config)
+        folder.cut(-1 if done is None else done)
+
+    ranks.decided(begin)
+    return done
+
+
+def _found(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
+    """The step of the newest whole checkpoint; where this process is the only one, it is loaded."""
     config = state.config
 
     def load(step: int) -> int:
-        load_checkpoint(folder.checkpoints, state, step)
+        if state.ranks.world == 1:
+            load_checkpoint(folder.checkpoints, state, step)
+        else:
+            verified(folder.checkpoints, step)
         return step
 
     if not resume and saved_steps(folder.checkpoints):
@@ -124,9 +191,7 @@ def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int:
         )
     if done is not None and config.steps < done:
         raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
-    folder.write_config(config)
-    folder.cut(-1 if done is None else done)
-    return state.step
+    return done
 
 
 def _check_null_label(state: TrainState, dataset: Dataset) -> None:
@@ -138,7 +203,10 @@ def _check_null_label(state: TrainState, dataset: Dataset) -> None:
 
 
 class Recorder:
-    """Writes what a run leaves behind, each thing at its own interval; calls ``beat`` between the things."""
+    """Writes what a run leaves behind, each thing at its own interval; calls ``beat`` between the things.
+
+    Of several processes the first one writes. All compute, since each may have but a share of the weights.
+    """
 
     def __init__(
         self,
@@ -146,12 +214,13 @@ class Recorder:
         state: TrainState,
         dataset: Dataset,
         watcher: Watcher,
+        tracker: Tracker,
         writer: CheckpointWriter,
         beat: Callable[[], None],
     ) -> None:
         self.folder, self.state, self.dataset, self.watcher = folder, state, dataset, watcher
-        self.writer, self.beat = writer, beat
-        self.config = state.config
+        self.tracker, self.writer, self.beat = tracker, writer, beat
+        self.config, self.first = state.config, state.ranks.first
         self.shape, self.num_classes = dataset.shape, dataset.num_classes
         earlier = folder.read_metrics()
         self.seconds = earlier[-1]["seconds"] if earlier else 0.0
@@ -173,7 +242,7 @@ class Recorder:
 
     def at_start(self) -> None:
         """Record the network as it was initialised."""
-        self.folder.append_metrics({"step": 0, "seconds": 0.0, **self._record()})
+        self._tell({"step": 0, "seconds": 0.0, **self._record()})
         self.beat()
         self._preview()
         self.beat()
@@ -194,12 +263,16 @@ class Recorder:
             name: last or step.step % getattr(config, f"{name}_every") == 0
             for name in ("log", "record", "preview", "checkpoint")
         }
+        due["snapshot"] = bool(config.averages) and (last or step.step % config.snapshot_every == 0)
         if due["log"] or due["record"]:
             self._log(step, due["record"])
             self.beat()
         begun = time.perf_counter()
         if due["preview"]:
             self._preview()
+            self.beat()
+        if due["snapshot"]:  # before the checkpoint: a run that goes on from that one has it
+            self._snapshot()
             self.beat()
         if due["checkpoint"]:
             self.writer.save()
@@ -211,6 +284,12 @@ class Recorder:
         if objections := [line["skipped"] for line in self.folder.read_metrics() if "skipped" in line]:
             self.watcher.notice(summary(objections))
 
+    def _tell(self, line: dict[str, Any]) -> None:
+        """Add a line to the metrics, and show it wherever else they are shown."""
+        if self.first:
+            self.folder.append_metrics(line)
+            self.tracker.line(line)
+
     def _skipped(self, step: Step) -> None:
         """Report a step that was not learned from.
 
@@ -218,7 +297,7 @@ class Recorder:
             TrainingError: it was one too many; what it was made of is kept.
         """
         seconds = self.seconds + time.perf_counter() - self.clock
-        self.folder.append_metrics({"step": step.step, "skipped": step.skipped, "seconds": round(seconds, 3)})
+        self._tell({"step": step.step, "skipped": step.skipped, "seconds": round(seconds, 3)})
         self.watcher.notice(f"step {step.step} was not learned from: {step.skipped}")
         if self.state.guard.gives_up:
             kept = save_failure(self.folder.failures, self.state, self.dataset, step)
@@ -232,9 +311,7 @@ class Recorder:
         self.seconds += elapsed
         figures = {"loss": loss, "lr": step.lr, "grad_norm": float(step.grad_norm)}
         line = {"step": step.step, **{name: value for name, value in figures.items() if math.isfinite(value)}}
-        self.folder.append_metrics(
-            {**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded}
-        )
+        self._tell({**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded})
         seconds_left = (self.config.steps - step.step) * elapsed / self.steps
         self.watcher.progress(step.step, loss, images_per_s, seconds_left)
         self.clock, self.steps, self.learned = time.perf_counter(), 0, 0
@@ -245,18 +322,30 @@ class Recorder:
         if not self.has_gates:
             return {}
         x, t, cond = self.recorded
-        branches = measure_branches(self.state.network, x, t, cond)
+        with uncompiled(self.state.network):
+            branches = measure_branches(self.state.network, x, t, cond)
         depth = effective_depth(branches.contribution)
         tensors = {"t": t.cpu(), "effective_depth": depth, **branches._asdict()}
         path = self.folder.probes / f"{step_name(self.state.step)}.safetensors"
-        write_atomically(path, lambda temporary: save_tensors(temporary, tensors))
+        if self.first:
+            write_atomically(path, lambda temporary: save_tensors(temporary, tensors))
         attn, mlp = branches.gate.mean(0).unbind(1)
         return {"gates": {"attn": attn.tolist(), "mlp": mlp.tolist()}, "effective_depth": float(depth.mean())}
 
     def _preview(self) -> None:
         path = self.folder.samples / f"{step_name(self.state.step)}.png"
         samples, columns = preview(self.state, self.shape, self.num_classes)
-        write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
+        samples = samples if self.config.latent_space is None else false_colors(samples)
+        if self.first:
+            write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
+            self.tracker.picture(self.state.step, path)
+
+    def _snapshot(self) -> None:
+        tensors = self.state.averages.snapshot()
+        if self.first:
+            write_atomically(
+                self.folder.snapshot_file(self.state.step), lambda temporary: write_snapshot(temporary, tensors)
+            )
 
 
 def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) -> tuple[torch.Tensor, int | None]:
@@ -264,6 +353,8 @@ def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) 
     sampling = state.config.sampling
     process: Process = state.averaged_process
     n = 1000 if len(shape) == 1 else 64 if num_classes is None else 6 * min(num_classes, 10)
-    cond = None if num_classes is None else {"label": torch.arange(n) % num_classes}
-    samples = process.sample(n, shape, cond=cond, **build_drawing(sampling, process, guided=cond is not None))
+    own = state.ranks.share(n)
+    cond = None if num_classes is None else {"label": torch.tensor(own) % num_classes}
+    drawing = build_drawing(sampling, process, guided=cond is not None)
+    samples = state.ranks.gather(process.sample(len(own), shape, cond=cond, first=own[0], **drawing))[:n]
     return samples, None if num_classes is None else min(num_classes, 10)

@@ -31,6 +31,15 @@ def save_picture(path: str | Path, samples: Tensor, columns: int | None = None) 
         raise InputError(f"samples of shape {tuple(samples.shape[1:])} have no picture; write them with --out FILE.npz")
 
 
+def false_colors(latents: Float[Tensor, "n C H W"]) -> Float[Tensor, "n c H W"]:
+    """The first three channels of latents as red, green and blue, or the first as grey, from −3 to 3.
+
+    Scaled latents have a standard deviation of about 1. What a picture shows can be told from these colours; the
+    autoencoder, which training does without, would make the picture itself.
+    """
+    return latents[:, : 3 if latents.shape[1] >= 3 else 1] / 3
+
+
 def image_grid(images: Float[Tensor, "n C H W"], columns: int | None = None) -> Image.Image:
     """Images in [−1, 1], grey or colour, row by row with a gap; small ones enlarged without smoothing."""
     count, channels, height, width = images.shape

@@ -18,21 +18,15 @@ from torch import Tensor
 
 from ditlab import disk
 from ditlab.build import build_dataset, build_network, build_process, resolve_device
-from ditlab.config import Config, ExternalData
+from ditlab.config import Config
 from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import Solver
 from ditlab.errors import ConfigError, InputError
-from ditlab.training.checkpoint import (
-    LATEST,
-    latest_step,
-    load_weights,
-    newest_whole,
-    point,
-    step_name,
-    verified,
-)
+from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, verified
+from ditlab.training.loading import load_average, load_weights
+from ditlab.training.parallel import ALONE, Ranks
 
 
 class RunFolder:
@@ -45,6 +39,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.probes = self.path / "probes"
+        self.averages = self.path / "averages"
         self.failures = self.path / "failures"
         self.quarantine_file = self.path / "quarantine.jsonl"
 
@@ -64,15 +59,20 @@ class RunFolder:
         )
 
     def read_config(self) -> Config:
-        """The configuration.
+        """The configuration; runs of before averages were tracked have none.
 
         Raises:
             InputError: the file is not a valid configuration; the field is named.
         """
         try:
-            return Config.model_validate(disk.read_json(self.config_file))
+            return Config.model_validate({"averages": (), **disk.read_json(self.config_file)})
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
+
+    @property
+    def knows_averages(self) -> bool:
+        """Whether the configuration says which averages are tracked, be it none."""
+        return not self.config_file.exists() or "averages" in disk.read_json(self.config_file)
 
     def write_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
@@ -147,7 +147,7 @@ class RunFolder:
             disk.discard(self.checkpoints / LATEST)
         elif self.step != step:
             point(self.checkpoints, step)
-        for folder in (self.samples, self.probes, self.failures, self.checkpoints):
+        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
             for entry in folder.glob("step-*"):
                 if re.fullmatch(r"step-[0-9]{8}", entry.stem) and entry.stem > step_name(step):
                     disk.set_aside(entry) if folder == self.checkpoints else disk.remove(entry)
@@ -157,7 +157,7 @@ class RunFolder:
         """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
         names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks*.txt")
         left = [entry for name in names for entry in self.path.glob(name)]
-        for folder in (self.samples, self.probes, self.failures, self.checkpoints):
+        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
             left += folder.glob(".*")
         for entry in left:
             disk.remove(entry)
@@ -175,6 +175,16 @@ class RunFolder:
     def step(self) -> int | None:
         """The step of the newest checkpoint, whole or not, or None."""
         return latest_step(self.checkpoints)
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """The steps that have a snapshot of the averages, in order."""
+        names = (path.stem for path in self.averages.glob("step-*.safetensors"))
+        return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
+
+    def snapshot_file(self, step: int) -> Path:
+        """The snapshot of the averages after that step."""
+        return self.averages / f"{step_name(step)}.safetensors"
 
     @property
     def whole_step(self) -> int | None:
@@ -214,6 +224,7 @@ class Run:
         grid: str | Grid | Tensor | None = None,
         shift: float = 1.0,
         guide: Run | None = None,
+        ranks: Ranks = ALONE,
     ) -> Float[Tensor, "n ..."]:
         """Draw n samples; images are clamped to [−1, 1], points and latents are not.
 
@@ -223,6 +234,7 @@ class Run:
             steps, solver, guidance, seed, grid, shift: as in ``Process.sample``.
             batch_size: how many at a time; it changes nothing but memory and speed.
             guide: a weaker run of the same data and path, in the place of the null label.
+            ranks: processes that draw a share each; every one of them gets all samples.
 
         Raises:
             InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels; a
@@ -235,20 +247,23 @@ class Run:
         if guide is not None:
             options["guide"] = self._guide(guide)
         pieces = []
-        for first in range(0, n, batch_size):
-            count = min(batch_size, n - first)
-            cond = None if wanted is None else {"label": wanted[first : first + count]}
+        own = ranks.share(n)
+        for begin in range(0, len(own), batch_size):
+            some = own[begin : begin + batch_size]
+            cond = None if wanted is None else {"label": wanted[torch.tensor(some).clamp(max=n - 1)]}
             try:
-                pieces.append(self.process.sample(count, self.shape, cond=cond, seed=seed, first=first, **options))
+                pieces.append(
+                    self.process.sample(len(some), self.shape, cond=cond, seed=seed, first=some[0], **options)
+                )
             except ValueError as error:
                 raise InputError(str(error)) from None
-        samples = torch.cat(pieces)
+        samples = ranks.gather(torch.cat(pieces))[:n]
         return samples if len(self.shape) != 3 or self.latent else samples.clamp(-1, 1)
 
     @property
     def latent(self) -> bool:
         """Whether samples are an autoencoder's latents, and not images or points."""
-        return isinstance(self.config.data, ExternalData) and self.config.data.latent
+        return self.config.latent_space is not None
 
     def _guide(self, guide: Run) -> Process:
         """The process of a run to guide away from."""
@@ -277,13 +292,14 @@ class Run:
 
 
 def load(
-    path: str | Path, weights: Literal["ema", "raw"] = "ema", step: int | None = None, device: str = "auto"
+    path: str | Path, weights: Literal["ema", "raw"] | float = "ema", step: int | None = None, device: str = "auto"
 ) -> Run:
     """Load a trained run.
 
     Args:
         path: the run's folder, or its name in ``runs/``.
-        weights: "ema" for the averaged weights, "raw" for the last ones.
+        weights: "ema" for the averaged weights, "raw" for the last ones, or the relative width of one of the averages
+            that ``config.averages`` tracks, such as 0.1.
         step: which checkpoint; None for the newest that is whole.
         device: "auto", "cpu", "cuda" or "mps".
 
@@ -291,15 +307,19 @@ def load(
         InputError: no such run or checkpoint, or one that is damaged or does not fit its configuration.
     """
     names = {"ema": "ema", "raw": "model"}
-    if weights not in names:
-        raise InputError(f"unknown weights {weights!r}; choose 'ema' or 'raw'")
+    if isinstance(weights, str) and weights not in names:
+        raise InputError(f"unknown weights {weights!r}; choose 'ema' or 'raw', or a width such as 0.1")
     folder = RunFolder.find(path)
     config = folder.read_config()
     dataset = build_dataset(config)
     network = build_network(config, dataset)
 
     def take(step: int) -> int:
-        load_weights(network, verified(folder.checkpoints, step), names[weights], config)
+        checkpoint = verified(folder.checkpoints, step)
+        if isinstance(weights, str):
+            load_weights(network, checkpoint, names[weights], config)
+        else:
+            load_average(network, checkpoint, weights, config)
         return step
 
     taken = newest_whole(folder.checkpoints, take) if step is None else take(step)

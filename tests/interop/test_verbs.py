@@ -135,7 +135,7 @@ def test_a_missing_library_is_one_line(tmp_path, capsys, monkeypatch, library, w
     random_vae(tmp_path / "vae")
     monkeypatch.chdir(tmp_path)
     find = importlib.util.find_spec
-    for module in ("ditlab.interop.latents", "ditlab.interop.onnx_file"):
+    for module in ("ditlab.data.latents.vae", "ditlab.interop.onnx_file"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name == library else find(name))
     verb, *rest = words
     status, _, err = call(capsys, verb, "run", *rest)

@@ -16,7 +16,8 @@ from ditlab.cli.main import main
 from ditlab.errors import CheckpointWarning, InputError
 from ditlab.fit import fit
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import FILES, LATEST, MANIFEST, load_checkpoint, saved_steps, step_name
+from ditlab.training.checkpoint import FILES, LATEST, MANIFEST, saved_steps, step_name
+from ditlab.training.loading import load_checkpoint
 from ditlab.training.loop import TrainState
 from ditlab.training.writer import CheckpointWriter
 from tests.reliability.faults import tree
@@ -68,7 +69,7 @@ def folder_instead(file, chance):
 HARMS = [flip, flip, flip, truncate, truncate, grow, zero, delete, folder_instead]
 
 
-@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("name", [*FILES, "averages.safetensors", MANIFEST])
 def test_truncated_flipped_and_deleted_bytes(runs, run, name):
     """At random places of every file: it is said which file of which step, and an older checkpoint is used."""
     chance = random.Random(name)

@@ -11,10 +11,7 @@ import pytest
 import ditlab
 from ditlab.errors import DamagedCheckpoint, InputError
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import (
-    FILES,
-    MANIFEST,
-)
+from ditlab.training.checkpoint import FILES, MANIFEST
 from tests.training.test_checkpoint import begun, refused, resaved, save
 
 
@@ -55,7 +52,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer", "averages"])
 def test_a_hostile_safetensors_header(tmp_path, part, kind):
     """With a manifest that agrees: a typed error in one line, nothing executed, and no memory for what is claimed."""
     state, _ = begun()

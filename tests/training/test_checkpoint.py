@@ -17,15 +17,8 @@ from ditlab.config import AdamWConfig, DiTConfig, MLPConfig, UNetConfig
 from ditlab.errors import CheckpointWarning, InputError, TrainingError
 from ditlab.fit import fit
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import (
-    FILES,
-    MANIFEST,
-    load_checkpoint,
-    saved_steps,
-    thin_out,
-    verified,
-    write_checkpoint,
-)
+from ditlab.training.checkpoint import FILES, MANIFEST, saved_steps, thin_out, verified, write_checkpoint
+from ditlab.training.loading import load_checkpoint
 from ditlab.training.loop import TrainState, train
 from ditlab.training.writer import CheckpointWriter
 from tests.reliability.faults import At, full, tree
@@ -43,8 +36,7 @@ def begun(**changes):
 
 def tensors(state):
     """Every tensor that decides anything, copied."""
-    parts = (state.network.state_dict(), state.ema.network.state_dict(), state.optimizers.state_dict())
-    return [{name: tensor.clone() for name, tensor in part.items()} for part in parts]
+    return [{name: tensor.clone() for name, tensor in part.items()} for part in state.tensors().values()]
 
 
 def same(a, b):
@@ -176,7 +168,7 @@ def test_whatever_ends_training_waits_for_the_save(tmp_path, monkeypatch):
     assert not list(folder.checkpoints.glob(".*"))
 
 
-@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer", "averages"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_is_never_saved(tmp_path, part, value):
     state, data = begun()
@@ -187,6 +179,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, part, value):
         "model": state.network.patch_embed.projection.bias,
         "ema": state.ema.network.patch_embed.projection.bias,
         "optimizer": state.optimizers.state_dict()["adamw/patch_embed.projection.bias/exp_avg_sq"],
+        "averages": state.averages.state_dict()["0.1/patch_embed.projection.bias"],
     }[part]
     with torch.no_grad():
         poisoned[3] = value
@@ -277,7 +270,7 @@ def resaved(checkpoint, **changes):
         file = checkpoint / (f"{name}.json" if name in ("state", "manifest") else f"{name}.safetensors")
         save_file(content, file) if isinstance(content, dict) else file.write_bytes(content)
     manifest = {}
-    for name in FILES:
+    for name in (*FILES, "averages.safetensors"):
         content = (checkpoint / name).read_bytes()
         manifest[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if "manifest" not in changes:

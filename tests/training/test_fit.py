@@ -60,10 +60,12 @@ def files(folder):
 @pytest.mark.parametrize("recipe", SELF_MADE)
 def test_what_a_run_leaves_behind(tmp_path, recipe):
     fit(RunFolder(tmp_path / "r"), tiny(recipe), Nobody())
-    checkpoint = ["ema.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    checkpoint = [f"{name}.safetensors" for name in ("averages", "ema", "model", "optimizer")]
+    checkpoint += ["manifest.json", "state.json"]
     expected = [".lock", "checkpoints/LATEST", "config.json", "metrics.jsonl"]
     expected += [f"checkpoints/step-0000000{s}/{name}" for s in (3, 6) for name in checkpoint]
     expected += [f"samples/step-0000000{s}.png" for s in (0, 3, 6)]
+    expected += [f"averages/step-0000000{s}.safetensors" for s in range(1, 7)]
     if recipe != "points":
         expected += [f"probes/step-0000000{s}.safetensors" for s in (0, 2, 4, 6)]
     assert files(tmp_path / "r") == sorted(expected)

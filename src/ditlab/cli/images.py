@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import DataCheckOptions, parse
 from ditlab.cli.verbs import report, say
+from ditlab.data.latents.index import has_index
 from ditlab.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def data(arguments: Sequence[str]) -> int:
 def check(arguments: Sequence[str]) -> int:
     """Report on images, draw a contact sheet, and refuse where training would."""
     options = parse(DataCheckOptions, arguments, "ditlab data check")
+    if has_index(options.path):
+        return _check_store(options)
     if options.image_size is not None and len(options.image_size) not in (1, 2):
         raise InputError("--image-size takes one number for a square, or height and width")
     from ditlab.data.images.check import check
@@ -55,6 +58,41 @@ def check(arguments: Sequence[str]) -> int:
         )
     shown = shlex.quote(printable(options.path))
     say(f"\nNext: {f'look at {drawn}, ' if drawn else ''}ditlab train images --data.path {shown}")
+    return 0
+
+
+def _check_store(options: DataCheckOptions) -> int:
+    """Report on a store of latents, and refuse where a byte of it is not as it was encoded."""
+    from ditlab.cli.progress import watching
+    from ditlab.data.latents.check import check_store
+
+    with watching() as watcher:
+        found = check_store(options.path, watcher.preparing)
+    index = found.index
+    figures: dict[str, Any] = {
+        "path": options.path if options.as_json else printable(options.path),
+        "usable": index.count,
+        "bad": found.bad,
+        "classes": found.classes if options.as_json else _shortened(found.classes) or "none",
+        "shape": list(index.shape),
+        "image_size": list(index.image_size),
+        "mirrored": index.mirrored,
+        "vae": index.vae.model_dump() if options.as_json else str(index.vae),
+        "latent_scale": index.latent_scale,
+        "latent_shift": index.latent_shift,
+        "channel_mean": found.mean if options.as_json else "  ".join(f"{value:.4g}" for value in found.mean),
+        "channel_std": found.std if options.as_json else "  ".join(f"{value:.4g}" for value in found.std),
+        "posterior_std": found.posterior_std,
+        "shards": len(index.shards),
+        "bytes": sum(shard.bytes for shard in index.shards),
+        "damaged": found.damaged if options.as_json else len(found.damaged),
+    }
+    report(figures, options.as_json)
+    if found.damaged:
+        raise InputError(
+            f"{len(found.damaged):,} of {len(index.shards):,} shards are not as they were encoded: {found.damaged[0]}"
+        )
+    say(f"\nNext: ditlab train latents --data.path {shlex.quote(printable(options.path))}")
     return 0
 
 

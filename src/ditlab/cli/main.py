@@ -15,20 +15,26 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TextIO
 
-from ditlab.cli import images, interop, verbs
+from ditlab.cli import averages, images, interop, verbs
+from ditlab.cli.doctor import doctor
 from ditlab.cli.lab import lab
-from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable
+from ditlab.cli.latents import latents
+from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
     "train": (verbs.train, "train a recipe, or go on with a run"),
     "sample": (verbs.sample, "draw samples from a run"),
     "eval": (verbs.evaluate, "measure a run's samples"),
+    "ema": (averages.ema, "make averages of any length of a run's weights"),
+    "doctor": (doctor, "say whether a run is healthy"),
     "lab": (lab, "look inside a run, in a browser"),
-    "data": (images.data, "check PATH: look at images before training"),
+    "data": (images.data, "check PATH: look at images or latents before training"),
+    "latents": (latents, "encode images once, for training on their latents"),
     "import": (interop.import_, "make a run of a published checkpoint"),
     "export": (interop.export, "write a run's network as others read it"),
 }
+TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
 SIGNALLED = (lab,)  # it takes signals itself; training takes them too, while it can save
 
 
@@ -59,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = get_close_matches(arguments[0], VERBS, n=1)
         hint = f"did you mean 'ditlab {near[0]}'?" if near else f"choose one of {', '.join(VERBS)}"
         return complain(f"unknown verb {arguments[0]!r}; {hint}", 2)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and arguments[0] not in TOGETHER:
+        return complain(f"ditlab {arguments[0]} is done by one process: start it without torchrun", 2)
     return guarded(VERBS[arguments[0]][0], arguments[1:])
 
 
@@ -135,6 +143,9 @@ def _terminable() -> Iterator[None]:
 
 
 def complain(message: str, status: int) -> int:
-    """Print one line to stderr; return the status."""
-    print(f"ditlab: {printable(message)}", file=sys.stderr)
+    """Print one line to stderr; return the status. What the first of several processes says too is said once."""
+    if speaks():
+        print(f"ditlab: {printable(message)}", file=sys.stderr)
+    elif status == 1:
+        print(f"ditlab, process {os.environ['RANK']}: {printable(message)}", file=sys.stderr)
     return status

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.config import KINDS, Config, GridName, Interval, SamplingConfig, Section, SolverName
+from ditlab.config import KINDS, Config, DDPMConfig, GridName, Interval, SamplingConfig, Section, SolverName, Width
 from ditlab.data.images.survey import Survey, survey
+from ditlab.data.latents.survey import StoreSurvey, survey_store
 from ditlab.errors import InputError
-from ditlab.recipes import RECIPES
+from ditlab.networks.published import PRESETS
+from ditlab.recipes import IMAGENET, RECIPES
 
 MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
 
@@ -23,6 +25,7 @@ Options = TypeVar("Options", bound=Section)
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Json = Annotated[Flag, tyro.conf.arg(name="json", help="print one JSON object on stdout, all else on stderr")]
+Weights = Annotated[Literal["ema", "raw"] | Annotated[float, Field(gt=0)], tyro.conf.arg(metavar="{ema,raw,SIGMA_REL}")]
 RunName = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="RUN", help="folder of a run, or its name in runs/")
 ]
@@ -41,6 +44,12 @@ class ResumeOptions(Section):
     resume: str = Field(description="folder of a run, or its name in runs/")
     steps: int | None = Field(None, ge=1, le=10**8 - 1, description="train to this many steps instead")
     workers: int | None = Field(None, ge=0, le=256, description="prepare batches in so many processes instead")
+    parallel: Literal["ddp", "fsdp"] | None = Field(
+        None, description="under torchrun: keep all weights in every process, or a share of them in each, instead"
+    )
+    track: Literal["tensorboard", "wandb", "off"] | None = Field(
+        None, description="show metrics and previews there instead, or nowhere else"
+    )
     as_json: Json = False
 
 
@@ -62,7 +71,7 @@ class DrawingOptions(Section):
     )
     guide: str | None = Field(None, description="a weaker run to guide away from, in the place of the null label")
     guide_step: int | None = Field(None, ge=0, description="which checkpoint of that run; None is the newest")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
+    weights: Weights = Field("ema", description="averaged weights, the last ones, or an average that is tracked: 0.1")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
     as_json: Json = False
 
@@ -73,7 +82,9 @@ class SampleOptions(DrawingOptions):
     n: int = Field(64, ge=1, le=10**7, description="how many")
     out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
     label: int | None = Field(None, description="class of all samples; None is each class in turn")
-    vae: str | None = Field(None, description="folder of the autoencoder that decodes latents; None is the run's own")
+    vae: str | None = Field(
+        None, description="folder or Hub name of the autoencoder that decodes latents; None is the run's own"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
 
 
@@ -86,6 +97,15 @@ class EvalOptions(DrawingOptions):
         None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 256 images"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
+
+
+class DoctorOptions(Section):
+    """Say whether a run is healthy, finished or in training; it is only looked at. Status 0, or 1 if it is ill."""
+
+    run: RunName
+    n: int = Field(1024, ge=64, le=10**6, description="samples that losses are measured on")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
+    as_json: Json = False
 
 
 class LabOptions(Section):
@@ -137,26 +157,77 @@ class ExportOptions(Section):
         description="a pipeline's folder, a state dict in facebookresearch/DiT's layout, or a file for onnxruntime"
     )
     out: str = Field(description="file or folder that is made")
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged weights, or the last ones")
+    weights: Weights = Field("ema", description="averaged weights, the last ones, or an average that is tracked: 0.1")
     vae: str | None = Field(
         None, description="folder of an autoencoder to copy into a diffusers pipeline; None is the run's own"
     )
     as_json: Json = False
 
 
+class EmaOptions(Section):
+    """Make averages of any length from the snapshots that training left; each becomes a run of its own.
+
+    That run is opened by sample, eval, lab and export like any other.
+    """
+
+    run: RunName
+    sigma_rel: Annotated[tuple[Width, ...], tyro.conf.arg(metavar="SIGMA_REL...")] = Field(
+        description="lengths as relative widths, from 0.01 to 0.28: the standard deviation of what is averaged, over "
+        "the steps that were taken",
+    )
+    step: int | None = Field(None, ge=1, description="after which step, of those with a snapshot; None is the newest")
+    out: Annotated[str | None, tyro.conf.arg(metavar="NEWRUN")] = Field(
+        None, description="folder of the run that is made, of one width; None is RUN-ema-SIGMA_REL"
+    )
+    as_json: Json = False
+
+
 class DataCheckOptions(Section):
-    """Look at all images before training: what can be used, what cannot and why, and how they look."""
+    """Look at all images before training: what can be used, what cannot and why, and how they look.
+
+    Of a store of latents every byte is compared with its index, and the channels' means and deviations are told.
+    """
 
     path: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="PATH", help="folder of images, parquet or tar files, or a name on the Hub"),
+        tyro.conf.arg(
+            metavar="PATH", help="folder of images, parquet or tar files, a name on the Hub, or a store of latents"
+        ),
     ]
     image_size: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="S|H W")] = Field(
         None, description="pixels of the pictures on the sheet; None is 64"
     )
     out: str = Field("contact-sheet.png", description="picture to write, of some images of each class")
     bad_share: float = Field(0.01, ge=0, le=1, description="share of bad files above which training would refuse")
+    as_json: Json = False
+
+
+class LatentsEncodeOptions(Section):
+    """Encode images once, for training on their latents. The same command goes on where it was stopped.
+
+    Any number of processes with the same options share the work: in several terminals, under torchrun, in a job array.
+    """
+
+    data_path: Annotated[str, tyro.conf.arg(name="data.path", metavar="PATH")] = Field(
+        description="folder of images (sub-folders are classes), parquet or tar files, or a name on the Hub"
+    )
+    image_size: Annotated[tuple[int, ...], tyro.conf.arg(name="data.image-size", metavar="S|H W")] = Field(
+        description="in pixels: the side of a square, or height and width"
+    )
+    vae: str = Field(description="folder of an AutoencoderKL (or of a pipeline with one), or its name on the Hub")
+    out: str | None = Field(None, description="store to make; None is latents/ and the last part of PATH")
+    scale: float | None = Field(
+        None, gt=0, description="latents are trained on as (z − shift)·scale; None the VAE's own"
+    )
+    shift: float | None = Field(None, description="see --scale; None is the VAE's own, or 0")
+    mirrored: bool = Field(True, description="encode each image mirrored left to right, too")
+    dtype: Literal["float16", "float32"] = Field("float16", description="of the numbers that are kept")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the VAE's matrix products")
+    batch_size: int = Field(16, ge=1, le=2**16, description="images encoded together")
+    shard_size: int = Field(1024, ge=1, le=2**24, description="images that make a file; a process is at one at a time")
+    bad_share: float = Field(0.01, ge=0, le=1, description="refuse if more than this share of the files cannot be used")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to encode; cuda is LOCAL_RANK's")
     as_json: Json = False
 
 
@@ -169,13 +240,25 @@ class TrainOptions(Config):
 
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
     dry_run: Flag = Field(False, description="print what it would cost, and stop")
+    devices: int = Field(1, ge=1, le=10**6, description="with --dry-run: how many would train")
+    days: float = Field(7.0, gt=0, le=10**5, description="with --dry-run: in which it would have to be done")
     as_json: Json = False
-    survey: Annotated[Survey | None, tyro.conf.Suppress] = None
+    survey: Annotated[Survey | StoreSurvey | None, tyro.conf.Suppress] = None
 
     @property
     def config(self) -> Config:
         """The configuration alone."""
         return Config(**{name: getattr(self, name) for name in Config.model_fields})
+
+
+class LatentsTrainOptions(TrainOptions):
+    """Train a recipe on latents into a new run folder.
+
+    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow,
+    --optimizer muon|adamw.
+    """
+
+    preset: str | None = Field(None, description=f"published network: {', '.join(PRESETS)}")
 
 
 def parse(options: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None) -> Options:
@@ -198,15 +281,35 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
         near = get_close_matches(recipe, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
         raise InputError(f"unknown recipe {recipe!r}; {hint}")
-    seen = _survey(rest) if recipe == "images" else None
-    base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(rest))
-    kinds = {name: _take_kind(rest, name) for name in KINDS}
-    default = _with_kinds(base, kinds).model_copy(update={"survey": seen})
-    options = parse(TrainOptions, rest, f"ditlab train {recipe}", default)
+    default = _defaults(recipe, rest)
+    options = parse(type(default), rest, f"ditlab train {recipe}", default)
+    if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):
+        raise InputError("--devices and --days belong to --dry-run; to train on several, torchrun --nproc-per-node N")
     name = options.name if options.name is not None else recipe
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
     return options.model_copy(update={"name": name})
+
+
+def _defaults(recipe: str, words: list[str]) -> TrainOptions:
+    """A recipe's options, for the data and the kinds that the words name; what has been understood is taken out."""
+    kinds = {name: _take_kind(words, name) for name in KINDS}
+    if recipe == "images":
+        path = _data_path(words, recipe)
+        seen = None if path is None else survey(path)
+        base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(words))
+        return _with_kinds(base, kinds).model_copy(update={"survey": seen})
+    if recipe not in ON_LATENTS:
+        return _with_kinds(RECIPES[recipe](), kinds)
+    preset = _take_value(words, "--preset")
+    if preset is not None and kinds["network"] not in (None, "dit"):
+        raise InputError(f"--preset {preset} is a DiT: leave --network {kinds['network']} out")
+    path = _data_path(words, recipe)
+    store = None if path is None else survey_store(path)
+    base = RECIPES[recipe](preset=preset) if store is None else RECIPES[recipe](store, preset)
+    shown = IMAGENET if store is None and recipe == "imagenet256" else store
+    values = {name: getattr(_with_kinds(base, kinds), name) for name in Config.model_fields}
+    return LatentsTrainOptions(**values, survey=shown, preset=preset)
 
 
 def train_usage() -> str:
@@ -233,20 +336,35 @@ def _take_kind(words: list[str], section: str) -> str | None:
     return None
 
 
-def _survey(words: list[str]) -> Survey | None:
-    """Take ``--data.path FOLDER`` out of the words and look at what is there; None where only help is asked for."""
-    path = None
-    while (found := _find(words, "--data.path")) is not None:
+ON_LATENTS = ("latents", "imagenet256")
+UNNAMED = {
+    "images": "name the images: ditlab train images --data.path FOLDER --data.image-size 32",
+    "latents": "name the latents: ditlab train latents --data.path STORE; ditlab latents encode makes one of images",
+    "imagenet256": "name the latents of ImageNet: ditlab latents encode --data.path IMAGENET/train --data.image-size "
+    "256 --vae stabilityai/sd-vae-ft-mse --out latents/imagenet256, and then ditlab train imagenet256 --data.path "
+    "latents/imagenet256; --dry-run needs none",
+}
+
+
+def _data_path(words: list[str], recipe: str) -> str | None:
+    """Take ``--data.path`` and its value out of the words; None where help, or ImageNet's cost, is asked for."""
+    path = _take_value(words, "--data.path")
+    known = {"-h", "--help"} | ({"--dry-run"} if recipe == "imagenet256" else set())
+    if path is None and not known & set(words):
+        raise InputError(UNNAMED[recipe])
+    return path
+
+
+def _take_value(words: list[str], flag: str) -> str | None:
+    """Take a flag and its value out of the words; the last one counts."""
+    value = None
+    while (found := _find(words, flag)) is not None:
         first, values = found
-        if not values:
-            raise InputError("--data.path names nothing: ditlab train images --data.path FOLDER")
-        path = values[0]
+        if not values or not values[0]:
+            raise InputError(f"{flag} names nothing: give it as {flag} NAME")
+        value = values[0]
         del words[first : first + (1 if "=" in words[first] else 2)]
-    if path is not None:
-        return survey(path)
-    if {"-h", "--help"} & set(words):
-        return None
-    raise InputError("name the images: ditlab train images --data.path FOLDER --data.image-size 32")
+    return value
 
 
 def _image_size(words: list[str]) -> tuple[int, ...] | None:
@@ -276,6 +394,13 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
     for name, kind in kinds.items():
         if kind is not None and kind != values[name].kind:
             values[name] = KINDS[name][kind]()
+            if kind == "ddpm" and base.data.kind == "latents":
+                values[name] = DDPMConfig(first_term="density")
+            if kind == "flow" and base.process.kind == "ddpm":
+                values["sampling"] = SamplingConfig(guidance=base.sampling.guidance)
+            if name == "process" and getattr(values["network"], "learned_variance", False):  # which DDPM alone has
+                changes = {"learned_variance": False, "time_offset": 0.0}
+                values["network"] = values["network"].model_copy(update=changes)
             if kind == "meanflow":
                 values["sampling"] = SamplingConfig(solver="average", steps=1)
                 if "time_scale" in type(values["network"]).model_fields:

@@ -74,6 +74,19 @@ class Lines:
         _tell(message)
 
 
+class Silence:
+    """Nothing is shown: another process of the job shows it."""
+
+    def begin(self, done: int, steps: int) -> None:
+        """Say nothing."""
+
+    def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
+        """Say nothing."""
+
+    def notice(self, message: str) -> None:
+        """Say nothing."""
+
+
 def _report(loss: float, images_per_s: float, seconds_left: float) -> str:
     minutes, seconds = divmod(round(seconds_left), 60)
     return f"loss {loss:.4f}  {images_per_s:,.0f} samples/s  {minutes}:{seconds:02d} left"

@@ -9,9 +9,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditlab.cli.announce import announcement
 from ditlab.cli.options import (
     DemoOptions,
     DrawingOptions,
@@ -23,23 +25,25 @@ from ditlab.cli.options import (
     parse_train,
 )
 from ditlab.config import Config, SamplingConfig
+from ditlab.data.latents.survey import StoreSurvey
 from ditlab.disk import discard, remove, write_atomically
-from ditlab.errors import InputError, printable
-from ditlab.recipes import LARGEST_SMALL, RECIPES
+from ditlab.errors import InputError, speaks
+from ditlab.recipes import RECIPES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ditlab.run import Run, RunFolder
+    from ditlab.training.parallel import Ranks
 
 RUNS = Path("runs")
-NOTES = 5  # on images, before a run
 
 
 def demo(arguments: Sequence[str]) -> int:
     """Train the circles recipe as runs/demo (or finish it), draw samples.png and measure."""
     options = parse(DemoOptions, arguments, "ditlab demo")
     from ditlab.run import RunFolder, load
+    from ditlab.training.parallel import ALONE
 
     folder = RunFolder(RUNS / "demo")
     if options.fresh and folder.path.exists():
@@ -51,11 +55,11 @@ def demo(arguments: Sequence[str]) -> int:
     config = folder.read_config() if started else RECIPES["circles"]()
     if config.data.kind != "circles":
         raise InputError(f"{folder.path} holds another run, of {config.data.kind}: move it, or ditlab demo --fresh")
-    _train(folder, config, resume=started, again="ditlab demo --fresh trains it anew")
+    _train(folder, config, resume=started, again="ditlab demo --fresh trains it anew", ranks=ALONE)
     run = load(folder.path)
     picture = folder.path / "samples.png"
-    _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)))
-    figures = _measure(run, EvalOptions(run=str(folder.path)))
+    _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)), ALONE)
+    figures = _measure(run, EvalOptions(run=str(folder.path)), ALONE)
     report({"run": str(folder.path), "picture": str(picture), **figures}, options.as_json)
     say(f"\nLook at {picture}. Next: ditlab lab {folder.path}, or ditlab train digits")
     return 0
@@ -68,29 +72,42 @@ def train(arguments: Sequence[str]) -> int:
 
     if isinstance(options, TrainOptions) and options.dry_run:
         _announce(options)
-        from ditlab.estimate import estimate
+        from ditlab.estimate import estimate, readable
 
-        report(estimate(options.config), options.as_json)
+        store = options.survey.bytes if isinstance(options.survey, StoreSurvey) else None
+        costs = estimate(options.config, options.devices, options.days, store)
+        report(costs if options.as_json else readable(costs), options.as_json)
         return 0
+    from ditlab.training.parallel import joined
+
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
         config = folder.read_config()
-        changes = {"steps": options.steps, "workers": options.workers}
-        config = config.model_copy(update={name: value for name, value in changes.items() if value is not None})
+        changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "track")}
+        update = {name: value for name, value in changes.items() if value is not None}
+        config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
-        if folder.taken:
-            raise InputError(f"{folder.path} is there already, but is no run: remove it or choose another --name")
-        if folder.config_file.exists():
-            raise InputError(
-                f"{folder.path} is there already: go on with ditlab train --resume {folder.path}, "
-                f"or choose another --name"
-            )
-        _announce(options)
-    _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further")
+    with joined(config.device, config.stall_after) as ranks:
+        if isinstance(options, TrainOptions):
+            ranks.decided(lambda: _must_be_new(folder))
+            _announce(options)
+        _train(
+            folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further", ranks=ranks
+        )
     report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
     say(f"\nNext: ditlab sample {folder.path}, ditlab eval {folder.path}")
     return 0
+
+
+def _must_be_new(folder: RunFolder) -> None:
+    """Refuse a folder in which something is."""
+    if folder.taken:
+        raise InputError(f"{folder.path} is there already, but is no run: remove it or choose another --name")
+    if folder.config_file.exists():
+        raise InputError(
+            f"{folder.path} is there already: go on with ditlab train --resume {folder.path}, or choose another --name"
+        )
 
 
 def sample(arguments: Sequence[str]) -> int:
@@ -99,9 +116,11 @@ def sample(arguments: Sequence[str]) -> int:
     if options.out is not None and Path(options.out).suffix not in (".png", ".npz"):
         raise InputError(f"--out {options.out} must end in .png (a picture) or .npz (an array)")
     from ditlab.run import load
+    from ditlab.training.parallel import joined
 
-    run = load(options.run, weights=options.weights, device=options.device)
-    report(_write_samples(run, options), options.as_json)
+    with joined(options.device) as ranks:
+        run = load(options.run, weights=options.weights, device=options.device)
+        report(_write_samples(run, options, ranks), options.as_json)
     return 0
 
 
@@ -109,64 +128,48 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Measure a run's samples."""
     options = parse(EvalOptions, arguments, "ditlab eval")
     from ditlab.run import load
+    from ditlab.training.parallel import joined
 
-    run = load(options.run, weights=options.weights, device=options.device)
-    report(_measure(run, options), options.as_json)
+    with joined(options.device) as ranks:
+        run = load(options.run, weights=options.weights, device=options.device)
+        report(_measure(run, options, ranks), options.as_json)
     return 0
 
 
 def _announce(options: TrainOptions) -> None:
-    """Say what was seen of a person's own images, and what was chosen for them."""
-    if options.survey is None:
-        return
-    from ditlab.estimate import estimate
-
-    seen, config = options.survey, options.config
-    data, network = config.data, config.network
-    assert data.kind == "images"
-    size = f"{data.image_size[0]}×{data.image_size[-1]}"
-    grey = "grey" if data.channels == 1 else "colour"
-    classes = "without labels" if data.classes is None else f"in {len(data.classes):,} classes"
-    noun = "image" if seen.count == 1 else "images"
-    captions = f", {seen.captions:,} with captions, which are not used yet" if seen.captions else ""
-    other = f"; {seen.other:,} other {'file is' if seen.other == 1 else 'files are'} left out" if seen.other else ""
-    bad = f"; {seen.rejected:,} cannot be read" if seen.rejected else ""
-    cut = f" on patches of {network.patch_size}×{network.patch_size}" if network.kind == "dit" else ""
-    epochs = config.steps * config.batch_size / seen.count
-    parameters = estimate(config)["parameters"]
-    say(printable(f"{seen.count:,} {grey} {noun} of {size} {classes}{captions}{bad}{other}"))
-    for note in seen.notes[:NOTES]:
-        say(printable(f"note: {note}"))
-    if len(seen.notes) > NOTES:
-        say(f"note: ditlab data check tells {len(seen.notes) - NOTES:,} more")
-    name = {"dit": "DiT", "unet": "U-Net", "mlp": "MLP"}[network.kind]
-    say(
-        f"A {name} of {parameters:,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
-        f"which is each image {epochs:.1f} times; ditlab train images --help tells how to choose otherwise"
-    )
-    if data.image_size[0] * data.image_size[-1] > LARGEST_SMALL:
-        say("This size wants a GPU; --data.image-size 32 takes a CPU some minutes")
+    """Say what was seen of a person's own data, and what was chosen for them."""
+    for line in announcement(options.config, options.survey):
+        say(line)
 
 
 def say(message: str) -> None:
-    """A word to the person at the terminal."""
+    """A word to the person at the terminal, from the first process if there are several."""
+    if not speaks():
+        return
     print(message, file=sys.stderr, flush=True)
 
 
-def _train(folder: RunFolder, config: Config, *, resume: bool, again: str) -> None:
+def _train(folder: RunFolder, config: Config, *, resume: bool, again: str, ranks: Ranks) -> None:
     """Train up to ``config.steps``, with progress; a finished run is left as it is."""
-    if resume and folder.step == config.steps and folder.whole_step == config.steps:
+
+    def finished() -> bool:
+        if not (resume and folder.step == config.steps and folder.whole_step == config.steps):
+            return False
         with folder.locked():
             folder.sweep()
+        return True
+
+    if ranks.decided(finished):
         say(f"{folder.path} has all its {config.steps} steps already; {again}")
         return
-    from ditlab.cli.progress import watching
+    from ditlab.cli.progress import Silence, watching
     from ditlab.fit import fit
 
     begun = time.perf_counter()
-    with watching() as watcher:
-        fit(folder, config, watcher, resume=resume)
-    say(f"trained {folder.path} in {time.perf_counter() - begun:.0f} s")
+    with watching() if ranks.first else nullcontext(Silence()) as watcher:
+        fit(folder, config, watcher, resume=resume, ranks=ranks)
+    among = f" in {ranks.world} processes" if ranks.world > 1 else ""
+    say(f"trained {folder.path}{among} in {time.perf_counter() - begun:.0f} s")
 
 
 def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | None]:
@@ -203,7 +206,7 @@ def _first(asked: Any, own: Any) -> Any:
     return own if asked is None else asked
 
 
-def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
+def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, Any]:
     """Draw and write samples; return what was done."""
     import numpy as np
 
@@ -216,7 +219,9 @@ def _write_samples(run: Run, options: SampleOptions) -> dict[str, Any]:
     labels = run.labels(options.n, options.label)
     decode = _decoder(run, options.vae, out)
     drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
-    samples = decode(run.sample(options.n, labels, seed=options.seed, guide=guide, **drawing).cpu())
+    samples = decode(run.sample(options.n, labels, seed=options.seed, guide=guide, ranks=ranks, **drawing).cpu())
+    if not ranks.first:
+        return {}
     if out.suffix == ".png":
         each_class = options.label is None and run.num_classes is not None and run.num_classes <= options.n
         columns = run.num_classes if each_class else None
@@ -238,12 +243,14 @@ def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]
     return decoder(run, vae)
 
 
-def _measure(run: Run, options: EvalOptions) -> dict[str, Any]:
+def _measure(run: Run, options: EvalOptions, ranks: Ranks) -> dict[str, Any]:
     from ditlab.evaluate import evaluate as measure
 
     settings, guide = _drawing(run, options)
     drawn = settings.model_dump()
-    return measure(run, options.n, seed=options.seed, guide=guide, nll=options.nll, nll_n=options.nll_n, **drawn)
+    return measure(
+        run, options.n, seed=options.seed, guide=guide, nll=options.nll, nll_n=options.nll_n, ranks=ranks, **drawn
+    )
 
 
 def _last_loss(folder: RunFolder) -> float | None:
@@ -251,7 +258,9 @@ def _last_loss(folder: RunFolder) -> float | None:
 
 
 def report(figures: dict[str, Any], as_json: bool) -> None:
-    """Print results on stdout: one JSON object, or a table."""
+    """Print results on stdout: one JSON object, or a table; of several processes the first one does."""
+    if not speaks():
+        return
     if as_json:
         print(json.dumps(figures, allow_nan=False))
         return

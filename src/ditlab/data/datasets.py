@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from ditlab.chance import generator_for
 from ditlab.data.circles import SIZE, circles
 from ditlab.data.digits import digit_halves
+from ditlab.data.images.source import Progress
 from ditlab.data.order import sample_order
 from ditlab.data.points import DENSITIES, POINTS
 from ditlab.errors import InputError
@@ -69,6 +71,15 @@ def share_of_batch(dataset: Dataset, seed: int, position: int, size: int, rank: 
     return Batch(whole.x0[cut], {name: value[cut] for name, value in whole.cond.items()})
 
 
+@runtime_checkable
+class Prepared(Protocol):
+    """Data that lie somewhere, and have to be made ready before they are trained on."""
+
+    def prepare(self, quarantine: Path | None = None, progress: Progress | None = None) -> str:
+        """Make them ready, listing in the file ``quarantine`` what cannot be used; return what they are known by."""
+        ...
+
+
 class Circles:
     """Fresh discs for ever."""
 
@@ -108,6 +119,9 @@ class Digits:
     shape: tuple[int, ...] = (1, 8, 8)
     num_classes: int | None = 10
     levels: int | None = 17
+
+    def __len__(self) -> int:
+        return len(digit_halves()[0].labels)
 
     def batch(self, seed: int, position: int, size: int) -> Batch:
         images, labels = digit_halves()[0]

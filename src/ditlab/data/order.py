@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ditlab.chance import generator_for
+from ditlab.chance import generator_for, seed_from
 
 BLOCK = 256  # neighbouring samples, which are read together
 WINDOW = 256 * BLOCK  # samples that are shuffled together, at most
@@ -95,3 +96,13 @@ def _window(seed: int, epoch: int, size: int, window: int) -> Int[Tensor, " samp
     samples = (BLOCK * chosen[:, None] + torch.arange(BLOCK)).flatten()
     samples = samples[samples < size]
     return samples[torch.randperm(len(samples), generator=generator_for(seed, "window", epoch, window))]
+
+
+def coins(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """A fair coin for each (seed, epoch, sample): the finaliser of SplitMix64 (Steele, Lea & Flood 2014)."""
+    keys = {int(epoch): seed_from(seed, "flip", int(epoch)) for epoch in np.unique(epochs)}
+    x = np.array([keys[int(epoch)] for epoch in epochs], dtype=np.uint64)
+    x += indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(63)).astype(bool)

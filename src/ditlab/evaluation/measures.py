@@ -17,6 +17,7 @@ from ditlab.chance import generator_for, seed_from
 from ditlab.data.circles import circles
 from ditlab.data.digits import digit_halves
 from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.data.points import POINTS
 from ditlab.evaluation.distances import energy_distance, frechet_distance, sliced_wasserstein
 from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap, disc_parameters
@@ -92,6 +93,23 @@ def measure_images(samples: Float[Tensor, "n C H W"], dataset: Images, seed: int
 
     The data are finite: those compared with are at most half of them, and the floor is of the others.
     """
+    return _against_finite(samples.clamp(-1, 1), dataset, dataset.images, seed)
+
+
+def measure_latents(samples: Float[Tensor, "n C H W"], dataset: Latents, seed: int = 0) -> dict[str, Any]:
+    """Sliced Wasserstein distance of scaled latents to as many as 2,000 of the data, as ``measure_images``."""
+
+    def drawn(chosen: np.ndarray) -> Tensor:
+        zeros = np.zeros(len(chosen), np.int64)
+        return dataset.draw(seed_from(seed, "evaluation"), zeros, chosen, zeros.astype(bool))[0]
+
+    return _against_finite(samples, dataset, drawn, seed)
+
+
+def _against_finite(
+    samples: Tensor, dataset: Images | Latents, get: Callable[[np.ndarray], Tensor], seed: int
+) -> dict[str, Any]:
+    """Sliced Wasserstein distance between samples and the data that ``get`` gives by number, and its floor."""
     n, values = len(dataset), math.prod(dataset.shape)
     order = dataset.indices(seed_from(seed, "evaluation"), 0, n)
     count = max(1, min(REFERENCE, n // 2))
@@ -101,9 +119,9 @@ def measure_images(samples: Float[Tensor, "n C H W"], dataset: Images, seed: int
         chosen = reference
         if purpose[0] == "floor":
             chosen = others[torch.randperm(len(others), generator=generator_for(seed, "evaluation", *purpose))[:size]]
-        return dataset.images(chosen[: max(1, MOST_VALUES // values)].numpy()).flatten(1)
+        return get(chosen[: max(1, MOST_VALUES // values)].numpy()).flatten(1)
 
-    return _with_floor("sliced_wasserstein", sliced_wasserstein, samples.clamp(-1, 1).flatten(1), data)
+    return _with_floor("sliced_wasserstein", sliced_wasserstein, samples.flatten(1), data)
 
 
 def _flat(images: Tensor) -> np.ndarray:

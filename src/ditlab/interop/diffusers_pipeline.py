@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ditlab.chance import SampleNoise
-from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData
+from ditlab.config import Config, DDPMConfig, DiTConfig, LatentSpace
+from ditlab.data.latents.vae import vae_folder
 from ditlab.diffusion.paths import named_betas
 from ditlab.disk import read_json
 from ditlab.errors import InputError
 from ditlab.interop.conventions import DIFFUSERS, expressed
 from ditlab.interop.diffusers_folder import GELU
 from ditlab.interop.diffusers_scheduler import SCHEDULES, TARGETS
-from ditlab.interop.latents import vae_folder
 from ditlab.interop.settings import whole
 from ditlab.networks.keymaps import diffusers_names, to_theirs, with_own_embedders
 from ditlab.run import Run
@@ -38,11 +38,11 @@ def write_pipeline(run: Run, folder: Path, vae: str | Path | None) -> tuple[str,
         InputError: diffusers cannot say what the run is, or there is no autoencoder in ``vae``.
     """
     tensors = expressed(run, DIFFUSERS)
-    network, data = run.config.network, run.config.data
+    network, space = run.config.network, run.config.latent_space
     assert isinstance(network, DiTConfig)
     if network.embedders == "shared":
         tensors = with_own_embedders(tensors, network.depth)
-    own = data.vae if isinstance(data, ExternalData) else None
+    own = None if space is None else space.vae
     autoencoder = vae if vae is not None else own
     source = None if autoencoder is None else _autoencoder(autoencoder, run)
 
@@ -54,7 +54,7 @@ def write_pipeline(run: Run, folder: Path, vae: str | Path | None) -> tuple[str,
     _write(folder / "scheduler" / "scheduler_config.json", _scheduler_config(run.config))
     _write(folder / "model_index.json", _index(source is not None))
     if source is not None:
-        _copy_autoencoder(source, folder / "vae", data)
+        _copy_autoencoder(source, folder / "vae", space)
     return _notes(run, network, model, source)
 
 
@@ -127,14 +127,16 @@ def _autoencoder(path: str | Path, run: Run) -> Path:
     return source
 
 
-def _copy_autoencoder(source: Path, target: Path, data: object) -> None:
-    """The autoencoder's safetensors, and its configuration with the run's scale."""
+def _copy_autoencoder(source: Path, target: Path, space: LatentSpace | None) -> None:
+    """The autoencoder's safetensors, and its configuration with the run's scale and shift."""
     target.mkdir()
     for file in (*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")):
         shutil.copyfile(file, target / file.name)
     config = read_json(source / "config.json")
-    if isinstance(data, ExternalData) and data.latent_scale is not None:
-        config["scaling_factor"] = data.latent_scale
+    if space is not None:
+        config["scaling_factor"] = space.scale
+    if space is not None and space.shift:
+        config["shift_factor"] = space.shift
     _write(target / "config.json", config)
 
 

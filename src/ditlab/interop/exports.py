@@ -31,7 +31,7 @@ def export_run(
     format: Format,
     out: str | Path,
     *,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Literal["ema", "raw"] | float = "ema",
     vae: str | Path | None = None,
 ) -> Exported:
     """Write a run's network in a form that others read; nothing half-written is left behind.
@@ -42,7 +42,8 @@ def export_run(
             ``"diffusers"`` the folder of a ``DiTPipeline``; ``"onnx"`` a file with the inputs x, t in [0, 1] and, with
             labels, label, for any number of samples.
         out: file or folder, which must not be there yet.
-        weights: averaged weights, or the last ones; of a loaded run, those it was loaded with.
+        weights: averaged weights, the last ones, or an average that is tracked; of a loaded run, those it was loaded
+            with.
         vae: for ``"diffusers"``: folder of an autoencoder to copy into the pipeline; None is the run's own.
 
     Raises:

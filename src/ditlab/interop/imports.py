@@ -13,7 +13,8 @@ from ditlab.interop.facebook import read_facebook
 from ditlab.interop.imported import Imported
 from ditlab.interop.places import made_whole, must_be_free
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import network_facts, write_checkpoint
+from ditlab.training.checkpoint import write_checkpoint
+from ditlab.training.loading import network_facts
 
 Format = Literal["facebook-dit", "sit", "diffusers"]
 

@@ -52,7 +52,7 @@ class Lens:
     Args:
         run: the run's folder, its name in ``runs/``, or a loaded run.
         step: which checkpoint; None for the newest.
-        weights: "ema" for the averaged weights, "raw" for the last ones.
+        weights: "ema" for the averaged weights, "raw" for the last ones, or the width of an average that is tracked.
         own: where images that people bring are kept.
 
     Where a method takes ``input``, it is ``"data:I"`` for the I-th training example, ``"sample:SEED"`` for a generated
@@ -69,7 +69,7 @@ class Lens:
         self,
         run: str | Path | Run,
         step: int | None = None,
-        weights: Literal["ema", "raw"] = "ema",
+        weights: Literal["ema", "raw"] | float = "ema",
         own: OwnImages | None = None,
     ) -> None:
         self.run = run if isinstance(run, Run) else load(run, weights=weights, step=step)

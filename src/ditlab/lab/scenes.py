@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ditlab.build import build_dataset, build_drawing
 from ditlab.chance import SampleNoise
-from ditlab.config import ExternalData, ImagesData
+from ditlab.config import ExternalData, ImagesData, LatentsData
 from ditlab.data.datasets import Dataset
+from ditlab.data.latents.index import has_index
 from ditlab.diffusion.process import Process
 from ditlab.errors import InputError, Missing
 from ditlab.lab.images import OwnImages
@@ -88,6 +89,8 @@ class Scenes:
     def has_examples(self) -> bool:
         """Whether what the run was trained on can be had here; images may have been moved."""
         data = self.run.config.data
+        if isinstance(data, LatentsData):
+            return has_index(data.path)
         if isinstance(data, ImagesData):
             return not Path(data.path).is_absolute() or Path(data.path).exists()
         return not isinstance(data, ExternalData)

@@ -120,14 +120,15 @@ class Labels(nn.Module):
             )
 
     def check(self, label: Tensor, batch: int | None) -> None:
-        """Refuse what is no label; values are read on the CPU alone: a GPU need not wait."""
+        """Refuse what is no label; values are read on the CPU alone: a GPU need not wait, and shapes have none."""
         assert self.table is not None
         if label.dim() != 1 or label.is_floating_point() or batch not in (None, label.shape[0]):
             raise ValueError(
                 f"labels must be whole numbers, one for each of the {batch} samples, "
                 f"not {label.dtype} of shape {tuple(label.shape)}"
             )
-        readable = label.device.type == "cpu" and label.numel() and not torch.compiler.is_compiling()
+        plain = type(label) is Tensor and label.device.type == "cpu"
+        readable = plain and label.numel() and not torch.compiler.is_compiling()
         last = self.table.num_embeddings - 1
         if readable and (label.min() < 0 or label.max() > last):
             null = ", the null label" if self.has_null else ""

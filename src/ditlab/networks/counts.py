@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -58,29 +60,82 @@ def _counted(network: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
     return counter
 
 
-def _inputs(network: nn.Module, shape: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor, Any]:
+def _inputs(
+    network: nn.Module, shape: tuple[int, ...], batch_size: int, device: str = "meta"
+) -> tuple[Tensor, Tensor, Any]:
     """x, t and, for a network that has no null label, labels: shapes alone."""
-    x, t = torch.empty(batch_size, *shape, device="meta"), torch.empty(batch_size, device="meta")
+    x, t = torch.empty(batch_size, *shape, device=device), torch.empty(batch_size, device=device)
     needs_label = getattr(network, "num_classes", None) is not None and not getattr(network, "null_label", True)
-    return x, t, {"label": torch.empty(batch_size, dtype=torch.int64, device="meta")} if needs_label else None
+    return x, t, {"label": torch.empty(batch_size, dtype=torch.int64, device=device)} if needs_label else None
 
 
 def _addcmul_operations(*_: object, out_shape: torch.Size, **__: object) -> int:
     return 2 * out_shape.numel()
 
 
-def activation_bytes(network: nn.Module, shape: tuple[int, ...], batch_size: int) -> int:
-    """Bytes that one forward pass in fp32 keeps for its backward pass, each stored tensor counted once."""
-    network = as_shapes(network)
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, tuple[Tensor, int]] = {}
+class Activations(NamedTuple):
+    """Bytes that a forward pass keeps for its backward pass; ``recomputed`` if each block is computed again there.
+
+    Then the inputs of all blocks are kept, what is outside of blocks, and the largest block's own for as long as its
+    backward pass takes.
+    """
+
+    kept: int
+    recomputed: int
+
+
+def activation_bytes(
+    network: nn.Module, shape: tuple[int, ...], batch_size: int, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Activations:
+    """What one forward pass keeps for its backward pass, each stored tensor counted once, weights left out.
+
+    Counted on tensors without numbers that behave as a CPU's, under autocast in bf16: that keeps copies of the weights.
+    """
+    kept: dict[int, tuple[Tensor, int, int]] = {}  # the tensor (held, so that its number stays its own), bytes, block
+    inputs: dict[int, tuple[Tensor, int]] = {}
+    block = OUTSIDE
 
     def remember(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = (tensor, storage.nbytes())
+            kept.setdefault(storage._cdata, (tensor, storage.nbytes(), block))
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        network(*_inputs(network, shape, batch_size))
-    return sum(size for _, size in kept.values())
+    def enter(number: int, tokens: Tensor) -> None:
+        nonlocal block
+        block = number
+        inputs[number] = (tokens, tokens.untyped_storage().nbytes())
+
+    def leave() -> None:
+        nonlocal block
+        block = OUTSIDE
+
+    with FakeTensorMode():
+        network = _without_numbers(network)
+        weights = {p.untyped_storage()._cdata for p in network.parameters()}
+        for number, module in enumerate(getattr(network, "blocks", ())):
+            module.register_forward_pre_hook(lambda _, args, number=number: enter(number, args[0]))
+            module.register_forward_hook(lambda *_: leave())
+        with (
+            torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            network(*_inputs(network, shape, batch_size, "cpu"))
+    each: Counter[int] = Counter()
+    for _, size, owner in kept.values():
+        each[owner] += size
+    total, outside = each.total(), each.pop(OUTSIDE, 0)
+    again = outside + sum(size for _, size in inputs.values()) + max(each.values(), default=0)
+    return Activations(total, min(total, again))
+
+
+OUTSIDE = -1  # of all blocks
+
+
+def _without_numbers(network: nn.Module) -> nn.Module:
+    """A copy of a network, to be made where tensors have no numbers."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad) for p in network.parameters()
+    }
+    memo |= {id(buffer): torch.empty(buffer.shape, dtype=buffer.dtype) for buffer in network.buffers()}
+    return copy.deepcopy(network, memo)

@@ -18,14 +18,12 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditlab import disk
-from ditlab.config import Config
 from ditlab.errors import CheckpointWarning, DamagedCheckpoint, InputError
 from ditlab.training import shards
-from ditlab.training.loop import TrainState, differences
-from ditlab.training.parallel import ALONE, Ranks, shared_like
+from ditlab.training.parallel import ALONE, Ranks
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
@@ -44,12 +42,13 @@ def step_name(step: int) -> str:
 # ---- writing
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, as readable as any other; a full disk raises ``OSError`` like anywhere else."""
     try:
         path.touch()
         mode = path.stat().st_mode
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+        contents = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(contents, path, None if metadata is None else dict(metadata))
         path.chmod(mode)  # the library replaces the file by one for its owner alone
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
@@ -102,7 +101,7 @@ def write_sharded(
     written: Callable[[], None],
     ranks: Ranks,
 ) -> None:
-    """``write_checkpoint`` by all processes, each of which writes its share of every part into a folder of that name."""
+    """``write_checkpoint`` by all processes: each writes its share of a part into a folder of the part's name."""
     target = folder / step_name(step)
 
     def begin() -> Path | None:
@@ -257,7 +256,7 @@ def _listed(folder: Path) -> tuple[list[int], int | None]:
 
 
 @contextmanager
-def _damage(file: Path) -> Iterator[None]:
+def damage(file: Path) -> Iterator[None]:
     """Whatever goes wrong inside is damage of that file, unless the system refuses to let us see it."""
     try:
         yield
@@ -272,10 +271,10 @@ def _damage(file: Path) -> Iterator[None]:
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise DamagedCheckpoint(f"{file} is damaged: {_first_line(error)}") from None
+        raise DamagedCheckpoint(f"{file} is damaged: {first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
 
@@ -289,14 +288,14 @@ def verified(folder: Path, step: int) -> Path:
     checkpoint = folder / step_name(step)
     if not checkpoint.is_dir():
         raise InputError(f"no checkpoint of step {step} in {folder}; there are {saved_steps(folder)}")
-    manifest = _read_json(checkpoint / MANIFEST)
+    manifest = read_json(checkpoint / MANIFEST)
     folders = {name.partition("/")[0] for name in manifest if "/" in name}
     needed = [f"{part}.safetensors" for part in PARTS if part not in folders]
     for name in dict.fromkeys([*needed, "state.json", *manifest]):
         expected, file = manifest.get(name), checkpoint / name
         if not isinstance(expected, dict) or not NAME.fullmatch(name):
             raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it says nothing of {name[:80]}")
-        with _damage(file):
+        with damage(file):
             size = file.stat().st_size  # looked at first: what is too large is not read
             if not file.is_file() or size != expected.get("size") or _sha256(file) != expected.get("sha256"):
                 raise DamagedCheckpoint(f"{file} is damaged: its content is not what was saved")
@@ -309,14 +308,14 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: it is of another step, or says nothing that can be read.
     """
-    facts = _read_json(checkpoint / "state.json")
+    facts = read_json(checkpoint / "state.json")
     if facts.get("step") != int(checkpoint.name.removeprefix("step-")):
         raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: it is of step {str(facts.get('step'))[:20]}")
     return facts
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    with _damage(file):
+def read_json(file: Path) -> dict[str, Any]:
+    with damage(file):
         if not file.exists():
             raise FileNotFoundError
         return disk.read_json(file)
@@ -328,110 +327,23 @@ def read_part(checkpoint: Path, name: str) -> dict[str, Tensor]:
     Raises:
         DamagedCheckpoint: they cannot be read.
     """
-    with _damage(_place(checkpoint, name)):
-        return shards.read(checkpoint / name) if (checkpoint / name).is_dir() else load_file(_place(checkpoint, name))
+    with damage(place_of(checkpoint, name)):
+        return (
+            shards.read(checkpoint / name) if (checkpoint / name).is_dir() else read_tensors(place_of(checkpoint, name))
+        )
 
 
-def _place(checkpoint: Path, name: str) -> Path:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which the library maps into memory once its header makes sense.
+
+    Raises:
+        DamagedCheckpoint: it does not.
+    """
+    with damage(file):
+        return load_file(file)
+
+
+def place_of(checkpoint: Path, name: str) -> Path:
     """Where a part lies."""
     folder = checkpoint / name
     return folder if folder.is_dir() else folder.with_suffix(".safetensors")
-
-
-def must_fit(file: Path, problems: list[str]) -> None:
-    """Refuse a file that has problems.
-
-    Raises:
-        InputError: it has; the first five are given.
-    """
-    if problems:
-        first = "; ".join(problem[:160] for problem in problems[:5])
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"{file} does not fit the configuration: {first}{more}")
-
-
-def network_facts(config: Config) -> dict[str, Any]:
-    """What a checkpoint says about its network: some settings, such as heads, show in the shape of no tensor."""
-    return {"network": config.network.model_dump(mode="json")}
-
-
-def other_network(facts: Mapping[str, Any], config: Config) -> list[str]:
-    """In what the network of a checkpoint, as far as it says, differs from the configuration's."""
-    saved, own = facts.get("network"), network_facts(config)["network"]
-    if not isinstance(saved, dict):
-        return []
-    if saved.get("kind") != own["kind"]:
-        return [f"network is {str(saved.get('kind'))[:20]}, not {own['kind']}"]
-    changed = [name for name in own if name in saved and saved[name] != own[name]]
-    return [f"network.{name} is {str(saved[name])[:40]}, not {own[name]}" for name in changed]
-
-
-def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config) -> None:
-    """Load a network's weights, all of them or none.
-
-    Args:
-        network: built from the configuration.
-        checkpoint: a folder that was verified.
-        name: "model" or "ema".
-        config: what the run's folder says it is.
-
-    Raises:
-        InputError: the weights do not fit the network; the differences are listed.
-        DamagedCheckpoint: they cannot be read.
-    """
-    told, tensors = other_network(read_facts(checkpoint), config), read_part(checkpoint, name)
-    must_fit(_place(checkpoint, name), told + differences(tensors, network.state_dict()))
-    network.load_state_dict(tensors)
-
-
-def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool = False) -> None:
-    """Bring ``state`` to where it was when that step was saved, in all or, if anything does not fit, in nothing.
-
-    Args:
-        folder: of the checkpoints.
-        state: to bring there; all processes that share it call this.
-        step: whose checkpoint.
-        checked: that its files are what was saved has been looked at already.
-
-    Raises:
-        InputError: it does not fit the configuration or the data.
-        DamagedCheckpoint: it is not what was saved.
-    """
-    checkpoint = folder / step_name(step) if checked else verified(folder, step)
-    facts = read_facts(checkpoint)
-    told = other_network(facts, state.config)
-    seen = {name: _seen(checkpoint, name, state) for name in state.tensors()}
-    for name, problems in state.differences(seen).items():
-        must_fit(_place(checkpoint, name), (told if name == "model" else []) + problems)
-    parts = {name: _taken(checkpoint, name, tensors, state) for name, tensors in seen.items()}
-    try:
-        state.take_facts(facts)
-    except InputError:
-        raise
-    except Exception as error:
-        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {_first_line(error)}") from None
-    state.load_tensors(parts)
-
-
-def _seen(checkpoint: Path, name: str, state: TrainState) -> dict[str, Tensor]:
-    """The tensors of a part, or their shapes and types alone where shares of them are to be read."""
-    if not state.sharded or not (checkpoint / name).is_dir():
-        return read_part(checkpoint, name)
-    with _damage(checkpoint / name):
-        return shards.described(checkpoint / name)
-
-
-def _taken(checkpoint: Path, name: str, seen: dict[str, Tensor], state: TrainState) -> dict[str, Tensor]:
-    """The tensors of a part, or this process's share of them where the state is shared."""
-    if not state.sharded:
-        return seen
-    likes = {key: state.like(name, key) for key in seen}
-    if not (checkpoint / name).is_dir():
-        return {key: tensor if likes[key] is None else shared_like(tensor, likes[key]) for key, tensor in seen.items()}
-    targets = {
-        key: torch.empty_like(tensor, device="cpu") if likes[key] is None else torch.empty_like(likes[key])
-        for key, tensor in seen.items()
-    }
-    with _damage(checkpoint / name):
-        shards.load(checkpoint / name, targets)
-    return targets

@@ -5,30 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ditlab.data.datasets import Batch, Dataset
+from ditlab.data.datasets import Dataset, Listed, share_of_batch
 from ditlab.disk import write_atomically
 from ditlab.training.checkpoint import save_tensors, step_name
 from ditlab.training.loop import Step, TrainState, draws, parts
 
 SMALL = 2**24  # bytes of x0 that are kept
-
-
-@runtime_checkable
-class Listed(Protocol):
-    """Data that can say which sample is which."""
-
-    def indices(self, seed: int, position: int, size: int) -> Tensor:
-        """The numbers of the samples that ``batch`` gives for the same arguments."""
-        ...
-
-    def name(self, index: int) -> str:
-        """Where the sample of that number comes from, such as a file."""
-        ...
 
 
 def save_failure(folder: Path, state: TrainState, dataset: Dataset, step: Step) -> Path:
@@ -40,7 +27,7 @@ def save_failure(folder: Path, state: TrainState, dataset: Dataset, step: Step) 
     config, done = state.config, step.step - 1
     position, size = done * config.batch_size, config.batch_size
     batch = dataset.batch(config.seed, position, size)
-    t, losses = _recomputed(state, batch, done)
+    t, losses = map(state.ranks.gather, _recomputed(state, dataset, done))
     tensors = {"position": torch.arange(position, position + size), "t": t.cpu(), "loss": losses.float().cpu()}
     tensors |= {name: value for name, value in batch.cond.items() if value.dim() == 1}
     if isinstance(dataset, Listed):
@@ -59,14 +46,17 @@ def save_failure(folder: Path, state: TrainState, dataset: Dataset, step: Step) 
         "samples": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
     }
     path = folder / f"{step_name(step.step)}.json"
-    write_atomically(path.with_suffix(".safetensors"), lambda file: save_tensors(file, tensors))
-    write_atomically(path, lambda file: file.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n"))
+    if state.ranks.first:
+        write_atomically(path.with_suffix(".safetensors"), lambda file: save_tensors(file, tensors))
+        write_atomically(path, lambda file: file.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n"))
     return path
 
 
 @torch.no_grad()
-def _recomputed(state: TrainState, batch: Batch, done: int) -> tuple[Tensor, Tensor]:
-    """The times and the losses of a batch's samples, as the step after ``done`` draws them."""
+def _recomputed(state: TrainState, dataset: Dataset, done: int) -> tuple[Tensor, Tensor]:
+    """The times and the losses of this process's samples, as the step after ``done`` draws them."""
+    config, ranks = state.config, state.ranks
+    batch = share_of_batch(dataset, config.seed, done * config.batch_size, config.batch_size, ranks.rank, ranks.world)
     generator, times, losses = draws(state, done), [], []
     for x0, cond in parts(state, batch):
         times.append(state.process.draw_times(len(x0), generator, x0.device))

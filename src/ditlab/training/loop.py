@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.build import build_network, build_process, resolve_device
-from ditlab.chance import generator_for, seed_from
+from ditlab.build import build_process, initial_network, resolve_device
+from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
 from ditlab.errors import InputError, TrainingError
+from ditlab.training.averages import PowerAverages
 from ditlab.training.ema import EMA
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
@@ -37,7 +38,7 @@ SETTLED = 5  # steps after which the process has all the memory that a step need
 
 
 class TrainState:
-    """Everything that decides how training goes on: weights, their average, the optimizers, the guard and the step.
+    """Everything that decides how training goes on: weights, their averages, the optimizers, the guard and the step.
 
     Args:
         config: with a resolved precision ("fp32" or "bf16").
@@ -51,13 +52,12 @@ class TrainState:
     def __init__(self, config: Config, dataset: Dataset, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
         self.device = resolve_device(config.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(config.seed, "weights"))
-            self.network: nn.Module = build_network(config, dataset).to(self.device)
+        self.network: nn.Module = initial_network(config, dataset).to(self.device)
         self.sharded = ranks.world > 1 and config.parallel == "fsdp"
         self.share = _share_of_batch(config, ranks)
         self.ema = EMA(self.network, config.ema_decay, shard if self.sharded else None)
         self.process = build_process(config, self._spread())
+        self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
         self.guard = Guard(config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size), config.bad_steps)
@@ -76,10 +76,12 @@ class TrainState:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that decide how training goes on, by the file of a checkpoint that they go into."""
+        averages = self.averages.state_dict()
         return {
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "optimizer": self.optimizers.state_dict(),
+            **({"averages": averages} if averages else {}),
         }
 
     def differences(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
@@ -93,11 +95,14 @@ class TrainState:
         self.network.load_state_dict(parts["model"])
         self.ema.network.load_state_dict(parts["ema"])
         self.optimizers.load_state_dict(dict(parts["optimizer"]))
+        self.averages.load_state_dict(parts.get("averages", {}))
 
     def like(self, part: str, key: str) -> Tensor | None:
         """The tensor that one of a part is shaped and shared like; None if every process has all of it."""
         if part == "optimizer":
             return self.optimizers.like(key)
+        if part == "averages":
+            return self.averages.state_dict()[key]
         return {"model": self.network, "ema": self.ema.network}[part].state_dict()[key]
 
     def facts(self) -> dict[str, Any]:
@@ -108,8 +113,14 @@ class TrainState:
         """Take back what ``facts`` gave; runs of before the guard have none of its numbers.
 
         Raises:
-            InputError: the data are not those that were trained on; nothing was changed.
+            InputError: the data are not those that were trained on, or it is no state of a training; nothing was
+                changed.
         """
+        if "sigma_rel" in facts:
+            raise InputError(
+                f"these weights are an average that was made of {facts.get('run')} after its training: go on with that "
+                f"run instead"
+            )
         then = facts.get("fingerprint")
         if then != self.fingerprint:
             raise InputError(
@@ -175,6 +186,7 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
             if skipped is None:
                 state.optimizers.step(state.step - 1)
                 state.ema.update(state.step)
+                state.averages.update(state.step)
             if state.step == begun + SETTLED and device.type == "cpu":
                 use_huge_pages()
             yield Step(state.step, loss, grad_norm, lr, skipped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,13 @@ from ditlab.config import Config, MuonConfig
 from ditlab.training.muon import BatchedMuon
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at ``step`` (from 0): linear warm-up, times a cosine that is 0 at ``steps``."""
+def learning_rate_factor(
+    step: int, steps: int, warmup_steps: int, schedule: Literal["cosine", "constant"] = "cosine"
+) -> float:
+    """Share of the peak learning rate at ``step`` (from 0): linear warm-up, times 1 or a cosine, 0 at ``steps``."""
     warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    if schedule == "constant":
+        return warmup
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
@@ -36,7 +41,7 @@ class Optimizers:
 
     Args:
         network: whose trainable parameters to move; its blocks are those of ``network.blocks``.
-        config: ``optimizer``, ``lr``, ``steps`` and ``warmup_steps`` are used.
+        config: ``optimizer``, ``lr``, ``steps``, ``warmup_steps`` and ``schedule`` are used.
     """
 
     def __init__(self, network: nn.Module, config: Config) -> None:
@@ -73,7 +78,8 @@ class Optimizers:
             optimizer.step()
 
     def _factor(self, step: int) -> float:
-        return learning_rate_factor(step, self.config.steps, self.config.warmup_steps)
+        config = self.config
+        return learning_rate_factor(step, config.steps, config.warmup_steps, config.schedule)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -1,6 +1,6 @@
 """Training in many processes: which one this is, what all agree on, and how a network is spread over them.
 
-Processes are started by ``torchrun``, or by anything that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+``torchrun`` starts them, or anything that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 Networks and processes (in the sense of diffusion) know nothing of it.
 """
 
@@ -19,7 +19,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,7 +49,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    store: dist.Store | None = None
+    store: Store | None = None
 
     @property
     def first(self) -> bool:
@@ -86,17 +89,16 @@ class Ranks:
         """What comes of an action that each process takes; what one of them raised is raised by all."""
         if self.world == 1:
             return action()
-        value, error = None, None
+        value: Any = None
+        error: Exception | None = None
         try:
             value = action()
         except Exception as raised:
             error = raised
-        errors: list[Exception | None] = [None] * self.world
-        dist.all_gather_object(errors, error)
-        for raised in (error, *errors):
-            if raised is not None:
-                raise raised
-        return value  # type: ignore[return-value]
+        first = next((one for one in self.all(error) if one is not None), None)
+        if first is not None:
+            raise first if error is None else error
+        return value
 
     def all(self, value: T) -> list[T]:
         """The values of all processes, in order of rank: plain things, not tensors."""
@@ -104,6 +106,11 @@ class Ranks:
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def share(self, count: int) -> range:
+        """The numbers, of so many, that are this process's to do; all have as many, so some may go beyond the count."""
+        each = math.ceil(count / self.world)
+        return range(self.rank * each, (self.rank + 1) * each)
 
     def wait(self) -> None:
         """Wait until all are here."""
@@ -149,14 +156,14 @@ def joined(device: str = "auto", patience: float = 1800.0) -> Iterator[Ranks]:
         torch.cuda.set_device(local)
     limit = timedelta(seconds=min(2 * patience + MARGIN, LONGEST))
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+        store, rank, world = next(rendezvous("env://", timeout=limit))
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-        shared = dist.PrefixStore("ditlab", store)
+        shared = PrefixStore("ditlab", store)
         dist.init_process_group(backend, store=shared, rank=rank, world_size=world, timeout=limit)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"the {world} processes of this job cannot be joined: {str(error).splitlines()[0]}") from None
     try:
-        yield Ranks(rank, world, dist.PrefixStore("notes", shared))
+        yield Ranks(rank, world, PrefixStore("notes", shared))
     except (InputError, Interrupted):
         dist.destroy_process_group()
         raise
@@ -187,7 +194,7 @@ def is_lost(error: RuntimeError) -> bool:
 
 
 class Replicated(DistributedDataParallel):
-    """A network of which every process has all weights, and whose gradients are averaged; else as the network itself."""
+    """A network whose weights all processes have, and whose gradients are averaged; else as the network itself."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -207,7 +214,7 @@ def shard(network: nn.Module) -> None:
     Its blocks are sharded one by one, and so are its other parts, the input and output layers.
     """
     device = next(network.parameters()).device
-    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     blocks = blocks_of(network)
     parts = [module for name, module in network.named_children() if name != "blocks"] if blocks else []
     for module in [*blocks, *(part for part in parts if any(True for _ in part.parameters()))]:
@@ -227,7 +234,12 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_like(tensor: Tensor, like: Tensor) -> Tensor:
+def own(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor, or all of one that is not shared."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """This process's share of a tensor that all processes have, if ``like`` is shared."""
     if not isinstance(like, DTensor):
         return tensor
@@ -267,7 +279,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile each block by itself, which takes a fraction of the time and loses little; networks without them whole."""
+    """Compile each block by itself, of which one compilation serves all; networks without blocks as a whole."""
     for module in blocks_of(network) or [network]:
         module.compile()
 
@@ -283,12 +295,3 @@ def uncompiled(network: nn.Module) -> Iterator[None]:
     finally:
         for module, code in compiled.items():
             module._compiled_call_impl = code
-
-
-# ---- how work is split
-
-
-def share_of(ranks: Ranks, count: int) -> range:
-    """The numbers, of so many, that are this process's to do; all have as many, so that some go beyond the count."""
-    each = math.ceil(count / ranks.world)
-    return range(ranks.rank * each, (ranks.rank + 1) * each)

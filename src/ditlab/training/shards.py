@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
 
@@ -29,7 +31,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     if tensors:
         with _plain_errors(folder):
-            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+            save_distributed(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def described(folder: Path) -> dict[str, Tensor]:
@@ -39,7 +41,7 @@ def described(folder: Path) -> dict[str, Tensor]:
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
         for name, entry in found.items()
-        if isinstance(entry, dcp.metadata.TensorStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata)
     }
 
 
@@ -48,14 +50,14 @@ def load(folder: Path, targets: Mapping[str, Tensor]) -> None:
     if targets:
         with _plain_errors(folder):
             alone = not dist.is_initialized()
-            dcp.load(dict(targets), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+            load_distributed(dict(targets), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
 
 
 def read(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, whole."""
     tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in described(folder).items()}
     with _plain_errors(folder):
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        load_distributed(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return tensors
 
 

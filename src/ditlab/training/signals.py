@@ -13,8 +13,10 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 
 
 @contextmanager
-def collected() -> Iterator[list[int]]:
+def collected(*, patient: bool = False) -> Iterator[list[int]]:
     """Collect them instead of dying; the second one acts at once. A hang-up that nohup has put off is let pass.
+
+    If ``patient``, later ones are collected too: whoever started many processes may send them one signal twice.
 
     Shells that start a job in the background have it ignore SIGINT: here it is heard all the same.
     """
@@ -34,7 +36,8 @@ def collected() -> Iterator[list[int]]:
 
     def collect(number: int, _: FrameType | None) -> None:
         received.append(number)
-        restore()
+        if not patient:
+            restore()
 
     for number in before:
         signal.signal(number, collect)

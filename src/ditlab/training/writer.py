@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ditlab.errors import CheckpointWarning, TrainingError
-from ditlab.training.checkpoint import network_facts, thin_out, write_checkpoint
+from ditlab.training.checkpoint import thin_out, write_checkpoint, write_sharded
+from ditlab.training.loading import network_facts
 from ditlab.training.loop import TrainState, advice
+from ditlab.training.parallel import own
 
 
 class CheckpointWriter:
@@ -38,6 +40,11 @@ class CheckpointWriter:
         """Copy the state, and begin to write it once the save before is done."""
         self.wait()
         state = self.state
+        if state.sharded:
+            self._save_shares()
+            return
+        if not state.ranks.first:
+            return
         for part, tensors in state.tensors().items():
             self._copy(part, tensors)
         if state.device.type == "cuda":
@@ -46,6 +53,15 @@ class CheckpointWriter:
         # A daemon: a second signal ends the process at once, and a checkpoint half written is none.
         self._thread = threading.Thread(target=self._write, args=(facts,), name="checkpoint", daemon=True)
         self._thread.start()
+
+    def _save_shares(self) -> None:
+        """Write the shares of all processes while they wait."""
+        state = self.state
+        parts = state.tensors()
+        state.ranks.together(lambda: self._must_be_finite(state.step, parts))
+        facts = network_facts(state.config) | state.facts()
+        write_sharded(self.folder, state.step, parts, facts, self.beat, state.ranks)
+        state.ranks.decided(self._thin_out)
 
     def check(self) -> None:
         """Raise what went wrong in a save that is over.
@@ -83,21 +99,23 @@ class CheckpointWriter:
             kept[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
 
     def _write(self, facts: dict[str, Any]) -> None:
-        config = self.state.config
         try:
-            self._must_be_finite(facts["step"])
+            self._must_be_finite(facts["step"], self._copies)
             write_checkpoint(self.folder, facts["step"], self._copies, facts, self.beat)
-            try:
-                thin_out(self.folder, config.keep_last, config.keep_every)
-            except OSError as error:  # the next save tries again
-                warnings.warn(f"an old checkpoint cannot be deleted yet: {error}", CheckpointWarning, 1)
+            self._thin_out()
         except BaseException as error:
             self._error = error
 
-    def _must_be_finite(self, step: int) -> None:
-        for part, tensors in self._copies.items():
+    def _thin_out(self) -> None:
+        try:
+            thin_out(self.folder, self.state.config.keep_last, self.state.config.keep_every)
+        except OSError as error:  # the next save tries again
+            warnings.warn(f"an old checkpoint cannot be deleted yet: {error}", CheckpointWarning, 1)
+
+    def _must_be_finite(self, step: int, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for part, tensors in parts.items():
             for name, tensor in tensors.items():
-                if not tensor.isfinite().all():
+                if not own(tensor).isfinite().all():
                     raise TrainingError(
                         f"{name} ({part}) stopped being finite by step {step}, which was not saved: "
                         f"{advice(self.state.config)}; {self.folder} keeps what was saved before"

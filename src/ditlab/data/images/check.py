@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ditlab.data.images.folder import readable
-from ditlab.data.images.reading import Progress, decode_all
-from ditlab.data.images.source import Rejected, Source
+from ditlab.data.images.reading import decode_all
+from ditlab.data.images.source import Progress, Rejected, Source
 
 SIDE = 64  # pixels of a picture on the sheet
 SHOWN = 10  # pictures of a class

@@ -11,15 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ditlab.chance import seed_from
 from ditlab.data.datasets import Batch
 from ditlab.data.images.decode import decode
 from ditlab.data.images.folder import readable
 from ditlab.data.images.locate import open_source
-from ditlab.data.images.reading import Progress
-from ditlab.data.images.source import Rejected, Source, Unusable
+from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.store import Cache, Store, prepare, whole, write_rejected
-from ditlab.data.order import sample_order
+from ditlab.data.order import coins, sample_order
 from ditlab.errors import InputError
 
 NAMED = 3  # bad files in a message
@@ -58,8 +56,8 @@ class Images:
         self._folder: Path | None = None  # of the store, in another process
         self._source: Source | None = None
 
-    def prepare(self, quarantine: Path | None = None, progress: Progress | None = None) -> None:
-        """Decode every image once, or find them decoded.
+    def prepare(self, quarantine: Path | None = None, progress: Progress | None = None) -> str:
+        """Decode every image once, or find them decoded; return their fingerprint.
 
         Args:
             quarantine: file to list in what cannot be used, one ``{"path": ..., "reason": ...}`` a line.
@@ -78,6 +76,7 @@ class Images:
             write_rejected(quarantine, store.rejected)
         self._check(store, quarantine)
         self._store = store
+        return self.fingerprint
 
     @property
     def store(self) -> Store:
@@ -113,7 +112,7 @@ class Images:
     def batch(self, seed: int, position: int, size: int) -> Batch:
         chosen = self.indices(seed, position, size).numpy()
         epoch = (position + np.arange(size)) // len(self)
-        mirrored = _coins(seed, epoch, chosen) if self.flip else None
+        mirrored = coins(seed, epoch, chosen) if self.flip else None
         labels = self.store.labels
         cond = {} if labels is None or self.classes is None else {"label": torch.from_numpy(labels[chosen])}
         return Batch(self.images(chosen, mirrored), cond)
@@ -180,13 +179,3 @@ def _difference(source: Source, classes: tuple[str, ...]) -> str:
 
 def _rounded_up(share: float) -> float:
     return (int(share * 100) + 1) / 100
-
-
-def _coins(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """A fair coin for each (seed, epoch, image): the finaliser of SplitMix64 (Steele, Lea & Flood 2014)."""
-    keys = {int(epoch): seed_from(seed, "flip", int(epoch)) for epoch in np.unique(epochs)}
-    x = np.array([keys[int(epoch)] for epoch in epochs], dtype=np.uint64)
-    x += indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(63)).astype(bool)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from ditlab.data.images.decode import Picture, decode
-from ditlab.data.images.source import Rejected, Source, Unusable
-
-Progress = Callable[[int, int], None]
+from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 
 CHUNK = 2**22  # bytes of pixels that a thread decodes before it hands them on
 MOST = 64  # images
 
 
 def decode_all(
-    source: Source, size: tuple[int, int], channels: int, progress: Progress | None = None
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    progress: Progress | None = None,
+    numbers: range | None = None,
 ) -> Iterator[Picture | Rejected]:
     """Every image of a source in order, or why it cannot be used.
 
@@ -29,6 +31,7 @@ def decode_all(
         size: height and width to bring them to.
         channels: 1 or 3.
         progress: told how many of how many are done.
+        numbers: which images; None is all.
     """
 
     def one(i: int) -> Picture | Rejected:
@@ -37,9 +40,9 @@ def decode_all(
         except Unusable as error:
             return Rejected(source.names[i], str(error))
 
-    count = len(source.names)
+    wanted = range(len(source.names)) if numbers is None else numbers
     chunk = max(1, min(MOST, CHUNK // (channels * size[0] * size[1])))
-    chunks = (range(first, min(first + chunk, count)) for first in range(0, count, chunk))
+    chunks = (wanted[first : first + chunk] for first in range(0, len(wanted), chunk))
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     ahead: deque[tuple[int, Future[list[Picture | Rejected]]]] = deque()
@@ -52,6 +55,6 @@ def decode_all(
             done, future = ahead.popleft()
             yield from future.result()
             if progress is not None:
-                progress(done, count)
+                progress(done - wanted.start, len(wanted))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -6,10 +6,13 @@ import errno
 import os
 import stat
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 MAX_BYTES = 2**28  # of one file
+
+Progress = Callable[[int, int], None]  # told how many of how many are done
 
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this process or machine: no fault of the file
 

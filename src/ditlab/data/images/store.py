@@ -19,8 +19,8 @@ import numpy as np
 from filelock import FileLock
 
 from ditlab import disk
-from ditlab.data.images.reading import Progress, decode_all
-from ditlab.data.images.source import Rejected, Source
+from ditlab.data.images.reading import decode_all
+from ditlab.data.images.source import Progress, Rejected, Source
 from ditlab.errors import InputError
 
 VERSION = 1  # of the layout and of how files are decoded

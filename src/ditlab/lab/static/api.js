@@ -8,7 +8,7 @@
  * @typedef {{layer: number, heads: number, grid: [number, number], tokens: number}} AttentionLayer
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
  *   step: number}} RunSummary
- * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "external", has_examples: boolean,
+ * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "latents" | "external", has_examples: boolean,
  *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow",
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
  *   shape: number[], checkpoints: number[], step: number, num_classes: number | null,

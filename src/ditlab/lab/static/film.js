@@ -166,7 +166,7 @@ export function imagesView(run) {
     intro: "Both sides start from the same noise and walk to t = 0. At every step the network says what it sees; the solver turns that into the next image. A cheaper solver asks less often, and ends somewhere else."
       + (run.process === "meanflow" ? " The solver “average” jumps by the mean velocity over each of its steps; the pictures show what the network says of the moment itself, a span of 0." : ""),
     n: 1,
-    unit: run.data === "external" ? "is the mean |A − B| over all values at t = 0" : "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
+    unit: run.data === "external" || run.data === "latents" ? "is the mean |A − B| over all values at t = 0" : "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
     extra,
     side: (onPick) => {
       const made = side(run, chosen, onPick);

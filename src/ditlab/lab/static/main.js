@@ -44,7 +44,7 @@ function place(id) {
 
 /** The network in one sentence. @param {Run} run */
 function describe(run) {
-  const what = run.data === "external" ? `data of ${run.shape.join(" × ")} values that are not here` : run.data === "points" ? "points in the plane" : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
+  const what = run.data === "external" ? `data of ${run.shape.join(" × ")} values that are not here` : run.data === "points" ? "points in the plane" : run.data === "latents" ? `latents of ${run.shape.join(" × ")} values` : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
   const cut = run.patches
     ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
     : "";

@@ -1,0 +1,88 @@
+"""How well averages made from snapshots agree with those tracked directly, and what tracking costs.
+
+    ditlab train circles --name widths --averages 0.05 0.1 0.02 0.03 0.04 0.08 0.15 0.2 0.25 0.28 --average-every 63
+    python benchmarks/averages.py runs/widths          about a minute on one CPU core
+
+The last checkpoint of that run has every width as it was tracked. The first two alone are made into the others, from
+some of the snapshots; the error is over the size of the tracked weights, and the largest one over the largest weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from ditlab.build import build_dataset
+from ditlab.recipes import RECIPES
+from ditlab.run import RunFolder
+from ditlab.training.averages import tensor_name
+from ditlab.training.checkpoint import read_part, verified
+from ditlab.training.loop import TrainState, train
+from ditlab.training.posthoc import combine, combined
+
+ROUNDS, STEPS = 60, 4
+
+
+def agreement(run: str) -> None:
+    """Print a table: one row for each width, one column for each number of snapshots."""
+    folder = RunFolder.find(run)
+    tracked, wanted = folder.read_config().averages[:2], sorted(folder.read_config().averages)
+    steps = folder.snapshot_steps
+    last = steps[-1]
+    direct = read_part(verified(folder.checkpoints, last), "averages")
+    columns: dict[int, list[str]] = {}
+    for every in (8, 4, 2, 1):
+        chosen = sorted({*steps[every - 1 :: every], last})
+        made_of = [combine(width, last, chosen, tracked) for width in wanted]
+        averages = combined([folder.snapshot_file(step) for step in chosen], made_of, tracked)
+        column = []
+        for width, combination, average in zip(wanted, made_of, averages, strict=True):
+            own = flat(average)
+            exact = flat({name: direct[tensor_name(width, name)] for name in average})
+            error = float((own - exact).norm() / exact.norm())
+            largest = float((own - exact).abs().max() / exact.abs().max())
+            column.append(f"{error:.1e} {largest:.1e} ({combination.expected_error:.1e})")
+        columns[len(chosen)] = column
+    print(f"made from {tracked}: error, largest (expected)")
+    print("| sigma_rel | " + " | ".join(f"{count} snapshots" for count in columns) + " |")
+    for i, width in enumerate(wanted):
+        print(f"| {width} | " + " | ".join(column[i] for column in columns.values()) + " |")
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    """All numbers, in the order of the names."""
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def cost() -> None:
+    """Print how long steps of circles take with two averages, over the same without, interleaved."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    config = RECIPES["circles"]().model_copy(update={"precision": "fp32"})
+    data = build_dataset(config)
+    loops = {}
+    for tracking in seconds:
+        own = config if tracking else config.model_copy(update={"averages": ()})
+        loops[tracking] = train(TrainState(own, data), data)
+        for _ in range(10):
+            next(loops[tracking])
+    for turn in range(ROUNDS):
+        for tracking in (True, False) if turn % 2 else (False, True):
+            begun = time.perf_counter()
+            for _ in range(STEPS):
+                next(loops[tracking])
+            seconds[tracking].append(time.perf_counter() - begun)
+    ratios = [a / b for a, b in zip(seconds[True], seconds[False], strict=True)]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    print(f"a step with two averages takes {statistics.median(ratios):.3f} × one without (standard error {error:.3f})")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of that run, or its name in runs/")
+    torch.set_num_threads(1)
+    agreement(parser.parse_args().run)
+    cost()

@@ -1,0 +1,297 @@
+"""Images into a store of latents: any number of processes share the work, and any of them may be killed.
+
+A shard is a fixed range of the source's images. Whoever holds the lock of a shard encodes it, in batches whose
+composition is fixed, and writes it whole or not at all, and then its entry beside the lock: a shard with an entry is
+done. The system lets go of a lock when its process ends, however it does. Whoever finds all shards done writes the
+index. So the bytes depend neither on the number of processes nor on what happened to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from ditlab import disk
+from ditlab.data.images.decode import Picture
+from ditlab.data.images.folder import readable
+from ditlab.data.images.reading import decode_all
+from ditlab.data.images.source import Progress, Rejected, Source
+from ditlab.data.images.store import write_rejected
+from ditlab.data.latents.index import (
+    INDEX,
+    Index,
+    Plan,
+    Shard,
+    has_index,
+    read_index,
+    shard_file,
+)
+from ditlab.data.latents.plan import compare
+from ditlab.data.latents.shards import columns_of, write_shard
+from ditlab.data.latents.vae import Autoencoder
+from ditlab.errors import InputError
+
+WORK = ".encoding"  # in the store, until it is finished
+PLAN = "plan.json"  # in that
+PAUSE = 0.2  # seconds between looks at what other processes are at
+NAMED = 3  # bad files in a message
+
+
+class Encoding:
+    """A store that is being made by this process and perhaps by others.
+
+    Args:
+        folder: of the store.
+        source: the images.
+        autoencoder: encodes them, where it is.
+        plan: what both make of one another; what was begun must have been begun with it.
+        progress: told how many of how many images are done, by all processes.
+        notice: told in a line what a person may want to know.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        autoencoder: Autoencoder,
+        plan: Plan,
+        progress: Progress | None = None,
+        notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.work = folder, folder / WORK
+        self.source, self.autoencoder, self.plan = source, autoencoder, plan
+        self.progress, self.notice = progress, notice
+        self.index: Index | None = None  # of a store that was finished before
+
+    def run(self, bad_share: float = 0.01) -> Index:
+        """Encode what is not encoded yet, wait for what others encode, and see that there is an index.
+
+        Raises:
+            InputError: the store was begun with another plan, or too many images cannot be used.
+        """
+        self._agree()
+        with _reproducible():
+            left = [shard for shard in range(self.plan.shard_count) if not self._claim(shard)]
+            left = [shard for shard in left if not self._done(shard)]
+            if left and self.notice is not None:
+                noun = "shard" if len(left) == 1 else "shards"
+                self.notice(f"waiting for {len(left):,} {noun} that other processes encode")
+            while left := [shard for shard in left if not self._claim(shard)]:
+                time.sleep(PAUSE)
+        return self._finish(bad_share)
+
+    def _agree(self) -> None:
+        """Write the plan, or see that what is there was begun with the same one."""
+        if self.folder.is_dir() and not (self.folder / WORK).exists() and not has_index(self.folder):
+            if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+                raise InputError(f"{self.folder} is there already and is no store of latents: choose another --out")
+        elif self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is there already and is no folder: choose another --out")
+        begun = self._begun()
+        if begun is None:
+            with self._alone("plan.lock"):
+                begun = self._begun() or self._begin()
+        compare(begun, self.plan, self.folder)
+        self.plan = self.plan.model_copy(update={"vae": begun.vae})  # which may lie elsewhere now
+
+    def _begun(self) -> Plan | None:
+        """The plan that is there; it goes when there is an index, which is therefore looked for afterwards."""
+        file = self.work / PLAN
+        if file.exists() and not has_index(self.folder):
+            return _read(file)
+        if not has_index(self.folder):
+            return None
+        self.index = read_index(self.folder)
+        return Plan(**self.index.model_dump(include=set(Plan.model_fields)))
+
+    def _begin(self) -> Plan:
+        for left in self.work.glob(f".{PLAN}.*"):
+            disk.discard(left)
+        text = self.plan.model_dump_json()
+        disk.write_atomically(self.work / PLAN, lambda path: path.write_text(text))
+        return self.plan
+
+    @contextmanager
+    def _alone(self, name: str, patience: float = -1) -> Iterator[None]:
+        """Hold a lock, for which ``patience`` seconds are waited; -1 is for ever."""
+        lock = FileLock(self.work / name, timeout=patience)
+        while not lock.is_locked:
+            disk.make_folder(self.work)
+            with suppress(FileNotFoundError):  # whoever has finished the store clears the folder away
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _claim(self, shard: int) -> bool:
+        """Encode a shard unless it is done; False if another process is at it."""
+        if self._done(shard):
+            return True
+        try:
+            with self._alone(f"{shard:05d}.lock", patience=0):
+                if not self._done(shard):
+                    self._encode(shard)
+        except Timeout:
+            return False
+        return True
+
+    def _entry(self, shard: int) -> Path:
+        return self.work / f"{shard:05d}.json"
+
+    def _done(self, shard: int) -> bool:
+        """Whether a shard has its entry; entries go when there is an index, so that is looked for afterwards.
+
+        A shard that a finished store has lost is not done.
+        """
+        if self._entry(shard).exists():
+            return True
+        if self.index is None:
+            return has_index(self.folder)
+        file, known = self.folder / shard_file(shard), self.index.shards[shard]
+        return file.is_file() and file.stat().st_size == known.bytes
+
+    def _encode(self, shard: int) -> None:
+        """Write a shard and its entry."""
+        file, entry = self.folder / shard_file(shard), self._entry(shard)
+        for left in (*file.parent.glob(f".{file.name}.*"), *self.work.glob(f".{entry.name}.*")):
+            disk.discard(left)
+        kept: list[int] = []
+        rejected: list[Rejected] = []
+        pieces: dict[str, list[np.ndarray]] = {name: [] for name in columns_of(self.plan)}
+        done = self._images_done()
+        numbers = self.plan.numbers(shard)
+        for first, group in _groups(self.source, self.plan, self.autoencoder.model.config.in_channels, numbers):
+            good = [(i, picture) for i, picture in enumerate(group, first) if isinstance(picture, Picture)]
+            rejected += [picture for picture in group if isinstance(picture, Rejected)]
+            kept += [i for i, _ in good]
+            if good:
+                pixels = np.stack([picture.pixels for _, picture in good])
+                for name, values in self._latents(pixels, [i for i, _ in good]).items():
+                    pieces[name].append(values)
+            if self.progress is not None:
+                self.progress(done + first - numbers.start + len(group), self.plan.files)
+        empty = np.empty((0, math.prod(self.plan.shape)), self.plan.dtype)
+        latents = {name: np.concatenate([empty, *parts]) for name, parts in pieces.items()}
+        names = [readable(self.source.names[i]) for i in kept]
+        labels = None if self.source.labels is None else [self.source.labels[i] for i in kept]
+        disk.write_atomically(file, lambda path: write_shard(path, self.plan, kept, names, labels, latents))
+        made = Shard(file=shard_file(shard), rows=len(kept), bytes=file.stat().st_size, sha256=sha256_of(file))
+        if self.index is not None and made != self.index.shards[shard]:
+            raise InputError(
+                f"{file} was missing, and does not come out as it was, on another machine perhaps: choose another --out"
+            )
+        content = json.dumps({"shard": made.model_dump(), "rejected": rejected})
+        disk.write_atomically(entry, lambda path: path.write_text(content))
+
+    def _images_done(self) -> int:
+        """Images, usable or not, of all shards that have an entry."""
+        there = (int(entry.stem) for entry in self.work.glob("[0-9]*.json"))
+        return sum(len(self.plan.numbers(shard)) for shard in there)
+
+    @torch.no_grad()
+    def _latents(self, pixels: np.ndarray, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Mean and standard deviation of each image's posterior, and of its mirror image's."""
+        model, plan = self.autoencoder.model, self.plan
+        x = torch.from_numpy(pixels).to(model.device).float().div_(127.5).sub_(1)  # as Images gives them
+        found: list[torch.Tensor] = []
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            for images in (x, x.flip(-1)) if plan.mirrored else (x,):
+                posterior = model.encode(images).latent_dist
+                found += [posterior.mean.float(), posterior.std.float()]
+        if found[0].shape[1:] != plan.shape:
+            raise InputError(f"the VAE {plan.vae} gives latents {tuple(found[0].shape[1:])}, not {plan.shape}")
+        kept = [values.flatten(1).to(getattr(torch, plan.dtype)) for values in found]
+        for i, number in enumerate(numbers):
+            if not all(bool(values[i].isfinite().all()) for values in kept):
+                finite = all(bool(values[i].isfinite().all()) for values in found)
+                mend = "add --dtype float32" if finite else "remove that image, or use --precision fp32"
+                raise InputError(
+                    f"the latents of {readable(self.source.names[number])} are not finite in {plan.dtype}: {mend}"
+                )
+        return dict(zip(columns_of(plan), (values.cpu().numpy() for values in kept), strict=True))
+
+    def _finish(self, bad_share: float) -> Index:
+        """The index, written by whoever comes first."""
+        with self._alone("finish.lock"):
+            if not has_index(self.folder):
+                self._write_index(bad_share)
+        disk.discard(self.work)
+        return read_index(self.folder)
+
+    def _write_index(self, bad_share: float) -> None:
+        for left in (*self.folder.glob(f".{INDEX}.*"), *self.folder.glob(".quarantine.jsonl.*")):
+            disk.discard(left)
+        entries = [json.loads(self._entry(shard).read_text()) for shard in range(self.plan.shard_count)]
+        rejected = list(self.source.rejected) + [Rejected(*bad) for entry in entries for bad in entry["rejected"]]
+        rejected.sort(key=lambda bad: os.fsencode(bad.path))
+        write_rejected(self.folder / "quarantine.jsonl", rejected)
+        shards = tuple(Shard(**entry["shard"]) for entry in entries)
+        count = sum(shard.rows for shard in shards)
+        _bear(rejected, count, bad_share, self.folder)
+        index = Index(**self.plan.model_dump(), count=count, shards=shards)
+        text = index.model_dump_json(indent=1) + "\n"
+        disk.write_atomically(self.folder / INDEX, lambda path: path.write_text(text))
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _groups(
+    source: Source, plan: Plan, channels: int, numbers: range
+) -> Iterator[tuple[int, list[Picture | Rejected]]]:
+    """The images of a shard in groups that are encoded together, each with the number of its first one.
+
+    A group is a fixed range of numbers: which of them can be used changes no other group.
+    """
+    pictures = decode_all(source, plan.image_size, channels, numbers=numbers)
+    for first in numbers[:: plan.batch_size]:
+        yield first, list(islice(pictures, plan.batch_size))
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """One thread on a CPU and fixed algorithms on CUDA: sums that do not depend on how many processes there are."""
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = deterministic
+
+
+def _read(file: Path) -> Plan:
+    try:
+        return Plan.model_validate(disk.read_json(file))
+    except ValidationError:
+        raise InputError(f"{file} is damaged: remove {file.parent.parent} to encode anew") from None
+
+
+def _bear(rejected: Sequence[Rejected], count: int, bad_share: float, folder: Path) -> None:
+    """Refuse images of which too many cannot be used."""
+    bad = len(rejected)
+    if count and bad <= bad_share * (bad + count):
+        return
+    first = "; ".join(f"{readable(path)}: {reason}" for path, reason in rejected[:NAMED])
+    raise InputError(
+        f"{bad:,} of {bad + count:,} files cannot be used, above the share of {bad_share:g} that is borne ({first}"
+        f"{' …' if bad > NAMED else ''}); all are listed in {folder / 'quarantine.jsonl'}"
+        + (f"; bear them with --bad-share {min(1.0, int(100 * bad / (bad + count) + 1) / 100)}" if count else "")
+    )

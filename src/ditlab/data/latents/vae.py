@@ -1,0 +1,98 @@
+"""The autoencoder whose latents are trained on: diffusers' ``AutoencoderKL`` (extra ``latents``), safetensors alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ditlab.data.images.locate import HUB_NAME
+from ditlab.data.latents.index import full_path
+from ditlab.disk import read_json
+from ditlab.errors import InputError
+
+PATIENCE = 10.0  # seconds for the Hub to answer
+WANTED = ("config.json", "diffusion_pytorch_model*.safetensors*")  # of a repository or of its folder vae
+
+
+class Autoencoder(NamedTuple):
+    """An autoencoder, ready to encode and decode in fp32, and where it came from: a folder in full or a Hub name."""
+
+    model: Any
+    name: str
+    folder: Path
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its configuration (what diffusers adds about itself excepted) and of its weights."""
+        config = read_json(self.folder / "config.json")
+        kept = {name: value for name, value in sorted(config.items()) if not name.startswith("_")}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+
+def vae_folder(path: str | Path) -> Path:
+    """The folder of the autoencoder itself; a name on the Hub, where there is no such folder, is fetched.
+
+    Raises:
+        InputError: there is none, or it cannot be fetched.
+    """
+    given = Path(path)
+    if not given.exists() and HUB_NAME.fullmatch(str(path)):
+        given = _fetched(str(path))
+    folder = given / "vae" if (given / "vae" / "config.json").is_file() else given
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{path} is no folder of an autoencoder: there is no config.json in it; give --vae FOLDER")
+    file = folder / "config.json"
+    config = read_json(file)
+    if "_class_name" not in config:
+        raise InputError(f"{file} has no _class_name, which says what it describes")
+    if config["_class_name"] != "AutoencoderKL":
+        raise InputError(f"{file} describes a {str(config['_class_name'])[:60]}, not an AutoencoderKL")
+    return folder
+
+
+def _fetched(name: str) -> Path:
+    """Where a repository of the Hub lies here, fetched if it has to be."""
+    if find_spec("huggingface_hub") is None:
+        raise InputError(f"there is no folder {name}, and the Hub needs diffusers: pip install 'ditlab[latents]'")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    patterns = [f"{folder}{pattern}" for folder in ("", "vae/") for pattern in WANTED]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=PATIENCE))
+    except Exception as error:  # of the network, the Hub, and of what else they are made
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"there is no folder {name}, and it cannot be fetched from the Hub: {reason}") from None
+
+
+def load_vae(path: str | Path) -> Autoencoder:
+    """An autoencoder from a folder that ``AutoencoderKL.save_pretrained`` wrote, a pipeline's, or the Hub.
+
+    Raises:
+        InputError: there is none, it is damaged or holds no safetensors, or diffusers is missing.
+    """
+    if find_spec("diffusers") is None:
+        raise InputError("autoencoders need diffusers: pip install 'ditlab[latents]'")
+    folder = vae_folder(path)
+    name = full_path(str(path)) if Path(path).exists() else str(path)
+    from diffusers import AutoencoderKL
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        load: Any = AutoencoderKL.from_pretrained
+        model = load(folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
+    except Exception as error:  # whatever diffusers, safetensors or torch says of a damaged folder
+        raise InputError(f"the autoencoder in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from None
+    return Autoencoder(model.eval().requires_grad_(False), name, folder)

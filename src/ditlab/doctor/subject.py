@@ -1,0 +1,127 @@
+"""What is examined: a run as it lies on the disk, read and never written to, nor locked: it may be training."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ditlab.build import build_dataset, build_process, initial_network, resolve_device
+from ditlab.config import Config, ExternalData
+from ditlab.data.datasets import Dataset
+from ditlab.data.images.dataset import Images
+from ditlab.diffusion.process import Process
+from ditlab.errors import CheckpointWarning, InputError
+from ditlab.run import RunFolder
+from ditlab.training.checkpoint import newest_whole, read_part, saved_steps, verified
+from ditlab.training.loading import load_weights
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The networks of a checkpoint, in evaluation mode, without gradients, on the device.
+
+    ``earlier`` are the averaged weights of the checkpoint before it, with its step, where there is one.
+    """
+
+    step: int
+    averaged: Process
+    raw: Process
+    initial: nn.Module  # as training began
+    earlier: tuple[int, dict[str, Tensor], dict[str, Tensor]] | None  # step, averaged, raw
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run; ``weights`` and ``dataset`` are None where they cannot be had, and ``problems`` says why."""
+
+    folder: RunFolder
+    config: Config
+    metrics: list[dict[str, Any]]
+    dataset: Dataset | None
+    weights: Weights | None
+    problems: dict[str, str]  # of "metrics", "data", "checkpoint"
+    passed_over: list[str]  # damaged checkpoints
+
+    @property
+    def step(self) -> int:
+        """How far training has come, as far as is known."""
+        last = int(self.metrics[-1]["step"]) if self.metrics else 0
+        return max(last, self.weights.step if self.weights else 0)
+
+
+def read_subject(name: str | Path, device: str) -> Subject:
+    """Read a run.
+
+    Raises:
+        InputError: there is none, or its configuration is damaged; the device is not there.
+    """
+    folder = RunFolder.find(name)
+    config, problems, metrics = folder.read_config(), dict[str, str](), list[dict[str, Any]]()
+    resolve_device(device)
+    try:
+        metrics = folder.read_metrics()
+    except InputError as error:
+        problems["metrics"] = str(error)
+    dataset = _prepared(config, problems)
+    weights, passed_over = None, list[str]()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", CheckpointWarning)
+        try:
+            weights = _read_weights(folder, config, device)
+        except InputError as error:
+            problems["checkpoint"] = str(error)
+    passed_over += [str(warning.message) for warning in said if issubclass(warning.category, CheckpointWarning)]
+    if weights is None:
+        problems.setdefault("checkpoint", "no checkpoint yet")
+    return Subject(folder, config, metrics, dataset, weights, problems, passed_over)
+
+
+def _prepared(config: Config, problems: dict[str, str]) -> Dataset | None:
+    """The data that the run is trained on."""
+    if isinstance(config.data, ExternalData):
+        problems["data"] = "it was trained elsewhere: its data are not here"
+        return None
+    dataset = build_dataset(config)
+    try:
+        if isinstance(dataset, Images):
+            dataset.prepare()
+    except (InputError, OSError) as error:
+        problems["data"] = str(error)
+        return None
+    return dataset
+
+
+def _read_weights(folder: RunFolder, config: Config, device: str) -> Weights | None:
+    """The newest whole checkpoint's networks, or None without any."""
+    blank = build_dataset(config)
+    initial = initial_network(config, blank).eval().requires_grad_(False)
+    averaged, raw = copy.deepcopy(initial), copy.deepcopy(initial)
+
+    def take(step: int) -> int:
+        checkpoint = verified(folder.checkpoints, step)
+        load_weights(averaged, checkpoint, "ema", config)
+        load_weights(raw, checkpoint, "model", config)
+        return step
+
+    step = newest_whole(folder.checkpoints, take)
+    if step is None:
+        return None
+    where = resolve_device(device)
+    processes = [build_process(config, network.to(where)).eval().requires_grad_(False) for network in (averaged, raw)]
+    return Weights(step, processes[0], processes[1], initial.to(where), _earlier(folder, step))
+
+
+def _earlier(folder: RunFolder, step: int) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
+    """The checkpoint before that step's, if it is whole, and still there: who trains may delete it meanwhile."""
+    for before in reversed([s for s in saved_steps(folder.checkpoints) if s < step]):
+        with contextlib.suppress(InputError):
+            checkpoint = verified(folder.checkpoints, before)
+            tensors = [read_part(checkpoint, name) for name in ("ema", "model")]
+            return before, tensors[0], tensors[1]
+    return None

@@ -1,0 +1,111 @@
+"""Checks of the weights: how far the averaged ones are behind, and how noisy the gradient is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ditlab.chance import generator_for
+from ditlab.config import Config
+from ditlab.data.datasets import Dataset
+from ditlab.doctor.checks import Check, unknown
+from ditlab.doctor.subject import Weights
+from ditlab.training.optim import learning_rate_factor
+
+BEHIND, FAR_BEHIND = 1.5, 2.0  # lag over what is expected of it; at most 0.8 in healthy runs
+LITTLE = 0.05  # lag that is always borne
+PIECES = 1000  # of an integral over the learning rate
+PARTS, LARGEST_PART = 16, 32  # batches of which the gradient noise is measured, and samples in each at most
+
+
+def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Root of the sum of squared differences of all floating-point tensors."""
+    pairs = [(value, other[name]) for name, value in one.items() if value.is_floating_point()]
+    return float(sum(((a.cpu().double() - b.cpu().double()).square().sum() for a, b in pairs), torch.zeros(()))) ** 0.5
+
+
+def expected_lag(config: Config, step: int) -> float:
+    """How far an average of the last W steps is behind at most, as a share of the way.
+
+    W is 1/(1 − decay), with the decay (1 + n)/(10 + n) of early steps. Weights that went straight on would have gone
+    the share of the learning rates that these steps had; weights that wander go the square root of it, which is more.
+    """
+    decay = min(config.ema_decay, (1 + step) / (10 + step))
+    begin = max(0.0, step - 1 / (1 - decay))
+
+    def rates(first: float) -> float:
+        pieces = [first + (step - first) * (i + 0.5) / PIECES for i in range(PIECES)]
+        factors = [learning_rate_factor(int(piece), config.steps, config.warmup_steps) for piece in pieces]
+        return (step - first) * sum(factors) / PIECES
+
+    return float((rates(begin) / rates(0)) ** 0.5)
+
+
+def averaged_weights(config: Config, weights: Weights) -> Check:
+    """Do the averaged weights follow the raw ones?
+
+    The lag is ‖averaged − raw‖ / ‖raw − initial‖: 0 if they are equal, 1 if the averaged ones never moved.
+    """
+    name = "averaged weights"
+    averaged, raw = weights.averaged.network.state_dict(), weights.raw.network.state_dict()
+    initial = weights.initial.state_dict()
+    travelled = distance(raw, initial)
+    if not 0 < travelled < float("inf"):
+        return unknown(name, "the weights have not moved" if travelled == 0 else "the weights are no numbers")
+    lag, moved = distance(averaged, raw) / travelled, distance(averaged, initial) / travelled
+    value = {"lag": lag, "moved": moved}
+    borne = [factor * expected_lag(config, weights.step) + LITTLE for factor in (BEHIND, FAR_BEHIND)]
+    figure, expected = f"{lag:.3g} of the way behind the raw ones", f"at most {borne[0]:.2g} of the way"
+    advice = "the averaged weights are of no use: sample with --weights raw, and mend what updates them"
+    if moved == 0 and config.ema_decay < 1:
+        return Check(name, "bad", figure, value, expected, "they never moved from the initial ones: frozen", advice)
+    if weights.earlier is not None:
+        before, its_averaged, its_raw = weights.earlier
+        value |= {"since": before, "averaged_moved": distance(averaged, its_averaged) / travelled}
+        if value["averaged_moved"] == 0 and distance(raw, its_raw) > 0:
+            reason = f"they have not moved since step {before}, while the raw ones have: frozen"
+            return Check(name, "bad", figure, value, expected, reason, advice)
+    if lag > borne[0]:
+        reason = "they are farther behind than such an average is: they stopped moving, or the weights jump"
+        return Check(name, "bad" if lag > borne[1] else "warning", figure, value, expected, reason, advice)
+    return Check(name, "ok", figure, value, expected)
+
+
+def gradient_noise(config: Config, dataset: Dataset, weights: Weights) -> Check:
+    """The simple noise scale tr Σ / |G|² (McCandlish et al. 2018, eq. 2.9): beyond it a larger batch gains little.
+
+    From the gradients g of 16 small batches of b samples and their mean ḡ, that of one batch of B = 16·b samples
+    (appendix A.1, eqs. A.2 and A.3):
+
+        |G|² ≈ (B·|ḡ|² − b·mean|g|²)/(B − b),        tr Σ ≈ (mean|g|² − |ḡ|²)/(1/b − 1/B).
+    """
+    name, small = "gradient noise", max(1, min(LARGEST_PART, config.batch_size // 4))
+    process, large = weights.raw, PARTS * max(1, min(LARGEST_PART, config.batch_size // 4))
+    device, squares, total = process.like().device, [], torch.zeros(())
+    parameters = [p for p in process.network.parameters() if p.is_floating_point()]
+    for p in parameters:
+        p.requires_grad_(True)
+    try:
+        for part in range(PARTS):
+            x0, cond = dataset.batch(0, part * small, small)
+            generator = generator_for("doctor", "noise", part, device=device)
+            loss = process.loss(x0.to(device), {k: v.to(device) for k, v in cond.items()}, generator=generator)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            flat = torch.cat([g.flatten() for g in found if g is not None])
+            squares.append(float(flat.square().sum()))
+            total = flat if part == 0 else total + flat
+    finally:
+        process.requires_grad_(False)
+    of_small, of_large = sum(squares) / PARTS, float((total / PARTS).square().sum())
+    signal = (large * of_large - small * of_small) / (large - small)
+    noise = (of_small - of_large) / (1 / small - 1 / large)
+    if not 0 < noise < float("inf"):
+        return unknown(name, "the gradients are no numbers, or the batches do not differ")
+    if signal <= 0:
+        why = f"the gradient vanishes in the noise of {large} samples: the scale is beyond {large}"
+        return unknown(name, why)
+    scale = noise / signal
+    value = {"scale": scale, "batch_size": config.batch_size}
+    return Check(name, "info", f"scale {scale:,.3g} samples, batch {config.batch_size:,}", value)

@@ -1,0 +1,88 @@
+"""Power-function averages of the weights, kept while training.
+
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", sections 3.1 to 3.3: an average
+whose length is a share of training, however long that is. The averaged weights after t steps are
+
+    θ̂(t) = (γ + 1)/t^(γ+1) · ∫₀ᵗ τ^γ θ(τ) dτ,
+
+and the standard deviation of that profile over t, its relative width σ_rel, takes the place of γ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ditlab.errors import TrainingError
+from ditlab.training.parallel import full
+
+
+def exponent(sigma_rel: float) -> float:
+    """The γ ≥ 0 of a relative width in (0, 12^(-1/2)]: (γ + 1)/((γ + 2)²(γ + 3)) = σ_rel², a cubic when multiplied out.
+
+    Karras et al. 2024, section 3.1.
+    """
+    inverse = sigma_rel**-2
+    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
+    return float(max(roots.real))
+
+
+def relative_width(exponent: float) -> float:
+    """The standard deviation of the profile (γ + 1)/t^(γ+1) · τ^γ on [0, t], over t."""
+    return float(((exponent + 1) / (exponent + 3)) ** 0.5 / (exponent + 2))
+
+
+class PowerAverages:
+    """Power-function averages of a network's parameters, one for each relative width, updated with each step.
+
+    Args:
+        network: whose parameters are averaged.
+        widths: relative widths; there may be none.
+    """
+
+    def __init__(self, network: nn.Module, widths: Sequence[float]) -> None:
+        parameters = dict(network.named_parameters())
+        self.exponents = {width: exponent(width) for width in widths}
+        self._latest = [p.detach() for p in parameters.values()]
+        self._averaged = {width: [p.clone() for p in self._latest] for width in widths}
+        self._names = list(parameters)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after the ``step``-th optimizer step, counted from 1: β = (1 − 1/t)^(γ+1)."""
+        for width, averaged in self._averaged.items():
+            kept = (1 - 1 / step) ** (self.exponents[width] + 1)
+            torch._foreach_lerp_(averaged, self._latest, 1 - kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages under "width/parameter", such as "0.05/final.linear.weight"."""
+        return {
+            tensor_name(width, name): tensor
+            for width, averaged in self._averaged.items()
+            for name, tensor in zip(self._names, averaged, strict=True)
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what ``state_dict`` gave."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(tensors[name])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What snapshots keep of the averages: fp16, on the CPU.
+
+        Raises:
+            TrainingError: a number is not finite, or too large for fp16.
+        """
+        rounded = {name: full(tensor).half().cpu() for name, tensor in self.state_dict().items()}
+        if bad := [name for name, tensor in rounded.items() if not tensor.isfinite().all()]:
+            raise TrainingError(f"{bad[0]} (averages) stopped being finite: in a new run, try a lower --lr")
+        return rounded
+
+
+def tensor_name(width: float, parameter: str = "") -> str:
+    """How the average of a parameter is called in a file; without a parameter, what all names of a width begin with."""
+    return f"{width}/{parameter}"

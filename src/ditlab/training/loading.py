@@ -1,0 +1,158 @@
+"""What is in a checkpoint, brought back: into a state to go on with, or a network to draw from; all of it or nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.config import Config
+from ditlab.errors import DamagedCheckpoint, InputError
+from ditlab.training import shards
+from ditlab.training.averages import tensor_name
+from ditlab.training.checkpoint import (
+    MANIFEST,
+    damage,
+    first_line,
+    place_of,
+    read_facts,
+    read_json,
+    read_part,
+    step_name,
+    verified,
+)
+from ditlab.training.loop import TrainState, differences
+from ditlab.training.parallel import shared_like
+
+
+def must_fit(file: Path, problems: list[str]) -> None:
+    """Refuse a file that has problems.
+
+    Raises:
+        InputError: it has; the first five are given.
+    """
+    if problems:
+        first = "; ".join(problem[:160] for problem in problems[:5])
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(f"{file} does not fit the configuration: {first}{more}")
+
+
+def network_facts(config: Config) -> dict[str, Any]:
+    """What a checkpoint says about its network: some settings, such as heads, show in the shape of no tensor."""
+    return {"network": config.network.model_dump(mode="json")}
+
+
+def other_network(facts: Mapping[str, Any], config: Config) -> list[str]:
+    """In what the network of a checkpoint, as far as it says, differs from the configuration's."""
+    saved, own = facts.get("network"), network_facts(config)["network"]
+    if not isinstance(saved, dict):
+        return []
+    if saved.get("kind") != own["kind"]:
+        return [f"network is {str(saved.get('kind'))[:20]}, not {own['kind']}"]
+    changed = [name for name in own if name in saved and saved[name] != own[name]]
+    return [f"network.{name} is {str(saved[name])[:40]}, not {own[name]}" for name in changed]
+
+
+def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config) -> None:
+    """Load a network's weights, all of them or none.
+
+    Args:
+        network: built from the configuration.
+        checkpoint: a folder that was verified.
+        name: "model" or "ema".
+        config: what the run's folder says it is.
+
+    Raises:
+        InputError: the weights do not fit the network; the differences are listed.
+        DamagedCheckpoint: they cannot be read.
+    """
+    told, tensors = other_network(read_facts(checkpoint), config), read_part(checkpoint, name)
+    must_fit(place_of(checkpoint, name), told + differences(tensors, network.state_dict()))
+    network.load_state_dict(tensors)
+
+
+def _has(checkpoint: Path, part: str) -> bool:
+    """Whether a checkpoint that was verified has tensors of that name."""
+    return any(re.split("[/.]", name)[0] == part for name in read_json(checkpoint / MANIFEST))
+
+
+def load_average(network: nn.Module, checkpoint: Path, width: float, config: Config) -> None:
+    """Load the power-function average of a relative width that was tracked, all of it or nothing.
+
+    Raises:
+        InputError: that width was not tracked, or the weights do not fit the network.
+        DamagedCheckpoint: they cannot be read.
+    """
+    file, start = place_of(checkpoint, "averages"), tensor_name(width)
+    stored = read_part(checkpoint, "averages") if _has(checkpoint, "averages") else {}
+    tensors = {name.removeprefix(start): tensor for name, tensor in stored.items() if name.startswith(start)}
+    if not tensors:
+        run, tracked = checkpoint.parent.parent, " and ".join(map(str, config.averages))
+        if not tracked:
+            raise InputError(f"no averages were tracked in {run}: choose 'ema' or 'raw'")
+        raise InputError(
+            f"the averages tracked in {run} are {tracked}: ditlab ema {run} --sigma-rel {width} makes another, as a run"
+        )
+    must_fit(
+        file, other_network(read_facts(checkpoint), config) + differences(tensors, dict(network.named_parameters()))
+    )
+    network.load_state_dict(tensors, strict=False)  # an average has no buffers
+
+
+def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool = False) -> None:
+    """Bring ``state`` to where it was when that step was saved, in all or, if anything does not fit, in nothing.
+
+    Args:
+        folder: of the checkpoints.
+        state: to bring there; all processes that share it call this.
+        step: whose checkpoint.
+        checked: that its files are what was saved has been looked at already.
+
+    Raises:
+        InputError: it does not fit the configuration or the data.
+        DamagedCheckpoint: it is not what was saved.
+    """
+    checkpoint = folder / step_name(step) if checked else verified(folder, step)
+    facts = read_facts(checkpoint)
+    if absent := [name for name in state.tensors() if not _has(checkpoint, name)]:
+        raise InputError(f"{checkpoint} has no {absent[0]}, which config.json asks for: put back what it said before")
+    told = other_network(facts, state.config)
+    seen = {name: _seen(checkpoint, name, state) for name in state.tensors()}
+    for name, problems in state.differences(seen).items():
+        must_fit(place_of(checkpoint, name), (told if name == "model" else []) + problems)
+    parts = {name: _taken(checkpoint, name, tensors, state) for name, tensors in seen.items()}
+    try:
+        state.take_facts(facts)
+    except InputError:
+        raise
+    except Exception as error:
+        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {first_line(error)}") from None
+    state.load_tensors(parts)
+
+
+def _seen(checkpoint: Path, name: str, state: TrainState) -> dict[str, Tensor]:
+    """The tensors of a part, or their shapes and types alone where shares of them are to be read."""
+    if not state.sharded or not (checkpoint / name).is_dir():
+        return read_part(checkpoint, name)
+    with damage(checkpoint / name):
+        return shards.described(checkpoint / name)
+
+
+def _taken(checkpoint: Path, name: str, seen: dict[str, Tensor], state: TrainState) -> dict[str, Tensor]:
+    """The tensors of a part, or this process's share of them where the state is shared."""
+    if not state.sharded:
+        return seen
+    likes = {key: state.like(name, key) for key in seen}
+    if not (checkpoint / name).is_dir():
+        return {key: shared_like(tensor, likes[key]) for key, tensor in seen.items()}
+    targets = {
+        key: torch.empty_like(tensor, device="cpu") if (like := likes[key]) is None else torch.empty_like(like)
+        for key, tensor in seen.items()
+    }
+    with damage(checkpoint / name):
+        shards.load(checkpoint / name, targets)
+    return targets

@@ -1,0 +1,160 @@
+"""What goes to TensorBoard is what metrics.jsonl says, after a crash too; and no tracker can end a training."""
+
+import json
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ditlab import tracking
+from ditlab.cli.main import main
+from ditlab.config import Config
+from ditlab.errors import InputError
+from ditlab.fit import fit
+from ditlab.run import RunFolder
+from ditlab.tracking import Guarded, TensorBoard, flat
+from tests.training.test_fit import Nobody, tiny
+
+
+class Notes(Nobody):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notices = []
+
+    def notice(self, message):
+        self.notices.append(message)
+
+
+def events(folder):
+    """All scalars in the event files, as {step: {name: value}}, and the steps of the pictures."""
+    read = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    read.Reload()
+    found = {}
+    for name in read.Tags()["scalars"]:
+        for event in read.Scalars(name):
+            assert name not in found.setdefault(event.step, {}), "twice"
+            found[event.step][name] = event.value
+    return found, [event.step for event in read.Images("preview")]
+
+
+def agrees(folder):
+    """The scalars are the lines of the metrics, in fp32; the pictures are the previews."""
+    scalars, pictures = events(folder)
+    lines = {line["step"]: flat(line) for line in folder.read_metrics()}
+    assert set(scalars) == set(lines)
+    for step, line in lines.items():
+        assert set(scalars[step]) == set(line)
+        assert all(scalars[step][name] == pytest.approx(value, rel=1e-6) for name, value in line.items())
+    assert pictures == sorted(int(file.stem[5:]) for file in folder.samples.glob("step-*.png"))
+
+
+class PullsThePlug(Nobody):
+    def progress(self, step, loss, images_per_s, seconds_left):
+        if step == 4:
+            raise SystemExit
+
+
+def test_tensorboard_has_what_the_metrics_have_and_nothing_twice_after_a_crash(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = tiny(track="tensorboard")
+    with pytest.raises(SystemExit):
+        fit(folder, config, PullsThePlug())
+    assert 4 in events(folder)[0]  # beyond the checkpoint of step 3
+    fit(folder, config.model_copy(update={"log_every": 3}), Nobody(), resume=True)
+    agrees(folder)
+    fit(folder, config.model_copy(update={"steps": 9}), Nobody(), resume=True)
+    agrees(folder)
+    assert "gates/attn/0" in events(folder)[0][6]
+
+
+def test_a_run_that_begins_anew_takes_back_what_was_written(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = tiny(track="tensorboard", checkpoint_every=6)
+    with pytest.raises(SystemExit):
+        fit(folder, config, PullsThePlug())
+    assert folder.step is None
+    fit(folder, config.model_copy(update={"log_every": 3, "record_every": 3}), Nobody(), resume=True)
+    agrees(folder)
+
+
+def test_tracking_changes_no_number(tmp_path):
+    for name, track in (("plain", None), ("tracked", "tensorboard")):
+        fit(RunFolder(tmp_path / name), tiny(track=track), Nobody())
+    plain, tracked = (
+        (tmp_path / name / "checkpoints/step-00000006/model.safetensors").read_bytes() for name in ("plain", "tracked")
+    )
+    assert plain == tracked
+    assert not (tmp_path / "plain/tensorboard").exists()
+
+
+def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path):
+    folder, watcher = RunFolder(tmp_path / "run"), Notes()
+    folder.path.mkdir()
+    (folder.path / "tensorboard").write_text("in the way")
+    fit(folder, tiny(track="tensorboard"), watcher)
+    assert folder.step == 6
+    assert len(watcher.notices) == 1
+    assert watcher.notices[0].startswith("tensorboard is left out from here on (")
+    assert "\n" not in watcher.notices[0]
+
+
+def test_a_tracker_that_fails_later_is_left_out_from_there(tmp_path):
+    folder, notices = RunFolder(tmp_path / "run"), []
+    tracker = Guarded("tensorboard", lambda: TensorBoard(folder, -1), notices.append)
+    tracker.line({"step": 1, "loss": 2.0, "skipped": "loss is nan"})
+    tracker.picture(1, tmp_path / "missing.png")
+    tracker.line({"step": 2, "loss": 1.0})
+    tracker.close()
+    assert len(notices) == 1
+    assert "missing.png" in notices[0]
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf"pip install 'ditlab\[{kind}\]'"):
+        fit(RunFolder(tmp_path / "run"), tiny(track=kind), Nobody())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_tracker_may_change_when_a_run_goes_on(in_tmp):
+    small = ["--batch-size", "8", "--network.dim", "16", "--network.depth", "1", "--network.heads", "2"]
+    small += ["--sampling.steps", "2", "--precision", "fp32"]
+    assert main(["train", "circles", "--steps", "2", "--track", "tensorboard", *small]) == 0
+    folder = RunFolder("runs/circles")
+    agrees(folder)
+    assert main(["train", "--resume", "circles", "--steps", "3"]) == 0
+    assert folder.read_config().track == "tensorboard"
+    agrees(folder)
+    assert main(["train", "--resume", "circles", "--steps", "4", "--track", "off"]) == 0
+    assert folder.read_config().track is None
+    assert max(events(folder)[0]) == 3
+
+
+def test_runs_of_before_have_no_tracker():
+    told = json.loads(tiny().model_dump_json())
+    del told["track"]
+    assert Config.model_validate(told).track is None
+
+
+def test_weights_and_biases_goes_on_under_the_same_identity(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder, watcher = RunFolder(tmp_path / "run"), Notes()
+    fit(folder, tiny(track="wandb"), watcher)
+    name = (folder.path / "wandb-id").read_text().strip()
+    fit(folder, tiny(track="wandb", steps=9), watcher, resume=True)
+    assert watcher.notices == []
+    assert (folder.path / "wandb-id").read_text().strip() == name
+    assert len(list((folder.path / "wandb").glob(f"offline-run-*-{name}"))) == 2
+
+
+def test_pictures_are_those_of_the_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    fit(folder, tiny(track="tensorboard"), Nobody())
+    read = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"images": 0})
+    read.Reload()
+    last = read.Images("preview")[-1]
+    with Image.open(folder.samples / "step-00000006.png") as picture:
+        assert (last.width, last.height) == picture.size
