@@ -119,7 +119,7 @@ def write_sharded(
     if temporary is not None:
         try:
             for name, tensors in parts.items():
-                ranks.decided(partial(disk.before, "write", temporary / name))
+                ranks.decided(partial(disk.before, "write", temporary / name / "shares"))
                 shards.save(temporary / name, tensors)
                 written()
             digests = ranks.together(lambda: _digests(temporary, ranks))
@@ -275,6 +275,7 @@ def damage(file: Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
+    """An error's kind and what it says, short."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
 
@@ -315,6 +316,11 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: there is none.
+    """
     with damage(file):
         if not file.exists():
             raise FileNotFoundError

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, brought back: into a state to go on with, or a network to draw from; all of it or nothing."""
+"""What is in a checkpoint, brought back into a training or a network: all of it, or nothing."""
 
 from __future__ import annotations
 

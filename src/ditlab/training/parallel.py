@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -213,14 +214,15 @@ def shard(network: nn.Module) -> None:
 
     Its blocks are sharded one by one, and so are its other parts, the input and output layers.
     """
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing here writes into
     device = next(network.parameters()).device
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     blocks = blocks_of(network)
     parts = [module for name, module in network.named_children() if name != "blocks"] if blocks else []
     for module in [*blocks, *(part for part in parts if any(True for _ in part.parameters()))]:
         if not isinstance(module, nn.ModuleList):
-            fully_shard(module, mesh=mesh)
-    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)  # also the root: a mean of weights is taken of shares
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

@@ -11,12 +11,16 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_RANK = os.environ.get("RANK", "0")  # of the processes that train together; their workers inherit it
-_SUFFIX = "" if _RANK == "0" else f"-{_RANK}"
-STACKS = f"stalled{_SUFFIX}.txt"
-_SCRATCH = f".stacks{_SUFFIX}.txt"  # the workers' own, open for the case that they are asked
+STACKS = "stalled"
+_SCRATCH = ".stacks"  # the workers' own, open for the case that they are asked
 _WORKER = "ditlab worker"
 _ANSWER = 0.5  # seconds that workers are given to write their stacks
+
+
+def place(folder: Path, stem: str = STACKS) -> Path:
+    """The file of this process: of several that train together, and their workers, each rank has its own."""
+    rank = os.environ.get("RANK", "0")
+    return folder / (f"{stem}.txt" if rank == "0" else f"{stem}-{rank}.txt")
 
 
 def workers() -> list[BaseProcess]:
@@ -31,18 +35,18 @@ def call_worker(process: BaseProcess) -> None:
 
 def answer_in(folder: Path) -> None:
     """In a worker: write the stacks of all threads when asked for by SIGUSR1, even if one holds the interpreter."""
-    stream = (folder / _SCRATCH).open("a")  # stays open as long as the process lives
+    stream = place(folder, _SCRATCH).open("a")  # stays open as long as the process lives
     faulthandler.register(signal.SIGUSR1, stream)
 
 
 def clear(folder: Path) -> None:
     """Take away what workers had open."""
-    (folder / _SCRATCH).unlink(missing_ok=True)
+    place(folder, _SCRATCH).unlink(missing_ok=True)
 
 
 def write_stacks(folder: Path, headline: str) -> Path:
     """Write the stacks of this process and of its workers into ``folder/stalled.txt``; return that file."""
-    file = folder / STACKS
+    file = place(folder)
     with file.open("w") as stream:
         print(headline, "\n\ntraining process:", sep="", file=stream, flush=True)
         faulthandler.dump_traceback(stream)
@@ -52,5 +56,5 @@ def write_stacks(folder: Path, headline: str) -> Path:
                     os.kill(pid, signal.SIGUSR1)
             time.sleep(_ANSWER)
             with contextlib.suppress(FileNotFoundError):
-                print("\nworker processes:\n", (folder / _SCRATCH).read_text(), sep="", file=stream)
+                print("\nworker processes:\n", place(folder, _SCRATCH).read_text(), sep="", file=stream)
     return file

@@ -1,0 +1,94 @@
+"""A process that has everything imported and no threads, and runs jobs of several processes in forks of itself.
+
+A line on stdin is JSON: ``folder`` to work in, ``words`` of a ``ditlab`` command, how many processes (``world``),
+``log``, the beginning of the name of a file for what each of them saw, ``die_at``, the number of the operation on the
+disk before which the first one kills them all, or null, and ``nan_at``, [rank, step] of a loss that is made NaN, or
+null. Answers with the numbers of the forks, and later with how they ended.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import ditlab.evaluate
+import ditlab.fit
+import ditlab.training.shards
+from ditlab import disk
+from ditlab.cli.main import main
+from ditlab.diffusion.process import Process
+from tests.reliability.faults import At, torn
+
+
+def log_steps(file, nan_at):
+    """Note for each loss which data it is about to see; spoil one."""
+    stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    losses = Process.loss
+    count = 0
+
+    def loss(self, x0, cond=None, *, generator=None):
+        nonlocal count
+        count += 1
+        rows = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest()[:16] for row in x0]
+        os.write(stream, (" ".join(rows) + "\n").encode())
+        value = losses(self, x0, cond, generator=generator)
+        return value * torch.nan if count == nan_at else value
+
+    Process.loss = loss
+
+
+def train(rank, port, folder, words, world, log, die_at, nan_at):
+    """What a fork does."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.chdir(folder)
+    with Path(f"{log}.{rank}.err").open("a") as errors:
+        os.dup2(errors.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
+    log_steps(f"{log}.{rank}", nan_at[1] if nan_at and nan_at[0] == rank else None)
+    if die_at is not None and rank == 0:
+
+        def die(operation, path):
+            torn(operation, path)
+            os.killpg(0, signal.SIGKILL)
+
+        disk.before = At(die_at, die)
+    sys.exit(main(words))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        told, port, forks = json.loads(line), free_port(), []
+        for rank in range(told["world"]):
+            child = os.fork()
+            if child == 0:
+                os.setpgid(0, forks[0] if forks else 0)
+                sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123
+                train(rank, port, **told)
+            forks.append(child)
+        print(json.dumps(forks), flush=True)
+        ended, since = {}, None
+        while len(ended) < len(forks):
+            for child in set(forks) - set(ended):
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    ended[child] = os.waitstatus_to_exitcode(status)
+                    since = since or (time.monotonic() if ended[child] else None)
+            if since and time.monotonic() - since > 30:  # as torchrun does with what is left of a job
+                for child in set(forks) - set(ended):
+                    os.kill(child, signal.SIGKILL)
+            time.sleep(0.002)
+        print(json.dumps([ended[child] for child in forks]), flush=True)

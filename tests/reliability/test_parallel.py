@@ -1,0 +1,196 @@
+"""Training in several processes that are killed, stopped and spoiled, on one machine."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ditlab
+from ditlab.run import RunFolder
+from ditlab.training.checkpoint import read_part, step_name
+from tests.reliability.faults import tree
+
+TINY = ["--batch-size", "12", "--precision", "fp32", "--checkpoint-every", "2", "--keep-last", "3", "--log-every", "5"]
+TINY += ["--record-every", "10", "--preview-every", "50", "--sampling.steps", "1", "--network.dim", "16"]
+TINY += ["--network.depth", "1", "--network.heads", "2"]
+KINDS = ["ddp", "fsdp"]
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    """Ask a process with torch imported to run jobs in forks of itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.reliability.ranks"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+    class Jobs:
+        def start(self, folder, words, world, log="log", die_at=None, nan_at=None):
+            line = {"folder": str(folder), "words": ["train", *words], "world": world, "log": str(folder / log)}
+            process.stdin.write(json.dumps({**line, "die_at": die_at, "nan_at": nan_at}) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        def end(self):
+            return json.loads(process.stdout.readline())
+
+        def run(self, folder, words, world, log="log", **faults):
+            self.start(folder, words, world, log, **faults)
+            ended = self.end()
+            told = "".join((folder / f"{log}.{rank}.err").read_text() for rank in range(world))
+            return ended, told
+
+    yield Jobs()
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(timeout=60)
+
+
+def seen(folder, log, world):
+    """What was trained on: the rows of each step's batch, all processes' shares one after the other."""
+    shares = [(folder / f"{log}.{rank}").read_text().splitlines() for rank in range(world)]
+    return [" ".join(rows) for rows in zip(*shares, strict=True)]
+
+
+def wait_for(file, lines):
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_bytes().count(b"\n") >= lines) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [("ddp", 2), ("fsdp", 2), *[pytest.param(kind, 20, marks=pytest.mark.slow) for kind in KINDS]],
+)
+def test_kill_9_of_a_job_of_two(jobs, tmp_path, kind, kills):
+    chance = random.Random(f"{kind} {kills}")
+    words = ["circles", *TINY, "--steps", str(10 * kills), "--parallel", kind]
+    ended, told = jobs.run(tmp_path, [*words, "--name", "whole"], 2, "whole")
+    assert ended == [0, 0], told
+
+    def again():
+        return ["--resume", "cut"] if (tmp_path / "runs/cut/config.json").exists() else [*words, "--name", "cut"]
+
+    for kill in range(kills):
+        if kill % 2:
+            jobs.start(tmp_path, again(), 2, "cut", die_at=chance.randrange(40))
+        else:
+            forks = jobs.start(tmp_path, again(), 2, "cut")
+            log = tmp_path / "cut.0"
+            wait_for(log, (log.read_bytes().count(b"\n") if log.exists() else 0) + chance.randrange(1, 6))
+            time.sleep(0.04 * chance.random())
+            os.killpg(forks[0], signal.SIGKILL)
+        assert jobs.end() == [-signal.SIGKILL] * 2
+    ended, told = jobs.run(tmp_path, again(), 2, "cut")
+    assert ended == [0, 0], told
+    a, b = tree(tmp_path / "runs/whole"), tree(tmp_path / "runs/cut")
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name] == b[name] or name == "metrics.jsonl", name
+
+
+def test_ordered_batches_on_one_two_and_three_processes(jobs, tmp_path):
+    for world in (1, 2, 3):
+        ended, told = jobs.run(
+            tmp_path, ["circles", *TINY, "--steps", "3", "--name", f"of{world}"], world, f"of{world}"
+        )
+        assert ended == [0] * world, told
+    one = seen(tmp_path, "of1", 1)
+    assert len(set(" ".join(one).split())) == 36
+    assert seen(tmp_path, "of2", 2) == one
+    assert seen(tmp_path, "of3", 3) == one
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_ddp_and_fsdp_agree(jobs, tmp_path, optimizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind in KINDS:
+        words = ["circles", "--optimizer", optimizer, *TINY, "--steps", "5", "--parallel", kind, "--name", kind]
+        ended, told = jobs.run(tmp_path, words, 2, kind)
+        assert ended == [0, 0], told
+    for weights in ("ema", "raw"):
+        a, b = (ditlab.load(kind, weights=weights).process.network.state_dict() for kind in KINDS)
+        assert max(float((a[name] - b[name]).abs().max()) for name in a) < (1e-3 if optimizer == "muon" else 1e-6)
+
+
+def test_other_world_size(jobs, tmp_path):
+    """A run goes from two processes to three, one and two, and each takes up the very numbers that were saved."""
+    words = ["circles", *TINY, "--steps", "2", "--parallel", "fsdp", "--name", "run"]
+    assert jobs.run(tmp_path, words, 2)[0] == [0, 0]
+    folder = RunFolder(tmp_path / "runs/run")
+    parts = ("model", "ema", "optimizer", "averages")
+    for world, steps in ((3, 4), (1, 6), (2, 8)):
+        before = folder.checkpoints / step_name(steps - 2)
+        saved = {part: read_part(before, part) for part in parts}
+        # A loss that is not a number leaves all as it was: what is saved next is what was loaded.
+        words = ["--resume", "run", "--steps", str(steps)]
+        for step in (1, 2):
+            ended, told = jobs.run(tmp_path, [*words[:-1], str(steps - 2 + step)], world, nan_at=[0, 1])
+            assert ended == [0] * world, told
+        after = folder.checkpoints / step_name(steps)
+        assert (after / "model").is_dir() == (world > 1)
+        for part in parts:
+            now = read_part(after, part)
+            assert now.keys() == saved[part].keys()
+            assert all(torch.equal(now[name], saved[part][name]) for name in now), (world, part)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_on_one_rank(jobs, tmp_path, kind):
+    words = ["circles", *TINY, "--steps", "5", "--parallel", kind, "--name", "run"]
+    ended, told = jobs.run(tmp_path, words, 2, nan_at=[1, 3])
+    assert ended == [0, 0], told
+    lines = RunFolder(tmp_path / "runs/run").read_metrics()
+    assert [line["step"] for line in lines if "skipped" in line] == [3]
+    assert told.count("step 3 was not learned from") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_dead_or_stopped_rank(jobs, tmp_path, number):
+    words = ["circles", *TINY, "--steps", "10000", "--stall-after", "3", "--name", "run"]
+    forks = jobs.start(tmp_path, words, 2)
+    wait_for(tmp_path / "log.1", 6)
+    os.kill(forks[1], number)
+    begun = time.monotonic()
+    ended = jobs.end()
+    assert ended == [1, -signal.SIGKILL]
+    assert time.monotonic() - begun < 60
+    told = (tmp_path / "log.0.err").read_text()
+    assert "is gone" in told or "no step was finished" in told
+    assert "loop.py" in (tmp_path / "runs/run/stalled.txt").read_text()
+    folder = RunFolder(tmp_path / "runs/run")
+    ended, told = jobs.run(tmp_path, ["--resume", "run", "--steps", str(folder.step + 2)], 2)
+    assert ended == [0, 0], told
+
+
+def test_sigterm_to_one_of_them_stops_all_after_the_same_step(jobs, tmp_path):
+    forks = jobs.start(tmp_path, ["circles", *TINY, "--steps", "10000", "--name", "run"], 2)
+    wait_for(tmp_path / "log.1", 4)
+    os.kill(forks[1], signal.SIGTERM)
+    assert jobs.end() == [143, 143]
+    assert (tmp_path / "log.0.err").read_text().count("saved") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["--batch-size", "5"], "cannot be divided among 2 processes"), (["--recompute", "--compile"], None)],
+)
+def test_wrong_and_other_settings(jobs, tmp_path, words, reason):
+    ended, told = jobs.run(tmp_path, ["circles", *TINY, "--steps", "1", *words], 2)
+    if reason is None:
+        assert ended == [0, 0], told
+    else:
+        assert ended == [2, 2]
+        assert told.count("ditlab:") == 1
+        assert reason in told
