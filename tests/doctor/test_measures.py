@@ -168,7 +168,7 @@ def test_speed_that_drops():
 
     assert speed([1]) == "unknown"
     assert told([100.0] * 20) == "ok"
-    assert told([100.0] * 15 + [20.0] * 5) == "warning"
+    assert told([100.0] * 15 + [25.0] * 5) == "warning"
 
 
 def test_labels_can_be_told_from_samples_that_have_them():
