@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditlab.config import KINDS, Config, ImagesData, SamplingConfig, Section
+from ditlab.config import KINDS, Config, ImagesData, SamplingConfig
 from ditlab.data.images.survey import Survey
 from ditlab.errors import ConfigError, InputError
 from ditlab.recipes import RECIPES

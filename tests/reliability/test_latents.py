@@ -197,3 +197,16 @@ def test_a_run_is_not_resumed_on_other_latents(whole, here, capsys, change):
     assert expected[change].replace(str(here), "") in err.replace(str(whole), "").replace(str(here), "")
     assert ("another-vae" in err) == (change == "vae_digest")
     assert tree(here / "runs/latents/checkpoints") == before
+
+
+def test_the_doctor_of_a_run_whose_latents_are_gone(whole, here, capsys):
+    """The store is named where it is missing; what needs none is told."""
+    shutil.copytree(whole / "store", here / "store")
+    words = ["--data.path", "store", "--steps", "2", "--batch-size", "5", "--network.dim", "16"]
+    assert main(["train", "latents", *words, "--sampling.steps", "1", "--name", "a"]) == 0
+    shutil.rmtree("store")
+    capsys.readouterr()
+    assert main(["doctor", "a", "--n", "64", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["loss by time"]["reason"].startswith("there is no store of latents")
+    assert checks["averaged weights"]["verdict"] != "unknown"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -12,12 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.config import KINDS, Config, DDPMConfig, GridName, Interval, SamplingConfig, Section, SolverName, Width
+from ditlab.cli.words import find, take_kind, take_value
+from ditlab.config import KINDS, Config, DDPMConfig, GridName, Interval, SamplingConfig, SolverName, Width
 from ditlab.data.images.survey import Survey, survey
 from ditlab.data.latents.survey import StoreSurvey, survey_store
 from ditlab.errors import InputError
 from ditlab.networks.published import PRESETS
 from ditlab.recipes import IMAGENET, RECIPES
+from ditlab.section import Section
 
 MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
 
@@ -293,7 +294,7 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
 
 def _defaults(recipe: str, words: list[str]) -> TrainOptions:
     """A recipe's options, for the data and the kinds that the words name; what has been understood is taken out."""
-    kinds = {name: _take_kind(words, name) for name in KINDS}
+    kinds = {name: take_kind(words, name) for name in KINDS}
     if recipe == "images":
         path = _data_path(words, recipe)
         seen = None if path is None else survey(path)
@@ -301,7 +302,7 @@ def _defaults(recipe: str, words: list[str]) -> TrainOptions:
         return _with_kinds(base, kinds).model_copy(update={"survey": seen})
     if recipe not in ON_LATENTS:
         return _with_kinds(RECIPES[recipe](), kinds)
-    preset = _take_value(words, "--preset")
+    preset = take_value(words, "--preset")
     if preset is not None and kinds["network"] not in (None, "dit"):
         raise InputError(f"--preset {preset} is a DiT: leave --network {kinds['network']} out")
     path = _data_path(words, recipe)
@@ -314,26 +315,11 @@ def _defaults(recipe: str, words: list[str]) -> TrainOptions:
 
 def train_usage() -> str:
     """What ``ditlab train --help`` prints."""
-    recipes = "\n".join(f"  {name:<10}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items())
+    recipes = "\n".join(f"  {name:<13}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items())
     return (
         "usage: ditlab train RECIPE [OPTIONS]\n       ditlab train --resume RUN [--steps S]\n\n"
         f"{recipes}\n\nditlab train RECIPE --help tells what can be changed, with defaults and units."
     )
-
-
-def _take_kind(words: list[str], section: str) -> str | None:
-    """Take ``--network unet`` out of the words, so that the options of a U-Net can be offered for the rest."""
-    flag = f"--{section}"
-    for i, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if name != flag:
-            continue
-        kind = value or (words[i + 1] if i + 1 < len(words) else "")
-        del words[i : i + (1 if value else 2)]
-        if kind not in KINDS[section]:
-            raise InputError(f"unknown {flag} {kind!r}; choose one of {', '.join(KINDS[section])}")
-        return kind
-    return None
 
 
 ON_LATENTS = ("latents", "imagenet256")
@@ -348,44 +334,22 @@ UNNAMED = {
 
 def _data_path(words: list[str], recipe: str) -> str | None:
     """Take ``--data.path`` and its value out of the words; None where help, or ImageNet's cost, is asked for."""
-    path = _take_value(words, "--data.path")
+    path = take_value(words, "--data.path")
     known = {"-h", "--help"} | ({"--dry-run"} if recipe == "imagenet256" else set())
     if path is None and not known & set(words):
         raise InputError(UNNAMED[recipe])
     return path
 
 
-def _take_value(words: list[str], flag: str) -> str | None:
-    """Take a flag and its value out of the words; the last one counts."""
-    value = None
-    while (found := _find(words, flag)) is not None:
-        first, values = found
-        if not values or not values[0]:
-            raise InputError(f"{flag} names nothing: give it as {flag} NAME")
-        value = values[0]
-        del words[first : first + (1 if "=" in words[first] else 2)]
-    return value
-
-
 def _image_size(words: list[str]) -> tuple[int, ...] | None:
     """The numbers after ``--data.image-size``, which stay where they are; what are none is refused later."""
-    found = _find(words, "--data.image-size")
+    found = find(words, "--data.image-size")
     if found is None:
         return None
     numbers = tuple(int(word) for word in found[1] if word.isdecimal())[:2]
     if not any(found[1]) or 0 in numbers:
         raise InputError(f"--data.image-size {' '.join(found[1])} is no size: give one as --data.image-size 32")
     return numbers or (32,)
-
-
-def _find(words: Sequence[str], flag: str) -> tuple[int, list[str]] | None:
-    """Where a flag stands, as ``--a b c`` or ``--a=b``, and the words that follow until the next flag."""
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name.replace("_", "-") == flag:
-            rest = list(itertools.takewhile(lambda word: not word.startswith("--"), words[i + 1 :]))
-            return i, [value] if equals else rest
-    return None
 
 
 def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:

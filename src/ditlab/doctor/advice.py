@@ -9,7 +9,7 @@ from ditlab.recipes import RECIPES
 def recipe_of(config: Config) -> Config | None:
     """The recipe for the same data; None for a person's own, whose recipe depends on them."""
     make = RECIPES.get(config.data.kind)
-    return None if make is None or config.data.kind == "images" else make()
+    return None if make is None or config.data.kind in ("images", "latents") else make()
 
 
 def smaller_lr(config: Config) -> str:

@@ -18,10 +18,10 @@ FEWEST = 4  # lines with a figure, to say anything of its course
 RISEN, DIVERGED = 1.3, 2.0  # loss now over its least; 1.00 to 1.04 in healthy runs
 SPIKE = 3.0  # times the median of the five lines before
 BORNE, TOO_MANY = 0.005, 0.05  # share of steps that were not learned from
-STEEP = 100.0  # norm of the gradient over the clip; at most 15 in healthy runs
+STEEP = 100.0  # norm of the gradient over the clip; at most 2 in healthy runs
 CLOSED, OPEN_WIDE, BURST = 1e-3, 3.0, 10.0  # mean |gate|; 0.02 to 0.5 in healthy runs
-DEAD = 0.1  # both gates of a block over the median of all; 0.29 at the least in healthy runs
-SLOWED = 0.4  # speed of the last fifth over the best fifth's; 0.6 beside other work in healthy runs
+DEAD = 0.1  # the wider gate of a block over the median of all; 0.74 at the least in healthy runs
+SLOWED = 0.3  # speed of the last fifth over the best fifth's; 0.46 at the least in runs beside other work
 
 
 def from_metrics(config: Config, lines: Lines) -> list[Check]:

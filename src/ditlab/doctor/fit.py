@@ -10,6 +10,7 @@ from torch import Tensor
 from ditlab.config import Config
 from ditlab.data.datasets import Digits, HeldOut
 from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.doctor.advice import recipe_of, smaller_lr
 from ditlab.doctor.checks import Check, Mark, unknown
 from ditlab.doctor.curve import EARLY
@@ -112,7 +113,7 @@ def _above_the_line(found: Check, subject: Subject, worth: float, beyond: float)
 def memorisation(subject: Subject, weights: Weights, errors: Tensor, n: int) -> Check | None:
     """Is the loss on samples never seen what it is on those that were? None for data that never come again."""
     name, dataset = "memorisation", subject.dataset
-    if not isinstance(dataset, Digits | Images):
+    if not isinstance(dataset, Digits | Images | Latents):
         return None
     if not isinstance(dataset, HeldOut):
         return unknown(name, "all images are trained on: none are held out to compare with")

@@ -15,6 +15,7 @@ from ditlab.build import build_dataset, build_process, initial_network, resolve_
 from ditlab.config import Config, ExternalData
 from ditlab.data.datasets import Dataset
 from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.diffusion.process import Process
 from ditlab.errors import CheckpointWarning, InputError
 from ditlab.run import RunFolder
@@ -89,7 +90,7 @@ def _prepared(config: Config, problems: dict[str, str]) -> Dataset | None:
         return None
     dataset = build_dataset(config)
     try:
-        if isinstance(dataset, Images):
+        if isinstance(dataset, Images | Latents):
             dataset.prepare()
     except (InputError, OSError) as error:
         problems["data"] = str(error)

@@ -14,7 +14,7 @@ from ditlab.doctor.checks import Check, unknown
 from ditlab.doctor.subject import Weights
 from ditlab.training.optim import learning_rate_factor
 
-BEHIND, FAR_BEHIND = 1.5, 2.0  # lag over what is expected of it; at most 0.8 in healthy runs
+BEHIND, FAR_BEHIND = 1.5, 2.0  # lag over what is expected of it; at most 0.73 in healthy runs
 LITTLE = 0.05  # lag that is always borne
 PIECES = 1000  # of an integral over the learning rate
 PARTS, LARGEST_PART = 16, 32  # batches of which the gradient noise is measured, and samples in each at most
