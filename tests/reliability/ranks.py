@@ -17,9 +17,6 @@ from pathlib import Path
 
 import torch
 
-import ditlab.evaluate
-import ditlab.fit
-import ditlab.training.shards
 from ditlab import disk
 from ditlab.cli.main import main
 from ditlab.diffusion.process import Process
