@@ -57,7 +57,10 @@ def against_reference(subject: Subject, errors: Tensor, drawn: Trials) -> Check:
 
 
 def _other_than_recipe(config: Config) -> str:
-    return f"see which settings differ from the recipe's; {smaller_lr(config)}"
+    recipe = recipe_of(config)
+    if recipe is not None and config.lr > recipe.lr:
+        return smaller_lr(config)
+    return "see which settings differ from the recipe's, whether the averaged weights follow, and what the labels say"
 
 
 def by_time(subject: Subject, errors: Tensor, raw: Tensor, drawn: Trials, least: Bounds) -> Check:
