@@ -206,7 +206,9 @@ class Replicated(DistributedDataParallel):
 
 def replicate(network: nn.Module) -> nn.Module:
     """The network for the loss, where every process has all weights."""
-    return Replicated(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # the option's new name came after torch 2.10
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        return Replicated(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def shard(network: nn.Module) -> None:

@@ -7,6 +7,7 @@ is read by any number of them.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,9 @@ def read(folder: Path) -> dict[str, Tensor]:
 def _plain_errors(folder: Path) -> Iterator[None]:
     """What torch raises as a kind of its own, which is not even an ``Exception``, as what it was at first."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is meant
+            yield
     except CheckpointException as error:
         causes = [failure[0] for failure in error.failures.values()]
         for cause in causes:
