@@ -12,6 +12,7 @@ from ditlab.config import KINDS, Config, ImagesData, SamplingConfig
 from ditlab.data.images.survey import Survey
 from ditlab.errors import ConfigError, InputError
 from ditlab.recipes import RECIPES
+from ditlab.section import Section
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -41,9 +41,9 @@ def test_time(xl):
 
 
 def test_memory_of_weights_and_optimizer(xl):
-    """Four bytes for each weight, its gradient, its average and both of Adam's numbers; an eighth each under FSDP."""
+    """Four bytes for each weight, gradient, number of three averages and both of Adam's; an eighth each under FSDP."""
     ddp, fsdp = xl["memory_per_device"]["ddp"], xl["memory_per_device"]["fsdp"]
-    expected = {"weights": XL, "gradients": TRAINABLE, "averaged_weights": XL, "optimizer": 2 * TRAINABLE}
+    expected = {"weights": XL, "gradients": TRAINABLE, "averaged_weights": 3 * XL, "optimizer": 2 * TRAINABLE}
     for name, numbers in expected.items():
         assert ddp[name] == 4 * numbers
         assert fsdp[name] == math.ceil(4 * numbers / 8)
@@ -57,10 +57,11 @@ def test_memory_of_weights_and_optimizer(xl):
 
 def test_disk(xl):
     disk = xl["disk"]
-    assert disk["checkpoint_bytes"] == 4 * (2 * XL + 2 * TRAINABLE)
+    assert disk["checkpoint_bytes"] == 4 * (4 * XL + 2 * TRAINABLE)
     assert disk["checkpoints"] == 3 + 13  # the last three, and those of every half million before them
     assert disk["checkpoints_bytes"] == 16 * disk["checkpoint_bytes"]
     assert disk["latents_bytes"] == 1_281_167 * 4 * 32 * 32 * 2 * 2 * 2
+    assert disk["snapshots_bytes"] == 32 * 2 * 2 * XL  # of two widths, in fp16
 
 
 @pytest.mark.parametrize(("last", "every", "kept"), [(None, None, 10), (3, None, 3), (2, 25, 2 + 1), (20, 10, 10)])
