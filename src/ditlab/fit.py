@@ -89,6 +89,8 @@ def fit(
     dataset = build_dataset(config)
     state = TrainState(config, dataset, ranks)
     _check_null_label(state, dataset)
+    if state.sharded and config.sampling.solver == "dopri5":  # each would run the network as often as it likes
+        raise InputError("--sampling.solver dopri5 chooses its steps: with --parallel fsdp, draw previews with heun")
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
     with ExitStack() as stack:
         ranks.decided(lambda: stack.enter_context(folder.locked()))
@@ -141,6 +143,8 @@ def _partners(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
     """Say in one line that another process is gone, and leave the stacks of this one."""
     try:
         yield
+    except TrainingError:
+        raise
     except RuntimeError as error:
         if ranks.world == 1 or not is_lost(error):
             raise

@@ -219,9 +219,10 @@ def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, 
     labels = run.labels(options.n, options.label)
     decode = _decoder(run, options.vae, out)
     drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
-    samples = decode(run.sample(options.n, labels, seed=options.seed, guide=guide, ranks=ranks, **drawing).cpu())
+    samples = run.sample(options.n, labels, seed=options.seed, guide=guide, ranks=ranks, **drawing).cpu()
     if not ranks.first:
         return {}
+    samples = decode(samples)
     if out.suffix == ".png":
         each_class = options.label is None and run.num_classes is not None and run.num_classes <= options.n
         columns = run.num_classes if each_class else None

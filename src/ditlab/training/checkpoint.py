@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 from ditlab import disk
 from ditlab.errors import CheckpointWarning, DamagedCheckpoint, InputError
 from ditlab.training import shards
-from ditlab.training.parallel import ALONE, Ranks
+from ditlab.training.parallel import Ranks
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
@@ -122,7 +122,8 @@ def write_sharded(
                 ranks.decided(partial(disk.before, "write", temporary / name / "shares"))
                 shards.save(temporary / name, tensors)
                 written()
-            digests = ranks.together(lambda: _digests(temporary, ranks))
+            files = ranks.decided(lambda: sorted(file for file in temporary.rglob("*") if file.is_file()))
+            digests = ranks.together(lambda: _digests(temporary, files[ranks.rank :: ranks.world]))
             every = {name: digest for some in ranks.all(digests) for name, digest in some.items()}
             ranks.decided(lambda: _conclude(temporary, step, facts, every))
             ranks.decided(lambda: disk.end_folder(temporary, target))
@@ -139,14 +140,17 @@ def _conclude(
     """Write what comes last: the facts, and the manifest of all files."""
     told = json.dumps({**(facts or {}), "step": step, "torch": torch.__version__}, allow_nan=False)
     disk.write(temporary / "state.json", lambda path: path.write_text(told))
-    manifest = _digests(temporary, ALONE) if digests is None else digests | _digest(temporary, temporary / "state.json")
+    manifest = (
+        _digests(temporary, sorted(temporary.iterdir()))
+        if digests is None
+        else digests | _digest(temporary, temporary / "state.json")
+    )
     disk.write(temporary / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
 
 
-def _digests(folder: Path, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of this process's share of the files in a folder and in those within."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {name: entry for file in files[ranks.rank :: ranks.world] for name, entry in _digest(folder, file).items()}
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of files in a folder or in those within."""
+    return {name: entry for file in files for name, entry in _digest(folder, file).items()}
 
 
 def _digest(folder: Path, file: Path) -> dict[str, dict[str, Any]]:
