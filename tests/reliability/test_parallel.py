@@ -63,6 +63,14 @@ def seen(folder, log, world):
     return [" ".join(rows) for rows in zip(*shares, strict=True)]
 
 
+def settled(name, content):
+    """A file without the order in which the library writes down what it says of shards, and without digests of it."""
+    if "/shard-" in name:
+        size = int.from_bytes(content[:8], "little")
+        return json.loads(content[8 : 8 + size]), content[8 + size :]
+    return sorted(json.loads(content)) if name.endswith("manifest.json") else content
+
+
 def wait_for(file, lines):
     deadline = time.monotonic() + 60
     while not (file.exists() and file.read_bytes().count(b"\n") >= lines) and time.monotonic() < deadline:
@@ -97,7 +105,7 @@ def test_kill_9_of_a_job_of_two(jobs, tmp_path, kind, kills):
     a, b = tree(tmp_path / "runs/whole"), tree(tmp_path / "runs/cut")
     assert a.keys() == b.keys()
     for name in a:
-        assert a[name] == b[name] or name == "metrics.jsonl", name
+        assert settled(name, a[name]) == settled(name, b[name]) or name == "metrics.jsonl", name
 
 
 def test_ordered_batches_on_one_two_and_three_processes(jobs, tmp_path):
