@@ -1,6 +1,6 @@
 """``python -m ditlab``."""
 
-from ditlab.cli.main import main
+from ditlab.cli.main import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

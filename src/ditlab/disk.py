@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Literal
 from ditlab.errors import InputError
 
 Operation = Literal["write", "append", "fsync", "rename", "delete"]
+HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the same file system
 MOST_JSON = 2**22  # bytes of a JSON file that are read
 
 
@@ -78,8 +81,8 @@ def discard(path: Path) -> None:
 
 
 def hidden(path: Path) -> Path:
-    """The name that something goes by before it is whole, or while it is deleted."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    """The name that something goes by before it is whole, or while it is deleted: this process's own, on any host."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{HOST}.tmp{path.suffix}")
 
 
 def make_folder(path: Path) -> None:

@@ -27,6 +27,9 @@ class DamagedCheckpoint(InputError):
         super().__init__(f"{reason}; use an older checkpoint")
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[DamagedCheckpoint], tuple[str]]:
+        return DamagedCheckpoint, (self.reason,)  # on its way to another process; by default the advice is given twice
+
 
 class CheckpointWarning(UserWarning):
     """The newest checkpoint is damaged, and an older one was used in its place."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ditlab.build import build_dataset, build_drawing
-from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, LatentsData, PointsData, SamplingConfig
+from ditlab.config import CirclesData, DigitsData, ExternalData, ImagesData, PointsData, SamplingConfig
 from ditlab.data.datasets import Dataset, HeldOut, Prepared
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
@@ -64,27 +66,32 @@ def evaluate(
     evaluations = (run.process.evaluations - before) / len(ranks.share(n))
     if not ranks.first:
         return {}
-    match run.config.data:
-        case CirclesData():
-            figures = measure_circles(samples, seed)
-        case PointsData(name=name):
-            figures = measure_points(samples, name, seed)
-        case DigitsData():
-            labels = run.labels(n)
-            assert labels is not None
-            figures = measure_digits(samples, labels)
-        case ImagesData():
-            assert isinstance(dataset, Images)
-            figures = measure_images(samples, dataset, seed)
-        case LatentsData():
-            assert isinstance(dataset, Latents)
-            figures = measure_latents(samples, dataset, seed)
+    figures = _figures(run, samples, dataset, seed)
     if nll:
         assert isinstance(dataset, HeldOut)
         figures |= measure_likelihood(run.process, dataset, nll_n, seed)
     drawn = drawn_with(run, settings, guide)
     evaluations = int(evaluations) if evaluations.is_integer() else round(evaluations, 1)
     return figures | {"n": n, "seed": seed, **drawn, "evaluations": evaluations, "run_step": run.step}
+
+
+def _figures(run: Run, samples: Tensor, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """What is measured on samples of the data's kind."""
+    match run.config.data:
+        case CirclesData():
+            return measure_circles(samples, seed)
+        case PointsData(name=name):
+            return measure_points(samples, name, seed)
+        case DigitsData():
+            labels = run.labels(len(samples))
+            assert labels is not None
+            return measure_digits(samples, labels)
+        case ImagesData():
+            assert isinstance(dataset, Images)
+            return measure_images(samples, dataset, seed)
+        case _:
+            assert isinstance(dataset, Latents)
+            return measure_latents(samples, dataset, seed)
 
 
 def _compared_with(run: Run, nll: bool) -> Dataset:

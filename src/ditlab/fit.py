@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -84,9 +85,9 @@ def fit(
     """
     if isinstance(config.data, ExternalData):
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
-    config = config.model_copy(update={"precision": resolve_precision(config.precision, resolve_device(config.device))})
-    must_be_installed(config.track)
-    dataset = build_dataset(config)
+    precision = ranks.decided(lambda: resolve_precision(config.precision, resolve_device(config.device)))
+    config = config.model_copy(update={"precision": precision})
+    dataset = ranks.together(lambda: _reachable_data(config))
     state = TrainState(config, dataset, ranks)
     _check_null_label(state, dataset)
     if state.sharded and config.sampling.solver == "dopri5":  # each would run the network as often as it likes
@@ -95,9 +96,7 @@ def fit(
     with ExitStack() as stack:
         ranks.decided(lambda: stack.enter_context(folder.locked()))
         if isinstance(dataset, Prepared):
-            shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
-            state.fingerprint = dataset.prepare(folder.quarantine_file if ranks.first else None, shown)
-            ranks.wait_long("prepared")
+            state.fingerprint = ranks.at_length("prepared", partial(_prepare, folder, dataset, watcher, ranks))
         if resume and not folder.knows_averages:
             watcher.notice(
                 f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
@@ -107,6 +106,18 @@ def fit(
         with _partners(folder, ranks):
             _train(folder, state, dataset, watcher, done)
     return state
+
+
+def _reachable_data(config: Config) -> Dataset:
+    """The data, once it is clear that nothing else is wanting on this machine."""
+    must_be_installed(config.track)
+    return build_dataset(config)
+
+
+def _prepare(folder: RunFolder, dataset: Prepared, watcher: Watcher, ranks: Ranks) -> str:
+    """Make data ready, of which the first process tells what could not be used."""
+    shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
+    return dataset.prepare(folder.quarantine_file if ranks.first else None, shown)
 
 
 def _train(folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watcher, done: int | None) -> None:
@@ -127,8 +138,7 @@ def _train(folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watc
                 recorder.after(step)
                 if stop := _asked_to_stop(ranks, received):
                     writer.save()
-                    writer.wait()
-                    ranks.wait()
+                    ranks.at_length("stopped", writer.wait, watchdog.beat)
                     raise Interrupted(stop, str(folder.path), state.step, config.steps)
     recorder.at_end()
 
@@ -164,7 +174,7 @@ def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
     config, ranks = state.config, state.ranks
     done = ranks.decided(lambda: _found(folder, state, resume))
     if done is not None and ranks.world > 1:
-        ranks.together(lambda: load_checkpoint(folder.checkpoints, state, done, checked=True))
+        load_checkpoint(folder.checkpoints, state, done, checked=True)
 
     def begin() -> None:
         folder.write_config(config)

@@ -116,14 +116,17 @@ def choose_for_images(data: ImagesData, count: int) -> dict[str, Any]:
     height, width = data.image_size[0], data.image_size[-1]
     small = height * width <= LARGEST_SMALL
     patch_size = _patch_size(height, width, SMALL_TOKENS if small else LARGE_TOKENS)
-    batch_size = min(128, count)
-    steps = min(3000 if small else 100_000, math.ceil(MOST_EPOCHS * count / batch_size))
+    return _chosen(patch_size, count, min(128, count), 100_000, small, data.classes is not None)
+
+
+def _chosen(patch_size: int, count: int, batch_size: int, most: int, small: bool, labelled: bool) -> dict[str, Any]:
+    """What images and latents have in common; ``most`` is of steps of a large network."""
     chosen: dict[str, Any] = {
         "network": DiTConfig(patch_size=patch_size, dim=128),
         "process": FlowConfig(times="logit-normal"),
         "batch_size": batch_size,
-        "steps": steps,
-        "sampling": SamplingConfig() if data.classes is None else SamplingConfig(guidance=2.0),
+        "steps": min(3000 if small else most, math.ceil(MOST_EPOCHS * count / batch_size)),
+        "sampling": SamplingConfig(guidance=2.0) if labelled else SamplingConfig(),
         "checkpoint_every": 500,
         "keep_last": 3,
     }
@@ -267,27 +270,10 @@ def choose_for_latents(data: LatentsData, count: int, preset: str | None = None)
     _, height, width = data.shape
     small = height * width <= SMALL_LATENT and preset is None
     batch_size = min(128 if small else 256, count)
-    steps = min(3000 if small else 400_000, math.ceil(MOST_EPOCHS * count / batch_size))
     patch_size = _patch_of_latents(height, width, SMALL_TOKENS if small else LARGE_TOKENS)
-    large = DiTConfig(patch_size=patch_size, dim=384, depth=12, heads=6, mlp_ratio=4.0, positions="sincos")
-    chosen: dict[str, Any] = {
-        "network": DiTConfig(patch_size=patch_size, dim=128) if small else large,
-        "process": FlowConfig(times="logit-normal"),
-        "batch_size": batch_size,
-        "steps": steps,
-        "sampling": SamplingConfig() if data.classes is None else SamplingConfig(guidance=2.0),
-        "checkpoint_every": 500,
-        "keep_last": 3,
-    }
+    chosen = _chosen(patch_size, count, batch_size, 400_000, small, data.classes is not None)
     if not small:
-        chosen |= {
-            "optimizer": AdamWConfig(),
-            "lr": 1e-4,
-            "ema_decay": 0.9999,
-            "checkpoint_every": 5000,
-            "preview_every": 5000,
-            "record_every": 1000,
-        }
+        chosen["record_every"] = 1000
     return chosen if preset is None else {**chosen, "network": published_network(preset)}
 
 

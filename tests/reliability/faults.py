@@ -1,10 +1,14 @@
 """Faults to put where ``ditlab.disk.before`` is, and what a folder holds afterwards."""
 
 import errno
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from ditlab import disk
@@ -30,6 +34,28 @@ def recorded(monkeypatch, action):
     action()
     monkeypatch.undo()
     return seen
+
+
+@contextmanager
+def asked(module):
+    """A process of a test module that answers each line of JSON on its stdin: what to send it, what it answers next."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+    def send(line):
+        process.stdin.write(json.dumps(line) + "\n")
+        process.stdin.flush()
+
+    yield send, lambda: json.loads(process.stdout.readline())
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(timeout=60)
 
 
 class At:
@@ -83,6 +109,11 @@ def in_a_child(action, deadline=120):
         except BaseException as error:
             os.write(2, f"child: {type(error).__name__}: {error}\n".encode())
             os._exit(1)
+    return ended(child, deadline)
+
+
+def ended(child, deadline=60):
+    """How a forked process ended."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)

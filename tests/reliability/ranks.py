@@ -1,9 +1,10 @@
 """A process that has everything imported and no threads, and runs jobs of several processes in forks of itself.
 
 A line on stdin is JSON: ``folder`` to work in, ``words`` of a ``ditlab`` command, how many processes (``world``),
-``log``, the beginning of the name of a file for what each of them saw, ``die_at``, the number of the operation on the
-disk before which the first one kills them all, or null, and ``nan_at``, [rank, step] of a loss that is made NaN, or
-null. Answers with the numbers of the forks, and later with how they ended.
+``log``, the beginning of the name of a file for what each of them saw, and ``faults``, any of: ``die_at``, the number
+of the operation on the disk before which the first one kills them all; ``nan_at``, [rank, step] of a loss that is made
+NaN; ``slow``, seconds that each file takes the first one to write; ``elsewhere``, what the last one's environment says;
+``steady``, whether the loss draws nothing. Answers with the numbers of the forks, and later with how they ended.
 """
 
 import hashlib
@@ -18,13 +19,13 @@ from pathlib import Path
 import torch
 
 from ditlab import disk
-from ditlab.cli.main import main
+from ditlab.cli.main import leave, main
 from ditlab.diffusion.process import Process
 from tests.reliability.faults import At, torn
 
 
-def log_steps(file, nan_at):
-    """Note for each loss which data it is about to see; spoil one."""
+def log_steps(file, nan_at, steady):
+    """Note for each loss which data it is about to see; spoil one, or let none depend on chance."""
     stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     losses = Process.loss
     count = 0
@@ -34,29 +35,36 @@ def log_steps(file, nan_at):
         count += 1
         rows = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest()[:16] for row in x0]
         os.write(stream, (" ".join(rows) + "\n").encode())
+        if steady:
+            return (self.network(x0, torch.full((len(x0),), 0.5), cond) - x0).square().mean()
         value = losses(self, x0, cond, generator=generator)
         return value * torch.nan if count == nan_at else value
 
     Process.loss = loss
 
 
-def train(rank, port, folder, words, world, log, die_at, nan_at):
+def train(rank, port, folder, words, world, log, faults):
     """What a fork does."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if rank == world - 1:
+        os.environ |= faults.get("elsewhere", {})
     os.chdir(folder)
     with Path(f"{log}.{rank}.err").open("a") as errors:
         os.dup2(errors.fileno(), 1)
         os.dup2(errors.fileno(), 2)
-    log_steps(f"{log}.{rank}", nan_at[1] if nan_at and nan_at[0] == rank else None)
-    if die_at is not None and rank == 0:
+    nan_at = faults.get("nan_at", [None, None])
+    log_steps(f"{log}.{rank}", nan_at[1] if nan_at[0] == rank else None, faults.get("steady"))
+    if "die_at" in faults and rank == 0:
 
         def die(operation, path):
             torn(operation, path)
             os.killpg(0, signal.SIGKILL)
 
-        disk.before = At(die_at, die)
-    sys.exit(main(words))
+        disk.before = At(faults["die_at"], die)
+    if "slow" in faults and rank == 0:
+        disk.before = lambda operation, _: time.sleep(faults["slow"]) if operation == "write" else None
+    leave(main(words))
 
 
 def free_port():
@@ -72,10 +80,10 @@ if __name__ == "__main__":
         for rank in range(told["world"]):
             child = os.fork()
             if child == 0:
-                os.setpgid(0, forks[0] if forks else 0)
                 sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123
                 train(rank, port, **told)
             forks.append(child)
+            os.setpgid(child, forks[0])
         print(json.dumps(forks), flush=True)
         ended, since = {}, None
         while len(ended) < len(forks):

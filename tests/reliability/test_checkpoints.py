@@ -83,7 +83,7 @@ def test_the_operations_of_a_save(checkpoints, monkeypatch):
     """What the tests below stop: every file is written and flushed, then its folder, then what names it."""
     folder, state = checkpoints
     seen = recorded(monkeypatch, lambda: save(folder, state))
-    new, gone = (f".{step_name(step)}.{os.getpid()}.tmp" for step in (3, 1))
+    new, gone = (f".{step_name(step)}.{os.getpid()}@{disk.HOST}.tmp" for step in (3, 1))
     *parts, facts = FILES
     files = [*parts, "averages.safetensors", facts, MANIFEST]
     assert len(seen) == OPERATIONS
@@ -94,8 +94,8 @@ def test_the_operations_of_a_save(checkpoints, monkeypatch):
         ("fsync", new),
         ("rename", "step-00000003"),
         ("fsync", "checkpoints"),
-        ("write", f".LATEST.{os.getpid()}.tmp"),
-        ("fsync", f".LATEST.{os.getpid()}.tmp"),
+        ("write", f".LATEST.{os.getpid()}@{disk.HOST}.tmp"),
+        ("fsync", f".LATEST.{os.getpid()}@{disk.HOST}.tmp"),
         ("rename", "LATEST"),
         ("fsync", "checkpoints"),
         ("rename", gone),

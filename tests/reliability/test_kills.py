@@ -4,15 +4,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.images import folder_of
-from tests.reliability.faults import tree
+from tests.reliability.faults import asked, tree
 
 TINY = ["--batch-size", "4", "--precision", "fp32", "--checkpoint-every", "2", "--keep-last", "3"]
 TINY += ["--log-every", "5", "--record-every", "10", "--preview-every", "50", "--sampling.steps", "1"]
@@ -29,29 +26,17 @@ DATA = {
 @pytest.fixture(scope="module")
 def warm():
     """Ask a process with torch imported to train in a fork of itself; gives the number of the fork."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.reliability.warm"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
 
     class Warm:
         def start(self, words, log, die_at=None):
-            line = {"folder": str(log.parent), "words": words, "log": str(log), "die_at": die_at}
-            process.stdin.write(json.dumps(line) + "\n")
-            process.stdin.flush()
-            return int(process.stdout.readline())
+            send({"folder": str(log.parent), "words": words, "log": str(log), "die_at": die_at})
+            return answer()
 
         def end(self):
-            return int(process.stdout.readline())
+            return answer()
 
-    yield Warm()
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(timeout=60)
+    with asked("tests.reliability.warm") as (send, answer):
+        yield Warm()
 
 
 def seen(log):

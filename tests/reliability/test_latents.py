@@ -15,7 +15,7 @@ from ditlab import disk
 from ditlab.cli.main import main
 from ditlab.data.latents.encode import Encoding
 from tests.latents import encode, images_and_vae
-from tests.reliability.faults import At, die, full, in_a_child, recorded, tree
+from tests.reliability.faults import At, die, ended, full, in_a_child, recorded, tree
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +58,6 @@ def started(die_at=None):
     status = encode("--vae", Path("vae").resolve(), "--data.path", Path("photos").resolve())
     sys.stderr.flush()
     os._exit(status)
-
-
-def ended(child, deadline=60):
-    """How a fork ended."""
-    end = time.monotonic() + deadline
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise TimeoutError("the child hangs")
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(40, marks=pytest.mark.slow)])

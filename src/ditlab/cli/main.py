@@ -9,11 +9,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from importlib.metadata import version
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from ditlab.cli import averages, images, interop, verbs
 from ditlab.cli.doctor import doctor
@@ -47,6 +47,22 @@ def usage() -> str:
         f"{lines}\n\n"
         "ditlab VERB --help tells what a verb takes. A first run: ditlab demo"
     )
+
+
+def program() -> NoReturn:
+    """``ditlab`` as a program: ``main``, and the end of the process."""
+    leave(main())
+
+
+def leave(status: int) -> NoReturn:
+    """End the process. One of several does so at once, for while Python takes itself apart, a thread of torch's that
+    still answers the others may abort a job that is done."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

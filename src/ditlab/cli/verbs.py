@@ -78,7 +78,7 @@ def train(arguments: Sequence[str]) -> int:
         costs = estimate(options.config, options.devices, options.days, store)
         report(costs if options.as_json else readable(costs), options.as_json)
         return 0
-    from ditlab.training.parallel import joined
+    from ditlab.training.parallel import join
 
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
@@ -88,13 +88,11 @@ def train(arguments: Sequence[str]) -> int:
         config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
-    with joined(config.device, config.stall_after) as ranks:
-        if isinstance(options, TrainOptions):
-            ranks.decided(lambda: _must_be_new(folder))
-            _announce(options)
-        _train(
-            folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further", ranks=ranks
-        )
+    ranks = join(config.device, config.stall_after)
+    if isinstance(options, TrainOptions):
+        ranks.decided(lambda: _must_be_new(folder))
+        _announce(options)
+    _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further", ranks=ranks)
     report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
     say(f"\nNext: ditlab sample {folder.path}, ditlab eval {folder.path}")
     return 0
@@ -116,11 +114,11 @@ def sample(arguments: Sequence[str]) -> int:
     if options.out is not None and Path(options.out).suffix not in (".png", ".npz"):
         raise InputError(f"--out {options.out} must end in .png (a picture) or .npz (an array)")
     from ditlab.run import load
-    from ditlab.training.parallel import joined
+    from ditlab.training.parallel import join
 
-    with joined(options.device) as ranks:
-        run = load(options.run, weights=options.weights, device=options.device)
-        report(_write_samples(run, options, ranks), options.as_json)
+    ranks = join(options.device)
+    run = load(options.run, weights=options.weights, device=options.device)
+    report(_write_samples(run, options, ranks), options.as_json)
     return 0
 
 
@@ -128,11 +126,11 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Measure a run's samples."""
     options = parse(EvalOptions, arguments, "ditlab eval")
     from ditlab.run import load
-    from ditlab.training.parallel import joined
+    from ditlab.training.parallel import join
 
-    with joined(options.device) as ranks:
-        run = load(options.run, weights=options.weights, device=options.device)
-        report(_measure(run, options, ranks), options.as_json)
+    ranks = join(options.device)
+    run = load(options.run, weights=options.weights, device=options.device)
+    report(_measure(run, options, ranks), options.as_json)
     return 0
 
 

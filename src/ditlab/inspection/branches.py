@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -53,18 +54,17 @@ def measure_branches(
 
 
 def _contributions(block: dict[str, Any]) -> list[Tensor]:
-    x, values = block["x"], []
-    for modulation, branch in zip(block["modulation"], (block["attn"], block["mlp"]), strict=True):
-        added = modulation.gate[:, None] * branch
-        values.append((added.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).mean())
-        x = block["between"](x + added, block["conditions"])
+    values = []
+    for modulation, x, branch in zip(block["modulation"], ("x", "between"), ("attn", "mlp"), strict=True):
+        added = modulation.gate[:, None] * block[branch]
+        values.append((added.flatten(1).norm(dim=1) / block[x].flatten(1).norm(dim=1)).mean())
     return values
 
 
 def _forward_with_hooks(
     network: nn.Module, blocks: list[DiTBlock], x: Tensor, t: Tensor, cond: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """One forward pass; of each block its input, modulation, the outputs of both branches and what is between them."""
+    """One forward pass; of each block its input, modulation, the outputs of both branches and the tokens in between."""
     seen: list[dict[str, Any]] = [{} for _ in blocks]
     handles = []
 
@@ -76,13 +76,20 @@ def _forward_with_hooks(
 
     def keep_input(store: dict[str, Any]) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            store["x"], store["conditions"] = inputs[:2]
+            store["x"] = inputs[0]
 
         return hook
 
+    def keep_between(store: dict[str, Any], between: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def kept(*arguments: Any) -> Tensor:
+            store["between"] = between(*arguments)
+            return store["between"]
+
+        return kept
+
     try:
         for block, store in zip(blocks, seen, strict=True):
-            store["between"] = block.modulation.between
+            vars(block.modulation)["between"] = keep_between(store, block.modulation.between)
             handles.append(block.register_forward_pre_hook(keep_input(store)))
             handles += [
                 getattr(block, part).register_forward_hook(keep(store, part)) for part in ("modulation", "attn", "mlp")
@@ -91,4 +98,6 @@ def _forward_with_hooks(
     finally:
         for handle in handles:
             handle.remove()
+        for block in blocks:
+            vars(block.modulation).pop("between", None)  # what is left is its class's
     return seen

@@ -123,7 +123,7 @@ def write_sharded(
                 shards.save(temporary / name, tensors)
                 written()
             files = ranks.decided(lambda: sorted(file for file in temporary.rglob("*") if file.is_file()))
-            digests = ranks.together(lambda: _digests(temporary, files[ranks.rank :: ranks.world]))
+            digests = ranks.together(lambda: _settled(temporary, files[ranks.rank :: ranks.world]))
             every = {name: digest for some in ranks.all(digests) for name, digest in some.items()}
             ranks.decided(lambda: _conclude(temporary, step, facts, every))
             ranks.decided(lambda: disk.end_folder(temporary, target))
@@ -146,6 +146,14 @@ def _conclude(
         else digests | _digest(temporary, temporary / "state.json")
     )
     disk.write(temporary / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+
+
+def _settled(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The digests of files that are as they stay."""
+    for file in files:
+        if file.parent != folder:
+            shards.settle(file)
+    return _digests(folder, files)
 
 
 def _digests(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:

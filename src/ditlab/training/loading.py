@@ -117,6 +117,14 @@ def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool
         DamagedCheckpoint: it is not what was saved.
     """
     checkpoint = folder / step_name(step) if checked else verified(folder, step)
+    facts, seen = state.ranks.together(lambda: _fitting(checkpoint, state))
+    parts = {name: _taken(checkpoint, name, tensors, state) for name, tensors in seen.items()}
+    state.ranks.together(lambda: _take_facts(checkpoint, facts, state))
+    state.load_tensors(parts)
+
+
+def _fitting(checkpoint: Path, state: TrainState) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """What a checkpoint says of its training, and its tensors as ``_seen`` gives them, if they fit the state."""
     facts = read_facts(checkpoint)
     if absent := [name for name in state.tensors() if not _has(checkpoint, name)]:
         raise InputError(f"{checkpoint} has no {absent[0]}, which config.json asks for: put back what it said before")
@@ -124,14 +132,16 @@ def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool
     seen = {name: _seen(checkpoint, name, state) for name in state.tensors()}
     for name, problems in state.differences(seen).items():
         must_fit(place_of(checkpoint, name), (told if name == "model" else []) + problems)
-    parts = {name: _taken(checkpoint, name, tensors, state) for name, tensors in seen.items()}
+    return facts, seen
+
+
+def _take_facts(checkpoint: Path, facts: dict[str, Any], state: TrainState) -> None:
     try:
         state.take_facts(facts)
     except InputError:
         raise
     except Exception as error:
         raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {first_line(error)}") from None
-    state.load_tensors(parts)
 
 
 def _seen(checkpoint: Path, name: str, state: TrainState) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +53,11 @@ class TrainState:
     def __init__(self, config: Config, dataset: Dataset, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
         self.device = resolve_device(config.device)
-        self.network: nn.Module = initial_network(config, dataset).to(self.device)
-        self.sharded = ranks.world > 1 and config.parallel == "fsdp"
         self.share = _share_of_batch(config, ranks)
-        self.ema = EMA(self.network, config.ema_decay, shard if self.sharded else None)
+        self.sharded = ranks.world > 1 and config.parallel == "fsdp"
+        fresh = initial_network(config, dataset)
+        self.network: nn.Module = fresh if self.sharded else fresh.to(self.device)
+        self.ema = EMA(self.network, config.ema_decay, partial(shard, device=self.device) if self.sharded else None)
         self.process = build_process(config, self._spread())
         self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
@@ -71,7 +73,7 @@ class TrainState:
         if self.config.compile:
             compile_blocks(self.network)
         if self.sharded:
-            shard(self.network)
+            shard(self.network, self.device)
         return self.network if self.sharded or self.ranks.world == 1 else replicate(self.network)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

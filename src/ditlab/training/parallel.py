@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import re
 import time
 import warnings
@@ -27,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ditlab.errors import InputError, Interrupted
+from ditlab.errors import InputError, TrainingError
 
 T = TypeVar("T")
 
@@ -63,8 +64,9 @@ class Ranks:
         return [own.tolist()] if self.world == 1 else [piece.tolist() for piece in self._gathered(own)]
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, which are alike in shape, one after the other along their first dimension."""
-        return tensor if self.world == 1 else torch.cat(self._gathered(tensor.cpu().contiguous())).to(tensor.device)
+        """The tensors of all processes, alike in shape, one after the other along their first dimension, on the CPU."""
+        tensor = tensor.cpu()
+        return tensor if self.world == 1 else torch.cat(self._gathered(tensor.contiguous()))
 
     def _gathered(self, tensor: Tensor) -> list[Tensor]:
         pieces = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -80,7 +82,7 @@ class Ranks:
             try:
                 outcome[0] = action()
             except Exception as error:
-                outcome[1] = error
+                outcome[1] = _portable(error)
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         if outcome[1] is not None:
             raise outcome[1]
@@ -90,15 +92,8 @@ class Ranks:
         """What comes of an action that each process takes; what one of them raised is raised by all."""
         if self.world == 1:
             return action()
-        value: Any = None
-        error: Exception | None = None
-        try:
-            value = action()
-        except Exception as raised:
-            error = raised
-        first = next((one for one in self.all(error) if one is not None), None)
-        if first is not None:
-            raise first if error is None else error
+        value, error = _tried(action)
+        _raise_first(error, self.all(error))
         return value
 
     def all(self, value: T) -> list[T]:
@@ -117,21 +112,59 @@ class Ranks:
         """Wait until all are here."""
         self.told([0.0])  # an exchange of nothing waits for nobody
 
-    def wait_long(self, name: str) -> None:
-        """Wait until all are here, however long it takes: whoever dies meanwhile, the launcher ends the others."""
+    def at_length(self, name: str, action: Callable[[], T], beat: Callable[[], None] = lambda: None) -> T:
+        """``together`` for what may take longer than the processes have patience for otherwise.
+
+        They meet in the store, where nothing is said of time: whoever dies meanwhile, the launcher ends the others.
+
+        Args:
+            name: of this meeting, of which there is one in a job.
+            action: what each process does.
+            beat: is called now and then while the others are waited for.
+        """
         if self.store is None:
-            return
+            return action()
+        value, error = _tried(action)
         self.store.set(f"{name}/{self.rank}", "here")
         while not self.store.check([f"{name}/{rank}" for rank in range(self.world)]):
+            beat()
             time.sleep(BETWEEN_LOOKS)
+        _raise_first(error, self.all(error))
+        return value
+
+
+def _tried(action: Callable[[], T]) -> tuple[T, None] | tuple[Any, Exception]:
+    """What comes of an action, or what it raised, as another process can read it."""
+    try:
+        return action(), None
+    except Exception as error:
+        return None, _portable(error)
+
+
+def _raise_first(own: Exception | None, errors: Sequence[Exception | None]) -> None:
+    """Raise a process's own error or, if it has none, the first of the others'."""
+    first = next((error for error in errors if error is not None), None)
+    if first is not None:
+        raise first if own is None else own
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same where it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return TrainingError(f"{type(error).__name__}: {error}")
+    return error
 
 
 ALONE = Ranks()
 
 
-@contextmanager
-def joined(device: str = "auto", patience: float = 1800.0) -> Iterator[Ranks]:
-    """The processes of this job, connected as long as the context lasts.
+def join(device: str = "auto", patience: float = 1800.0) -> Ranks:
+    """Connect with the other processes of this job, for as long as this one lasts: they part when it ends.
+
+    Nothing is taken down before. While it is, a thread of gloo's that still holds a tensor waits for Python's lock, and
+    whoever has that for the thread (torch 2.13).
 
     Args:
         device: a configuration's; on CUDA each process takes the GPU of its LOCAL_RANK.
@@ -142,11 +175,10 @@ def joined(device: str = "auto", patience: float = 1800.0) -> Iterator[Ranks]:
     """
     world = _number("WORLD_SIZE", 1)
     if world == 1:
-        yield ALONE
-        return
+        return ALONE
     if missing := [name for name in NEEDED if name not in os.environ]:
         raise InputError(f"WORLD_SIZE={world}, but {' and '.join(missing)} are not set: start with torchrun")
-    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    on_cuda = device in ("cuda", "auto") and torch.cuda.is_available()
     if on_cuda:
         local = _number("LOCAL_RANK", 0)
         if local >= torch.cuda.device_count():
@@ -163,13 +195,7 @@ def joined(device: str = "auto", patience: float = 1800.0) -> Iterator[Ranks]:
         dist.init_process_group(backend, store=shared, rank=rank, world_size=world, timeout=limit)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"the {world} processes of this job cannot be joined: {str(error).splitlines()[0]}") from None
-    try:
-        yield Ranks(rank, world, PrefixStore("notes", shared))
-    except (InputError, Interrupted):
-        dist.destroy_process_group()
-        raise
-    else:
-        dist.destroy_process_group()
+    return Ranks(rank, world, PrefixStore("notes", shared))
 
 
 def _number(name: str, otherwise: int) -> int:
@@ -211,13 +237,13 @@ def replicate(network: nn.Module) -> nn.Module:
         return Replicated(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def shard(network: nn.Module) -> None:
+def shard(network: nn.Module, device: torch.device) -> None:
     """Leave each process a share of every weight: FSDP2 gathers those of a block when it runs, and no earlier.
 
-    Its blocks are sharded one by one, and so are its other parts, the input and output layers.
+    Its blocks are sharded one by one, and so are its other parts, the input and output layers. Each is brought to the
+    device for that, and leaves a share there: a device never holds more than the shares and one whole part.
     """
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing here writes into
-    device = next(network.parameters()).device
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     blocks = blocks_of(network)
     parts = [module for name, module in network.named_children() if name != "blocks"] if blocks else []

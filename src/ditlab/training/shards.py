@@ -6,6 +6,7 @@ is read by any number of them.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,22 @@ def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     if tensors:
         with _plain_errors(folder):
             save_distributed(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def settle(file: Path) -> None:
+    """Put in order what the library says of itself in the header of a file, where it comes in any order.
+
+    So the same tensors are the same bytes. The header stays as long as it was.
+    """
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(ordered) != size:
+            raise RuntimeError(f"the header of {file} cannot be written as it was read")
+        stream.seek(8)
+        stream.write(ordered)
 
 
 def described(folder: Path) -> dict[str, Tensor]:
