@@ -44,7 +44,8 @@ def evaluate(
         n, seed: how many samples, and which.
         guide: a weaker run to guide away from.
         nll, nll_n: whether to add the negative log-likelihood of held-out data, without guidance, and of how many.
-        ranks: processes that draw a share of the samples each; the first one measures, the others get nothing.
+        ranks: processes that share the drawing and the integrals of the likelihood; the first one measures, the others
+            get nothing.
         sampling: fields of ``SamplingConfig``, such as ``steps=25, solver="heun", guidance=2.0``; the others are its
             defaults.
 
@@ -64,12 +65,13 @@ def evaluate(
     before = run.process.evaluations
     samples = run.sample(n, seed=seed, guide=guide, ranks=ranks, **build_drawing(settings, run.process, guided)).cpu()
     evaluations = (run.process.evaluations - before) / len(ranks.share(n))
-    if not ranks.first:
-        return {}
-    figures = _figures(run, samples, dataset, seed)
+    likelihood: dict[str, Any] = {}
     if nll:
         assert isinstance(dataset, HeldOut)
-        figures |= measure_likelihood(run.process, dataset, nll_n, seed)
+        likelihood = measure_likelihood(run.process, dataset, nll_n, seed, ranks.spread)
+    if not ranks.first:
+        return {}
+    figures = _figures(run, samples, dataset, seed) | likelihood
     drawn = drawn_with(run, settings, guide)
     evaluations = int(evaluations) if evaluations.is_integer() else round(evaluations, 1)
     return figures | {"n": n, "seed": seed, **drawn, "evaluations": evaluations, "run_step": run.step}

@@ -1,15 +1,18 @@
 """Training in several processes that are killed, stopped and spoiled, on one machine."""
 
+import json
 import os
 import pickle
 import random
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
 import ditlab
+from ditlab.cli.main import VERBS
 from ditlab.errors import DamagedCheckpoint
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import read_part, step_name
@@ -28,7 +31,8 @@ def jobs():
 
     class Jobs:
         def start(self, folder, words, world, log="log", **faults):
-            line = {"folder": str(folder), "words": ["train", *words], "world": world, "log": str(folder / log)}
+            words = words if words[0] in VERBS else ["train", *words]
+            line = {"folder": str(folder), "words": words, "world": world, "log": str(folder / log)}
             send(line | {"faults": faults})
             return answer()
 
@@ -191,6 +195,24 @@ def test_accumulated_over_processes(jobs, tmp_path, monkeypatch):
     one, *others = (ditlab.load(name, weights="raw").process.network.state_dict() for name in ways)
     for other in others:
         assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
+
+
+def test_samples_and_figures_are_those_of_one_process(jobs, tmp_path):
+    words = ["digits", *TINY, "--steps", "2", "--network.patch-size", "4", "--name", "run"]
+    assert jobs.run(tmp_path, words, 1)[0] == [0]
+    drawing = ["run", "--steps", "2", "--solver", "euler"]
+    measuring = [*drawing, "--n", "101", "--nll", "--nll-n", "65", "--json"]
+    figures, samples = {}, {}
+    for world in (1, 2):
+        ended, told = jobs.run(tmp_path, ["sample", *drawing, "--n", "5", "--out", f"{world}.npz"], world)
+        assert ended == [0] * world, told
+        samples[world] = np.load(tmp_path / f"{world}.npz")["samples"]
+        ended, told = jobs.run(tmp_path, ["eval", *measuring], world, f"eval{world}")
+        assert ended == [0] * world, told
+        figures[world] = json.loads((tmp_path / f"eval{world}.0.err").read_text())
+    assert np.array_equal(samples[1], samples[2])
+    assert figures[1]["nll_n"] == 65
+    assert figures[1] == figures[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)

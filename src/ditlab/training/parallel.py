@@ -103,6 +103,12 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
+    def spread(self, actions: Sequence[Callable[[], T]]) -> list[T]:
+        """The values of actions, in order, of which each process takes some: plain things, not tensors."""
+        own = {i: actions[i]() for i in range(self.rank, len(actions), self.world)}
+        every = {i: value for some in self.all(own) for i, value in some.items()}
+        return [every[i] for i in range(len(actions))]
+
     def share(self, count: int) -> range:
         """The numbers, of so many, that are this process's to do; all have as many, so some may go beyond the count."""
         each = math.ceil(count / self.world)
