@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+import ditlab
 from ditlab.interop.imports import import_checkpoint
 from tests.cli.test_cli import call
 from tests.interop.peers import random_vae
@@ -142,3 +144,17 @@ def test_a_missing_library_is_one_line(tmp_path, capsys, monkeypatch, library, w
     assert status == 2
     assert "pip install 'ditlab[" in err
     assert err.count("\n") == 1
+
+
+def test_weights_alone_are_a_run_that_does_not_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = ("--steps", 2, "--batch-size", 4, "--network.depth", 1, "--sampling.steps", 1, "--precision", "fp32")
+    assert call(capsys, "train", "circles", *tiny)[0] == 0
+    assert call(capsys, "export", "circles", "--format", "ditlab", "--out", "alone")[0] == 0
+    names = ["ema.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in Path("alone/checkpoints/step-00000002").iterdir()) == names
+    whole, alone = ditlab.load("circles"), ditlab.load("alone")
+    assert torch.equal(whole.sample(2), alone.sample(2))
+    status, _, err = call(capsys, "train", "--resume", "alone", "--steps", 3)
+    assert status == 2
+    assert "circles after its training: go on with that run instead" in err

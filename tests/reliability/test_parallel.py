@@ -14,6 +14,7 @@ import torch
 import ditlab
 from ditlab.cli.main import VERBS
 from ditlab.errors import DamagedCheckpoint
+from ditlab.interop.exports import export_run
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import read_part, step_name
 from tests.images import folder_of
@@ -121,6 +122,9 @@ def test_other_world_size(jobs, tmp_path):
     words = ["circles", *TINY, "--steps", "2", "--parallel", "fsdp", "--name", "run"]
     assert jobs.run(tmp_path, words, 2)[0] == [0, 0]
     folder = RunFolder(tmp_path / "runs/run")
+    export_run(folder.path, "ditlab", tmp_path / "runs/alone")
+    assert (tmp_path / "runs/alone/checkpoints/step-00000002/model.safetensors").is_file()
+    assert torch.equal(ditlab.load(tmp_path / "runs/alone").sample(2), ditlab.load(folder.path).sample(2))
     parts = ("model", "ema", "optimizer", "averages")
     for world, steps in ((3, 4), (1, 6), (2, 8)):
         before = folder.checkpoints / step_name(steps - 2)

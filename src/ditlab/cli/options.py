@@ -151,11 +151,12 @@ class ImportOptions(Section):
 
 
 class ExportOptions(Section):
-    """Write a run's network in a form that others read; see docs/checkpoints.md."""
+    """Write a run's network in a form that others read, or alone; see docs/checkpoints.md."""
 
     run: RunName
-    format: Literal["diffusers", "facebook-dit", "onnx"] = Field(
-        description="a pipeline's folder, a state dict in facebookresearch/DiT's layout, or a file for onnxruntime"
+    format: Literal["ditlab", "diffusers", "facebook-dit", "onnx"] = Field(
+        description="a run of these weights alone, in one file; a pipeline's folder; a state dict in "
+        "facebookresearch/DiT's layout; or a file for onnxruntime"
     )
     out: str = Field(description="file or folder that is made")
     weights: Weights = Field("ema", description="averaged weights, the last ones, or an average that is tracked: 0.1")

@@ -1,4 +1,4 @@
-"""Runs into what facebookresearch/DiT, SiT, diffusers and onnxruntime read."""
+"""Runs into what facebookresearch/DiT, SiT, diffusers and onnxruntime read, and into runs of their weights alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ditlab.errors import InputError
 from ditlab.interop.conventions import FACEBOOK, SIT, expressed
@@ -14,9 +15,11 @@ from ditlab.interop.diffusers_pipeline import write_pipeline
 from ditlab.interop.onnx_file import write_onnx
 from ditlab.interop.places import made_whole, must_be_free
 from ditlab.networks.keymaps import facebook_names, to_theirs
-from ditlab.run import Run, load
+from ditlab.run import Run, RunFolder, load
+from ditlab.training.checkpoint import write_checkpoint
+from ditlab.training.loading import network_facts
 
-Format = Literal["diffusers", "facebook-dit", "onnx"]
+Format = Literal["ditlab", "diffusers", "facebook-dit", "onnx"]
 
 
 class Exported(NamedTuple):
@@ -40,7 +43,8 @@ def export_run(
         run: a run's folder, its name in ``runs/``, or a loaded run.
         format: ``"facebook-dit"`` is a state dict, of DiT for a DDPM run and of SiT for a flow-matching run;
             ``"diffusers"`` the folder of a ``DiTPipeline``; ``"onnx"`` a file with the inputs x, t in [0, 1] and, with
-            labels, label, for any number of samples.
+            labels, label, for any number of samples; ``"ditlab"`` a run's folder that holds these weights in one file,
+            however many processes trained them, and nothing that only training needs.
         out: file or folder, which must not be there yet.
         weights: averaged weights, the last ones, or an average that is tracked; of a loaded run, those it was loaded
             with.
@@ -50,6 +54,7 @@ def export_run(
         InputError: the format cannot say what the run is; the settings are named.
     """
     writers: dict[str, Callable[[Run, Path], tuple[str, ...]]] = {
+        "ditlab": _write_run,
         "facebook-dit": _write_facebook,
         "diffusers": lambda run, path: write_pipeline(run, path, vae),
         "onnx": write_onnx,
@@ -64,6 +69,15 @@ def export_run(
     with made_whole(out) as path:
         notes = writers[format](loaded, path)
     return Exported(out, notes)
+
+
+def _write_run(run: Run, path: Path) -> tuple[str, ...]:
+    """A run of these weights alone."""
+    folder, weights = RunFolder(path), run.process.network.state_dict()
+    folder.write_config(run.config.model_copy(update={"averages": ()}))
+    parts: dict[str, dict[str, Tensor]] = {"model": weights, "ema": weights, "optimizer": {}}
+    write_checkpoint(folder.checkpoints, run.step, parts, network_facts(run.config) | {"run": str(run.folder.path)})
+    return ()
 
 
 def _write_facebook(run: Run, path: Path) -> tuple[str, ...]:

@@ -118,10 +118,9 @@ class TrainState:
             InputError: the data are not those that were trained on, or it is no state of a training; nothing was
                 changed.
         """
-        if "sigma_rel" in facts:
+        if "run" in facts:
             raise InputError(
-                f"these weights are an average that was made of {facts.get('run')} after its training: go on with that "
-                f"run instead"
+                f"these weights were made of {facts['run']} after its training: go on with that run instead"
             )
         then = facts.get("fingerprint")
         if then != self.fingerprint:
