@@ -7,6 +7,7 @@ import { nearest } from "./math.js";
 import { absent } from "./panel.js";
 import { forgetListeners, fromAddress, onChange, select, selection } from "./state.js";
 import { themeChooser } from "./theme.js";
+import { tour } from "./tour.js";
 import { mount as mountFlow } from "./flow.js";
 import { mount as mountPatches } from "./patches.js";
 import { mount as mountAttention } from "./attention.js";
@@ -27,6 +28,8 @@ const SECTIONS = [
   { id: "gates", title: "Watch the gates open", short: "Gates", mount: mountGates },
   { id: "denoise", title: "Denoise", short: "Denoise", mount: mountDenoise },
 ];
+
+const guide = tour();
 
 const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP" };
 const PROCESSES = { flow: "flow matching, which learns the way from noise to data", ddpm: "DDPM, which learns to take noise away step by step",
@@ -122,6 +125,7 @@ async function show(runs, id) {
   clear(place("contents")).append(h("ul", null, SECTIONS.map(({ id: section, short }) =>
     h("li", null, h("a", { href: `#${section}`, class: run.sections[section] ? "off" : null, onclick: jump }, short)))));
   mountSections(main, run);
+  guide.follow(run);
   onChange(["run"], () => change(runs));
   if (!exported && location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
@@ -157,7 +161,8 @@ function fail(error) {
 }
 
 async function begin() {
-  place("theme").append(themeChooser());
+  place("theme").append(guide.button, themeChooser());
+  place("bar").after(guide.card);
   /** @type {RunSummary[]} */
   const runs = (await json("/api/runs")).runs;
   if (!runs.length) throw new Error("There is no run here yet: `ditlab train` makes one.");
