@@ -191,6 +191,42 @@ def test_a_digest_is_of_settings_and_weights_alone(copied):
     assert copy.digest != before
 
 
+def test_a_digest_does_not_depend_on_which_defaults_are_spelled_out(copied):
+    """Each diffusers writes the settings that it knows; what is no default counts."""
+    from ditlab.data.latents.vae import load_vae
+
+    before, file = load_vae("vae").digest, Path("vae/config.json")
+    config = json.loads(file.read_text())
+    defaults = ("shift_factor", "latents_mean", "latents_std", "use_quant_conv", "force_upcast", "latent_channels")
+    file.write_text(json.dumps({name: value for name, value in config.items() if name not in defaults}))
+    assert load_vae("vae").digest == before
+    file.write_text(json.dumps(config | {"of_a_later_diffusers": None}))
+    assert load_vae("vae").digest == before
+    for name, value in (("act_fn", "relu"), ("norm_num_groups", 2), ("shift_factor", 0.5)):
+        file.write_text(json.dumps(config | {name: value}))
+        assert load_vae("vae").digest != before
+
+
+def test_an_autoencoder_that_scales_each_channel_is_refused(copied, capsys):
+    file = Path("vae/config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": [0.5] * 4}))
+    assert encode(out="other") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "vae/config.json gives latents_mean, a number for each channel" in err
+
+
+def test_encoding_computes_fp32_convolutions_in_fp32(here):
+    """On CUDA torch's default is TF32, which comes back afterwards."""
+    from ditlab.data.latents.encode import _reproducible
+
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    with _reproducible():
+        assert convolutions.fp32_precision == "ieee"
+    assert convolutions.fp32_precision == before
+
+
 CHANGES = [
     (["--vae", "other"], "is of the VAE"),
     (["--scale", "0.3"], "latent_scale 0.18215, and --scale says 0.3"),
