@@ -119,6 +119,26 @@ def test_samples_are_decoded_with_the_stores_scale_and_shift(here):
     torch.testing.assert_close(decoder(run)(samples), expected)
 
 
+def test_samples_are_not_decoded_by_a_changed_autoencoder_without_a_word(here, tmp_path, capsys, monkeypatch):
+    """One line names both; none where it was asked for by name, or is the one that it was."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(here / "runs", "runs")
+    shutil.copytree(here / "vae", "vae")
+    file = Path("runs/latents/config.json")
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"data": config["data"] | {"vae": str(tmp_path / "vae")}}))
+    sample = ("sample", "latents", "--n", 1, "--out", "x.png", "--json")
+    assert "autoencoder" not in call(capsys, *sample)[2]
+    settings = json.loads(Path("vae/config.json").read_text())
+    Path("vae/config.json").write_text(json.dumps(settings | {"act_fn": "relu"}))
+    status, out, err = call(capsys, *sample)
+    assert (status, json.loads(out)["n"]) == (0, 1)
+    assert err.count("\n") == 1
+    assert f"ditlab: the autoencoder in {tmp_path / 'vae'} is not the one that the latents were made by" in err
+    assert f"was {config['data']['vae_digest'][:12]};" in err
+    assert "autoencoder" not in call(capsys, *sample, "--vae", "vae")[2]
+
+
 def test_the_lab_looks_at_latents(here):
     from ditlab.lab.describe import describe
     from ditlab.lab.lens import Lens

@@ -446,4 +446,4 @@ def test_an_index_and_a_configuration_come_back_from_json(here):
     config = recipe(survey_store(str(here[0] / "store")))
     assert isinstance(config.data, LatentsData)
     assert type(config).model_validate_json(config.model_dump_json()) == config
-    assert config.latent_space == (SCALE, 0.0, str(here[0] / "vae"))
+    assert config.latent_space == (SCALE, 0.0, str(here[0] / "vae"), index.vae.digest)

@@ -19,7 +19,7 @@ from ditlab.cli import averages, images, interop, verbs
 from ditlab.cli.doctor import doctor
 from ditlab.cli.lab import lab
 from ditlab.cli.latents import latents
-from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
+from ditlab.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
@@ -114,9 +114,9 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Say which checkpoint was passed over as everything else is said, and not as Python's warnings are."""
+    """Say our own warnings as everything else is said, and not as Python's are."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
+        warnings.simplefilter("always", Caution)
         show = warnings.showwarning
 
         def say(
@@ -127,7 +127,7 @@ def _warnings_in_one_line() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, CheckpointWarning):
+            if issubclass(category, Caution):
                 complain(str(message), 0)
             else:
                 show(message, category, filename, lineno, file, line)
