@@ -202,6 +202,25 @@ def test_wrong_input_ends_in_one_line(here, capsys, unchecked, words, message):
     assert "Traceback" not in err
 
 
+def test_a_process_that_is_not_the_first_says_what_is_wrong_with_it(here, capsys, monkeypatch):
+    """Images that its machine lacks, for example: the processes of an encoding do not hear of one another."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = call(capsys, "latents", "encode", *WORDS, "--data.path", "nowhere")
+    assert status == 2
+    assert err.startswith("ditlab, process 1: ")
+    assert "nowhere" in err
+    assert call(capsys, "sample", "nothing")[2] == ""  # by processes that do: the first one says it
+
+
+@pytest.mark.parametrize("verb", ["latents", "data"])
+@pytest.mark.parametrize("words", [(), ("--help",)])
+def test_a_verb_alone_tells_its_usage(verb, words, capsys):
+    status, out, _ = call(capsys, verb, *words)
+    assert status == 0
+    assert out.startswith(f"usage: ditlab {verb} ")
+
+
 def test_the_hub_out_of_reach_is_one_line(here):
     child = subprocess.run(
         [sys.executable, "-m", "ditlab", "latents", "encode", *WORDS, "--vae", "owner/name"],

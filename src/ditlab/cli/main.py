@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "export": (interop.export, "write a run's network as others read it"),
 }
 TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
+APART = (latents,)  # whose processes do not hear of one another's errors
 SIGNALLED = (lab,)  # it takes signals itself; training takes them too, while it can save
 
 
@@ -88,11 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a verb; what a person can mend ends in one line instead of a traceback."""
+    apart = verb in APART
     try:
         with _warnings_in_one_line(), nullcontext() if verb in SIGNALLED else _terminable():
             return verb(arguments)
     except (InputError, ConfigError) as error:
-        return complain(str(error), 2)
+        return complain(str(error), 2, apart)
     except TrainingError as error:
         return complain(str(error), 1)
     except Interrupted as stop:
@@ -109,7 +111,7 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
             return complain(f"the disk is full ({error}); free some space. What was saved before is whole", 1)
         if error.filename is None:
             raise
-        return complain(f"cannot use {error.filename}: {error.strerror}", 2)
+        return complain(f"cannot use {error.filename}: {error.strerror}", 2, apart)
 
 
 @contextmanager
@@ -158,10 +160,13 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def complain(message: str, status: int) -> int:
-    """Print one line to stderr; return the status. What the first of several processes says too is said once."""
+def complain(message: str, status: int, apart: bool = False) -> int:
+    """Print one line to stderr; return the status. What the first of several processes says too is said once.
+
+    The others speak of what is theirs alone, perhaps: status 1, or anything where each works ``apart``.
+    """
     if speaks():
         print(f"ditlab: {printable(message)}", file=sys.stderr)
-    elif status == 1:
+    elif status == 1 or apart:
         print(f"ditlab, process {os.environ['RANK']}: {printable(message)}", file=sys.stderr)
     return status
