@@ -114,6 +114,7 @@ class LatentSpace(NamedTuple):
     scale: float
     shift: float
     vae: str | None
+    vae_digest: str | None = None  # sha256
 
 
 class DiTConfig(Section):
@@ -362,7 +363,8 @@ class Config(Section):
         data = self.data
         if not isinstance(data, LatentsData | ExternalData) or data.latent_scale is None:
             return None
-        return LatentSpace(data.latent_scale, data.latent_shift, data.vae)
+        digest = data.vae_digest if isinstance(data, LatentsData) else None
+        return LatentSpace(data.latent_scale, data.latent_shift, data.vae, digest)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:
