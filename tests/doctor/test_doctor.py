@@ -1,12 +1,14 @@
 """The doctor tells healthy runs from ill ones, each with its reason, and leaves them as they are."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from PIL import Image
 
+from ditlab.averaging import make_averages
 from ditlab.build import build_dataset
 from ditlab.cli.main import main
 from ditlab.config import AdamWConfig, Config, DDPMConfig, DiTConfig, ExternalData, ImagesData, UNetConfig
@@ -173,6 +175,33 @@ def test_a_data_set_of_one_image(tmp_path):
     assert marks(report, "bad") == {"data"}
     assert check(report, "data").reason == "the data are one sample"
     assert check(report, "data").value["seen"] == 60
+
+
+def test_an_average_that_was_made_afterwards_is_not_judged_as_the_runs_own(healthy, tmp_path):
+    (made,) = make_averages(healthy.path, [0.25], out=tmp_path / "made")
+    found = check(examine(made.folder.path, n=64), "averaged weights")
+    assert found.mark == "unknown"
+    assert "ditlab ema made them after training, an average of relative width 0.25" in found.reason
+
+
+def test_a_constant_learning_rate_raises_no_alarm(tmp_path):
+    fit(RunFolder(tmp_path / "run"), small(schedule="constant", steps=120), Nobody())
+    assert check(examine(tmp_path / "run", n=64), "averaged weights").mark == "ok"
+
+
+def test_a_training_that_hung_is_ill_until_it_has_gone_on(healthy, tmp_path):
+    folder = stage(healthy, STEPS, tmp_path / "run")
+    newest = max(file.stat().st_mtime for file in (folder.metrics_file, folder.checkpoints / "LATEST"))
+    stacks = folder.path / "stalled-1.txt"  # of the second of several processes
+    stacks.write_text("no step was finished")
+    os.utime(stacks, (newest + 5, newest + 5))
+    found = check(examine(folder.path, n=64), "interruptions")
+    assert found.mark == "warning"
+    assert str(stacks) in found.advice
+    os.utime(folder.metrics_file, (newest + 9, newest + 9))
+    found = check(examine(folder.path, n=64), "interruptions")
+    assert found.mark == "ok"
+    assert found.figure == f"it hung before, and has gone on since: {stacks}"
 
 
 def test_a_run_in_training_is_neither_stopped_nor_changed(tmp_path):
