@@ -154,6 +154,7 @@ def test_lines_without_a_number_are_passed_over():
     lines = metrics([1 / i for i in range(1, 21)], grad_norm=0.5)
     for i, odd in enumerate([None, "much", [], math.nan, math.inf]):
         lines.insert(2 * i, {"step": 50 * i, "seconds": 1.0, "loss": odd, "grad_norm": odd, "images_per_s": odd})
+    lines.append({"step": 1001, "seconds": 1.0, "gates": None, "effective_depth": None})
     found = {check.name: check for check in from_metrics(tiny(), lines)}
     assert found["training curve"].mark == "ok"
     assert found["training curve"].value["first"] == 1

@@ -117,7 +117,7 @@ def gradient_norm(config: Config, lines: Lines) -> Check:
 def gates(config: Config, lines: Lines) -> Check:
     """Do the gates of adaLN-Zero open, all of them, and not beyond bounds?"""
     name = "gates"
-    recorded = [line for line in lines if "gates" in line]
+    recorded = [line for line in lines if line.get("gates") and isinstance(line.get("effective_depth"), int | float)]
     if not recorded:
         return unknown(name, "this network has none, or none are recorded yet")
     step, last = int(recorded[-1]["step"]), recorded[-1]["gates"]
