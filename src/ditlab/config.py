@@ -264,7 +264,8 @@ def _distinct(widths: tuple[float, ...]) -> tuple[float, ...]:
 
 
 SNAPSHOTS = 32  # of the averages in a run, by default: see docs/averages.md
-Width = Annotated[float, Field(ge=0.01, le=0.28)]
+WIDTHS = 0.01, 0.28  # the least and the largest relative width
+Width = Annotated[float, Field(ge=WIDTHS[0], le=WIDTHS[1])]
 
 
 class SamplingConfig(Section):

@@ -158,6 +158,11 @@ class Latents:
         z = torch.from_numpy(mean).add_(torch.from_numpy(std)).sub_(self.shift).mul_(self.scale)
         return z.reshape(-1, *self.shape), labels
 
+    def means(self, chosen: Int[Tensor, " n"]) -> Float[Tensor, "n values"]:
+        """The means of latents of these numbers, flat and as they are stored: alike for copies of an image."""
+        numbers = chosen.numpy()
+        return torch.from_numpy(self._rows(numbers, np.zeros(len(numbers), bool))[0])
+
     def _rows(self, chosen: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Means and standard deviations (B, C·H·W) in fp32, and labels."""
         shards, rows = self._find(chosen)
