@@ -5,6 +5,11 @@
 
 The last checkpoint of that run has every width as it was tracked. The first two alone are made into the others, from
 some of the snapshots; the error is over the size of the tracked weights, and the largest one over the largest weight.
+
+    python benchmarks/averages.py                      about a minute and a half on one CPU core
+
+Without a run: what averages of long trainings in fp32 miss those in fp64 by, over the size of the weights, on weights
+that stand still for half of the steps, and then drift by 5 % with noise about that. "each" is one update a step.
 """
 
 from __future__ import annotations
@@ -13,18 +18,20 @@ import argparse
 import statistics
 import time
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditlab.build import build_dataset
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
-from ditlab.training.averages import tensor_name
+from ditlab.training.averages import PowerAverages, exponent, interval, tensor_name
 from ditlab.training.checkpoint import read_part, verified
 from ditlab.training.loop import TrainState, train
 from ditlab.training.posthoc import combine, combined
 
 ROUNDS, STEPS = 60, 4
+WEIGHTS, AT_ONCE, WIDTHS = 64, 1000, (0.05, 0.1)  # of the long trainings: numbers, steps drawn at a time, widths
 
 
 def agreement(run: str) -> None:
@@ -80,9 +87,52 @@ def cost() -> None:
     print(f"a step with two averages takes {statistics.median(ratios):.3f} × one without (standard error {error:.3f})")
 
 
+def long_trainings() -> None:
+    """Print a table: one row for each number of steps, size of the noise and width."""
+    print("| steps | noise | sigma_rel | K | each | every K |")
+    for steps in (400_000, 1_000_000, 7_000_000):
+        for noise in (0.01, 0.001):
+            each, sparse = long_training(steps, noise)
+            for width in WIDTHS:
+                every = interval(steps, exponent(width))
+                print(f"| {steps:,} | {noise:g} | {width} | {every} | {each[width]:.1e} | {sparse[width]:.1e} |")
+
+
+@torch.no_grad()
+def long_training(steps: int, noise: float) -> tuple[dict[float, float], dict[float, float]]:
+    """The error over the size of the weights, by width, of fp32 averages updated with each step and of our own."""
+    draw, half = np.random.default_rng(0), steps // 2
+    begun = draw.uniform(0.5, 1, WEIGHTS) * draw.choice([-1, 1], WEIGHTS)
+    drift = 0.05 * begun * draw.standard_normal(WEIGHTS)
+    network = nn.ParameterDict({"w": torch.from_numpy(begun).float()})
+    weights, own = network["w"], PowerAverages(network, WIDTHS)
+    each = {width: weights.detach().clone() for width in WIDTHS}
+    exact = {width: weights.detach().double() for width in WIDTHS}
+    for first in range(half, steps, AT_ONCE):
+        taken = np.arange(first + 1, first + AT_ONCE + 1)
+        moved = drift * ((taken - half) / (steps - half))[:, None] + noise * begun * draw.standard_normal(
+            (AT_ONCE, WEIGHTS)
+        )
+        path = torch.from_numpy(begun + moved).float()
+        for width, average in exact.items():
+            ends = torch.from_numpy(np.arange(first, first + AT_ONCE + 1) / (first + AT_ONCE)) ** (exponent(width) + 1)
+            average.mul_(ends[0]).add_(ends.diff() @ path.double())
+        for step, now in zip(taken.tolist(), path, strict=True):
+            weights.copy_(now)
+            own.update(step)
+            for width, average in each.items():
+                average.lerp_(now, 1 - (1 - 1 / step) ** (own.exponents[width] + 1))
+    sparse = {width: own.state_dict()[tensor_name(width, "w")] for width in WIDTHS}
+    errors = [{w: float((found[w] - exact[w]).norm() / exact[w].norm()) for w in WIDTHS} for found in (each, sparse)]
+    return errors[0], errors[1]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder of that run, or its name in runs/")
+    parser.add_argument("run", nargs="?", help="folder of that run, or its name in runs/")
     torch.set_num_threads(1)
-    agreement(parser.parse_args().run)
-    cost()
+    if (chosen := parser.parse_args().run) is None:
+        long_trainings()
+    else:
+        agreement(chosen)
+        cost()

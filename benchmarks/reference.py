@@ -7,7 +7,8 @@
     python benchmarks/reference.py runs/circles runs/digits runs/points-*      under a minute, after 10 of training
 
 Writes src/ditlab/doctor/reference.json: of the averaged weights of each checkpoint the mean squared error in 8 bins of
-the time, on 1,024 samples with the times and the noise that the doctor draws.
+the time, on 1,024 samples with the times and the noise that the doctor draws. Curves of data that are not among these
+runs stay as they are.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
     folders = [RunFolder.find(name) for name in parser.parse_args().runs]
-    curves = {curve_name(folder.read_config()): curve(folder) for folder in folders}
+    there = json.loads(FILE.read_text()) if FILE.exists() else {}
+    curves = there | {curve_name(folder.read_config()): curve(folder) for folder in folders}
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(told)}" for name, told in curves.items())
     FILE.write_text("{\n" + rows + "\n}\n")
 

@@ -5,13 +5,15 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from ditlab.build import build_dataset, build_network, build_process
 from ditlab.cli.main import main
-from ditlab.config import Config, DiTConfig, ExternalData
+from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData, FlowConfig, MeanFlowConfig
 from ditlab.estimate import estimate
 from ditlab.networks.counts import activation_bytes
 from ditlab.networks.dit import DiT
-from ditlab.recipes import circles, imagenet256
+from ditlab.recipes import circles, digits, imagenet256
 from ditlab.training.optim import Optimizers, learning_rate_factor
 
 XL, TRAINABLE = 675_129_632, 674_834_720  # parameters of DiT-XL/2: all, and those that are trained
@@ -55,11 +57,58 @@ def test_memory_of_weights_and_optimizer(xl):
     assert ddp["total"] - ddp["activations"] == ddp["recomputed_total"] - ddp["recomputed_activations"]
 
 
+def test_under_fsdp_the_gradients_of_parts_are_whole():
+    """They are exchanged after the last part alone: until then each process has all of them."""
+    network = DiT()
+    block, every = (sum(p.numel() for p in part.parameters()) for part in (network.blocks[0], network))
+    for accumulate, gradients in ((1, block), (2, every)):
+        memory = estimate(circles().model_copy(update={"accumulate": accumulate}), devices=8)["memory_per_device"]
+        assert memory["fsdp"]["gathered"] == 4 * (2 * block + gradients)
+        assert memory["ddp"]["gradients"] == 4 * every
+
+
+MEANFLOWS = [{}, {"tangent": "conditional"}, {"flow_share": 0.0}, {"flow_share": 0.75, "guidance": 2.0}]
+
+
+@pytest.mark.parametrize("process", [FlowConfig(), DDPMConfig(), *(MeanFlowConfig(**m) for m in MEANFLOWS)], ids=str)
+def test_passes_are_those_of_a_real_loss_and_its_backward_pass(process):
+    """Somewhat fewer, since nothing asks for the gradient of what goes in."""
+    config = digits().model_copy(update={"process": process, "network": DiTConfig(patch_size=2, dim=128, depth=4)})
+    data = build_dataset(config)
+    own = build_process(config, build_network(config, data)).train()
+    x0, cond = data.batch(0, 0, 16)
+    with FlopCounterMode(display=False) as counter:
+        own.loss(x0, cond, generator=torch.Generator().manual_seed(0)).backward()
+    counted = counter.get_total_flops() / 16
+    costs = estimate(config)
+    assert 0.85 < counted / (costs["time"]["training_flops"] / costs["samples"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--network", "mlp", "--recompute"], "no blocks to compute again"),
+        (["--devices", "3"], "--batch-size 128 cannot be divided among 3 processes"),
+        (["--devices", "64", "--accumulate", "4"], "use a multiple of 256"),
+        (["--network.learned-variance"], "no variance to learn"),
+        (["--process", "ddpm", "--sampling.shift", "2"], "shift"),
+        (["--days", "1e-300"], "days=1e-300: should be greater than or equal to 0.001"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_refuses(in_tmp, capsys, words, said):
+    assert main(["train", "circles", *words, "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ditlab: ")
+    assert said in line
+    assert not list(in_tmp.iterdir())
+
+
 def test_disk(xl):
     disk = xl["disk"]
     assert disk["checkpoint_bytes"] == 4 * (4 * XL + 2 * TRAINABLE)
     assert disk["checkpoints"] == 3 + 13  # the last three, and those of every half million before them
     assert disk["checkpoints_bytes"] == 16 * disk["checkpoint_bytes"]
+    assert disk["checkpoints_peak_bytes"] == 17 * disk["checkpoint_bytes"]  # the last one is written before one goes
     assert disk["latents_bytes"] == 1_281_167 * 4 * 32 * 32 * 2 * 2 * 2
     assert disk["snapshots_bytes"] == 32 * 2 * 2 * XL  # of two widths, in fp16
 
@@ -67,7 +116,9 @@ def test_disk(xl):
 @pytest.mark.parametrize(("last", "every", "kept"), [(None, None, 10), (3, None, 3), (2, 25, 2 + 1), (20, 10, 10)])
 def test_checkpoints_that_are_kept(last, every, kept):
     changes = {"steps": 100, "checkpoint_every": 10, "keep_last": last, "keep_every": every}
-    assert estimate(circles().model_copy(update=changes))["disk"]["checkpoints"] == kept
+    disk = estimate(circles().model_copy(update=changes))["disk"]
+    assert disk["checkpoints"] == kept
+    assert disk["checkpoints_peak_bytes"] == disk["checkpoint_bytes"] * min(10, kept + 1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -114,6 +114,7 @@ class LatentSpace(NamedTuple):
     scale: float
     shift: float
     vae: str | None
+    vae_digest: str | None = None  # sha256
 
 
 class DiTConfig(Section):
@@ -263,7 +264,8 @@ def _distinct(widths: tuple[float, ...]) -> tuple[float, ...]:
 
 
 SNAPSHOTS = 32  # of the averages in a run, by default: see docs/averages.md
-Width = Annotated[float, Field(ge=0.01, le=0.28)]
+WIDTHS = 0.01, 0.28  # the least and the largest relative width
+Width = Annotated[float, Field(ge=WIDTHS[0], le=WIDTHS[1])]
 
 
 class SamplingConfig(Section):
@@ -362,7 +364,8 @@ class Config(Section):
         data = self.data
         if not isinstance(data, LatentsData | ExternalData) or data.latent_scale is None:
             return None
-        return LatentSpace(data.latent_scale, data.latent_shift, data.vae)
+        digest = data.vae_digest if isinstance(data, LatentsData) else None
+        return LatentSpace(data.latent_scale, data.latent_shift, data.vae, digest)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:

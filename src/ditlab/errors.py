@@ -31,7 +31,15 @@ class DamagedCheckpoint(InputError):
         return DamagedCheckpoint, (self.reason,)  # on its way to another process; by default the advice is given twice
 
 
-class CheckpointWarning(UserWarning):
+class Caution(UserWarning):
+    """What a person should know though the work goes on; the command line says it in one line."""
+
+
+class AutoencoderWarning(Caution):
+    """Latents are decoded by another autoencoder than they were made by."""
+
+
+class CheckpointWarning(Caution):
     """The newest checkpoint is damaged, and an older one was used in its place."""
 
 

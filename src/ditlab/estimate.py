@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal, cast
 
 from torch import nn
 
-from ditlab.build import build_dataset, build_network, resolve_device, resolve_precision
-from ditlab.config import Config, LatentsData, MuonConfig
+from ditlab.build import (
+    build_dataset,
+    build_drawing,
+    build_network,
+    build_process,
+    resolve_device,
+    resolve_precision,
+)
+from ditlab.config import Config, LatentsData, MeanFlowConfig, MuonConfig, ProcessConfig
 from ditlab.networks.counts import activation_bytes, multiply_accumulates, on_meta, parameter_count
+from ditlab.training.loop import share_for_each
 from ditlab.training.optim import block_matrices
+from ditlab.training.parallel import recompute_blocks
 
 PEAKS = {"H100": 989.4e12, "A100": 312e12}  # dense bf16 FLOP/s of the SXM cards, from NVIDIA's data sheets
 PASSES = 3  # a step costs three forward passes: the backward pass is two products for each of the forward's
+DERIVATIVE_PASSES = 3  # MeanFlow's Jacobian-vector product
 GATHERED = 2  # blocks whose weights are whole at a time under FSDP: one computes while the next one is fetched
 
 
@@ -27,8 +38,9 @@ def estimate(config: Config, devices: int = 1, days: float = 7.0, store_bytes: i
 
     Memory of a device: weights, gradients, averaged weights and optimizer state in fp32 (two numbers a parameter for
     AdamW, one for Muon), and what its share of a batch's part keeps for its backward pass in the precision of the run.
-    Under FSDP the first four are shared out, and two blocks are whole at a time, with the gradient of one. Buffers of
-    communication, of libraries and of the allocator come on top.
+    Under FSDP the first four are shared out, and two blocks are whole at a time, with the gradient of one or, where a
+    batch is run in parts, with all gradients: they are exchanged after its last part. Buffers of communication, of
+    libraries and of the allocator come on top, and what MeanFlow's derivative needs while it is computed.
 
     Args:
         config: what would be trained.
@@ -40,9 +52,13 @@ def estimate(config: Config, devices: int = 1, days: float = 7.0, store_bytes: i
         Plain numbers: ``parameters``, ``multiply_accumulates`` of a forward pass per sample, ``memory_bytes`` of
         training on this machine alone (on a CPU with the copy that checkpoints are saved from), ``steps``, ``samples``,
         ``precision``, ``devices``, and the groups ``memory_per_device``, ``time`` and ``disk``.
+
+    Raises:
+        InputError: training would refuse the configuration, or so many devices.
     """
     dataset = build_dataset(config)
     network = on_meta(lambda: build_network(config, dataset))
+    _must_be_trainable(config, network, devices)
     precision = cast(Literal["fp32", "bf16"], resolve_precision(config.precision, resolve_device(config.device)))
     macs = multiply_accumulates(network, dataset.shape)
     parameters = parameter_count(network)
@@ -63,6 +79,30 @@ def estimate(config: Config, devices: int = 1, days: float = 7.0, store_bytes: i
     }
 
 
+def _must_be_trainable(config: Config, network: nn.Module, devices: int) -> None:
+    """Refuse what training would refuse.
+
+    Raises:
+        InputError: it would.
+    """
+    share_for_each(config, devices)
+    build_drawing(config.sampling, build_process(config, network), guided=True)
+    if config.recompute:
+        recompute_blocks(copy.deepcopy(network))
+
+
+def passes(process: ProcessConfig) -> float:
+    """How many forward passes a sample costs in training.
+
+    MeanFlow takes a derivative, and along its own velocity one pass more, for the samples whose interval is not 0, and
+    two passes where guidance is folded in. Compared with counts of real losses and their backward passes.
+    """
+    if not isinstance(process, MeanFlowConfig):
+        return PASSES
+    moved = DERIVATIVE_PASSES + (process.tangent == "marginal")
+    return PASSES + (1 - process.flow_share) * moved + 2 * (process.guidance != 1)
+
+
 def _optimizer_numbers(config: Config, network: nn.Module) -> int:
     """Numbers that the optimizers keep: two a trainable parameter for AdamW, one for Muon."""
     trainable = parameter_count(network, trainable_only=True)
@@ -81,13 +121,14 @@ def _memory(
         "averaged_weights": 4 * (1 + len(config.averages)) * parameters,
         "optimizer": 4 * _optimizer_numbers(config, network),
     }
-    samples = max(1, math.ceil(config.batch_size / config.accumulate / devices))
+    samples = share_for_each(config, devices) // config.accumulate
     kept, recomputed = activation_bytes(network, shape, samples, precision)
     largest = max((parameter_count(block) for block in getattr(network, "blocks", ())), default=parameters)
+    gradients = largest if config.accumulate == 1 else trainable  # that are whole at a time
     parts = {
         "ddp": shared,
         "fsdp": {name: math.ceil(size / devices) for name, size in shared.items()}
-        | {"gathered": 0 if devices == 1 else 4 * (GATHERED + 1) * largest},
+        | {"gathered": 0 if devices == 1 else 4 * (GATHERED * largest + gradients)},
     }
     return {
         kind: own
@@ -100,7 +141,7 @@ def _memory(
 def _time(config: Config, macs: int, devices: int, days: float) -> dict[str, Any]:
     """How fast a training has to be to end in time, and how much of a GPU's peak that is."""
     samples, seconds = config.steps * config.batch_size, days * 86_400
-    operations = 2 * PASSES * macs * samples
+    operations = round(2 * passes(config.process) * macs * samples)
     return {
         "days": days,
         "images_per_s": samples / seconds,
@@ -111,21 +152,32 @@ def _time(config: Config, macs: int, devices: int, days: float) -> dict[str, Any
 
 
 def _disk(config: Config, checkpoint: int, parameters: int, store_bytes: int | None) -> dict[str, int]:
-    """Bytes of a checkpoint, of those that are kept in the end, of the snapshots of averages, and of the latents."""
+    """Bytes of a checkpoint, of those that are kept in the end, of the snapshots of averages, and of the latents.
+
+    A checkpoint is whole before an older one is deleted: ``checkpoints_peak_bytes`` has both.
+    """
     saved = math.ceil(config.steps / config.checkpoint_every)
-    kept = saved
-    if config.keep_last is not None:
-        newest = range(max(0, saved - config.keep_last), saved)
-        kept = len(newest)
-        if config.keep_every is not None:
-            kept += _kept_besides(config, saved - len(newest))
-    disk = {"checkpoint_bytes": checkpoint, "checkpoints": kept, "checkpoints_bytes": kept * checkpoint}
+    kept = _kept(config, saved)
+    disk = {
+        "checkpoint_bytes": checkpoint,
+        "checkpoints": kept,
+        "checkpoints_bytes": kept * checkpoint,
+        "checkpoints_peak_bytes": (_kept(config, saved - 1) + 1) * checkpoint,
+    }
     if config.averages:
         snapshots = math.ceil(config.steps / config.snapshot_every)
         disk["snapshots_bytes"] = 2 * snapshots * len(config.averages) * parameters  # in fp16
     if isinstance(config.data, LatentsData) and store_bytes is not None:
         disk["latents_bytes"] = store_bytes
     return disk
+
+
+def _kept(config: Config, saved: int) -> int:
+    """How many of so many checkpoints are kept."""
+    if config.keep_last is None:
+        return saved
+    newest = min(saved, config.keep_last)
+    return newest + (0 if config.keep_every is None else _kept_besides(config, saved - newest))
 
 
 def _kept_besides(config: Config, older: int) -> int:
@@ -156,6 +208,8 @@ def readable(costs: dict[str, Any]) -> dict[str, str]:
         f"{time['images_per_s']:,.4g} images/s, {time['images_per_s_per_device']:,.4g} a device: {peaks} bf16 peak"
     )
     kept = f"{_bytes(disk['checkpoints_bytes'])} for {disk['checkpoints']:,}"
+    if disk["checkpoints_peak_bytes"] > disk["checkpoints_bytes"]:
+        kept += f" ({_bytes(disk['checkpoints_peak_bytes'])} while one is written)"
     if "snapshots_bytes" in disk:
         kept += f"; {_bytes(disk['snapshots_bytes'])} of snapshots for ditlab ema"
     lines["disk"] = f"{_bytes(disk['checkpoint_bytes'])} a checkpoint, {kept}" + (

@@ -119,6 +119,26 @@ def test_samples_are_decoded_with_the_stores_scale_and_shift(here):
     torch.testing.assert_close(decoder(run)(samples), expected)
 
 
+def test_samples_are_not_decoded_by_a_changed_autoencoder_without_a_word(here, tmp_path, capsys, monkeypatch):
+    """One line names both; none where it was asked for by name, or is the one that it was."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(here / "runs", "runs")
+    shutil.copytree(here / "vae", "vae")
+    file = Path("runs/latents/config.json")
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"data": config["data"] | {"vae": str(tmp_path / "vae")}}))
+    sample = ("sample", "latents", "--n", 1, "--out", "x.png", "--json")
+    assert "autoencoder" not in call(capsys, *sample)[2]
+    settings = json.loads(Path("vae/config.json").read_text())
+    Path("vae/config.json").write_text(json.dumps(settings | {"act_fn": "relu"}))
+    status, out, err = call(capsys, *sample)
+    assert (status, json.loads(out)["n"]) == (0, 1)
+    assert err.count("\n") == 1
+    assert f"ditlab: the autoencoder in {tmp_path / 'vae'} is not the one that the latents were made by" in err
+    assert f"was {config['data']['vae_digest'][:12]};" in err
+    assert "autoencoder" not in call(capsys, *sample, "--vae", "vae")[2]
+
+
 def test_the_lab_looks_at_latents(here):
     from ditlab.lab.describe import describe
     from ditlab.lab.lens import Lens
@@ -180,6 +200,25 @@ def test_wrong_input_ends_in_one_line(here, capsys, unchecked, words, message):
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_process_that_is_not_the_first_says_what_is_wrong_with_it(here, capsys, monkeypatch):
+    """Images that its machine lacks, for example: the processes of an encoding do not hear of one another."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = call(capsys, "latents", "encode", *WORDS, "--data.path", "nowhere")
+    assert status == 2
+    assert err.startswith("ditlab, process 1: ")
+    assert "nowhere" in err
+    assert call(capsys, "sample", "nothing")[2] == ""  # by processes that do: the first one says it
+
+
+@pytest.mark.parametrize("verb", ["latents", "data"])
+@pytest.mark.parametrize("words", [(), ("--help",)])
+def test_a_verb_alone_tells_its_usage(verb, words, capsys):
+    status, out, _ = call(capsys, verb, *words)
+    assert status == 0
+    assert out.startswith(f"usage: ditlab {verb} ")
 
 
 def test_the_hub_out_of_reach_is_one_line(here):

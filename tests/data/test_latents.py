@@ -191,6 +191,42 @@ def test_a_digest_is_of_settings_and_weights_alone(copied):
     assert copy.digest != before
 
 
+def test_a_digest_does_not_depend_on_which_defaults_are_spelled_out(copied):
+    """Each diffusers writes the settings that it knows; what is no default counts."""
+    from ditlab.data.latents.vae import load_vae
+
+    before, file = load_vae("vae").digest, Path("vae/config.json")
+    config = json.loads(file.read_text())
+    defaults = ("shift_factor", "latents_mean", "latents_std", "use_quant_conv", "force_upcast", "latent_channels")
+    file.write_text(json.dumps({name: value for name, value in config.items() if name not in defaults}))
+    assert load_vae("vae").digest == before
+    file.write_text(json.dumps(config | {"of_a_later_diffusers": None}))
+    assert load_vae("vae").digest == before
+    for name, value in (("act_fn", "relu"), ("norm_num_groups", 2), ("shift_factor", 0.5)):
+        file.write_text(json.dumps(config | {name: value}))
+        assert load_vae("vae").digest != before
+
+
+def test_an_autoencoder_that_scales_each_channel_is_refused(copied, capsys):
+    file = Path("vae/config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": [0.5] * 4}))
+    assert encode(out="other") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "vae/config.json gives latents_mean, a number for each channel" in err
+
+
+def test_encoding_computes_fp32_convolutions_in_fp32(here):
+    """On CUDA torch's default is TF32, which comes back afterwards."""
+    from ditlab.data.latents.encode import _reproducible
+
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    with _reproducible():
+        assert convolutions.fp32_precision == "ieee"
+    assert convolutions.fp32_precision == before
+
+
 CHANGES = [
     (["--vae", "other"], "is of the VAE"),
     (["--scale", "0.3"], "latent_scale 0.18215, and --scale says 0.3"),
@@ -284,6 +320,63 @@ def test_a_damaged_shard_is_named_and_made_anew(copied, capsys, how):
     assert main(["data", "check", "store"]) == 0
 
 
+def test_a_shard_that_does_not_come_out_as_it_was_is_refused_each_time(copied, capsys):
+    """Here because the index tells of other bytes; nothing is left under its name that could be taken for it."""
+    index, file = Path("store/index.json"), Path("store/shards/00001.arrow")
+    changed = json.loads(index.read_text())
+    changed["shards"][1]["sha256"] = "1" * 64
+    index.write_text(json.dumps(changed))
+    file.unlink()
+    for _ in range(2):
+        assert encode() == 2
+        assert "store/shards/00001.arrow was missing, and does not come out as it was" in capsys.readouterr().err
+        assert sorted(path.name for path in file.parent.iterdir()) == ["00000.arrow", "00002.arrow"]
+
+
+@pytest.mark.parametrize("how", ["missing", "cut short"])
+def test_a_shard_that_is_lost_before_the_store_is_finished_is_made_anew(copied, how):
+    expected = all_but_finished()
+    damage(Path("other/shards/00001.arrow"), how)
+    assert encode("--bad-share", "0.7", out="other") == 0
+    assert shards_of("other") == expected
+    assert main(["data", "check", "other"]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"shard": 1}', '{"shard": {"rows": 5}}', '{"rejected": []}', "\xff"])
+def test_a_shard_of_which_the_entry_is_damaged_is_made_anew(copied, text):
+    expected = all_but_finished()
+    Path("other/.encoding/00002.json").write_text(text, encoding="latin-1")
+    assert encode("--bad-share", "0.7", out="other") == 0
+    assert shards_of("other") == expected
+
+
+def all_but_finished():
+    """Encode into ``other`` all but the index, which is refused for bad images; the bytes of its shards."""
+    spoil("photos/a")
+    assert encode(out="other") == 2
+    assert Path("other/.encoding/00002.json").exists()
+    assert not Path("other/index.json").exists()
+    return shards_of("other")
+
+
+def shards_of(store):
+    return {file.name: file.read_bytes() for file in Path(store, "shards").iterdir()}
+
+
+def test_a_damaged_list_of_bad_images_stops_nothing(copied, capsys):
+    """It is for information alone; each damaged line is listed as such."""
+    lines = [b'{"path": "a/x.png", "reason": "empty"}', b'{"path": 1}', b"[]", b"\xff\xfe", b"null", b""]
+    Path("store/quarantine.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert main(["data", "check", "store", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bad"] == len(lines)
+    dataset("store").prepare(quarantine=Path("listed.jsonl"))
+    listed = [json.loads(line) for line in Path("listed.jsonl").read_text().splitlines()]
+    assert listed[0] == {"path": "a/x.png", "reason": "empty"}
+    assert [entry["reason"] for entry in listed[1:]] == [f"line {i} is damaged" for i in range(2, 7)]
+    assert encode("--json") == 0
+    assert json.loads(capsys.readouterr().out)["bad"] == len(lines)
+
+
 def test_a_shard_that_is_no_arrow_file_is_named(copied):
     file = Path("store/shards/00000.arrow")
     file.write_bytes(b"\xff" * file.stat().st_size)
@@ -353,4 +446,4 @@ def test_an_index_and_a_configuration_come_back_from_json(here):
     config = recipe(survey_store(str(here[0] / "store")))
     assert isinstance(config.data, LatentsData)
     assert type(config).model_validate_json(config.model_dump_json()) == config
-    assert config.latent_space == (SCALE, 0.0, str(here[0] / "vae"))
+    assert config.latent_space == (SCALE, 0.0, str(here[0] / "vae"), index.vae.digest)

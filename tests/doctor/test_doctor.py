@@ -1,12 +1,17 @@
 """The doctor tells healthy runs from ill ones, each with its reason, and leaves them as they are."""
 
+import importlib.util
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from ditlab.averaging import make_averages
 from ditlab.build import build_dataset
 from ditlab.cli.main import main
 from ditlab.config import AdamWConfig, Config, DDPMConfig, DiTConfig, ExternalData, ImagesData, UNetConfig
@@ -175,6 +180,28 @@ def test_a_data_set_of_one_image(tmp_path):
     assert check(report, "data").value["seen"] == 60
 
 
+def test_an_average_that_was_made_afterwards_is_not_judged_as_the_runs_own(healthy, tmp_path):
+    (made,) = make_averages(healthy.path, [0.25], out=tmp_path / "made")
+    found = check(examine(made.folder.path, n=64), "averaged weights")
+    assert found.mark == "unknown"
+    assert "ditlab ema made them after training, an average of relative width 0.25" in found.reason
+
+
+def test_a_training_that_hung_is_ill_until_it_has_gone_on(healthy, tmp_path):
+    folder = stage(healthy, STEPS, tmp_path / "run")
+    newest = folder.metrics_file.stat().st_mtime
+    stacks = folder.path / "stalled-1.txt"  # of the second of several processes
+    stacks.write_text("no step was finished")
+    os.utime(stacks, (newest + 5, newest + 5))
+    found = check(examine(folder.path, n=64), "interruptions")
+    assert found.mark == "warning"
+    assert str(stacks) in found.advice
+    os.utime(folder.metrics_file, (newest + 9, newest + 9))
+    found = check(examine(folder.path, n=64), "interruptions")
+    assert found.mark == "ok"
+    assert found.figure == f"it hung before, and has gone on since: {stacks}"
+
+
 def test_a_run_in_training_is_neither_stopped_nor_changed(tmp_path):
     folder = RunFolder(tmp_path / "run")
     seen = []
@@ -256,6 +283,20 @@ def test_the_reference_is_looked_up_where_the_recipe_was_as_far():
     assert "too early" in reference_for(config, 10)
     assert "another process" in reference_for(config.model_copy(update={"process": DDPMConfig()}), 1000)
     assert not reference_for(config.model_copy(update={"optimizer": AdamWConfig()}), 1000).like
+
+
+def test_measuring_one_recipe_leaves_the_curves_of_the_others(healthy, tmp_path, monkeypatch):
+    script = Path(__file__).parents[2] / "benchmarks" / "reference.py"
+    spec = importlib.util.spec_from_file_location("reference", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "FILE", tmp_path / "reference.json")
+    monkeypatch.setattr(sys, "argv", [str(script), str(healthy.path)])
+    module.FILE.write_text(json.dumps({"circles": 1, "digits": 2}))
+    module.main()
+    told = json.loads(module.FILE.read_text())
+    assert told["circles"] == 1
+    assert told["digits"]["steps"] == [STEPS // 4 * i for i in (1, 2, 3, 4)]
 
 
 def test_every_recipe_has_its_reference():

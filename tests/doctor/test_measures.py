@@ -1,7 +1,10 @@
 """What the doctor measures, against closed forms, other ways to compute it, and runs whose answer is known."""
 
 import math
+import statistics
+import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -82,7 +85,7 @@ def test_gradient_noise_is_that_of_the_gradients_of_single_samples():
     torch.manual_seed(0)
     process = process_of(config.process, MLPDenoiser((2,), hidden=8)).requires_grad_(False)
     weights = Weights(1, process, process, process.network, None)
-    found = gradient_noise(config, Moved("moons"), weights).value["scale"]
+    found = gradient_noise(config, Moved("moons"), weights, 1024).value["scale"]
     process.requires_grad_(True)
     x0 = Moved("moons").batch(5, 0, 500).x0
     losses = process.losses(x0, generator=torch.Generator().manual_seed(1))
@@ -94,18 +97,35 @@ def test_gradient_noise_is_that_of_the_gradients_of_single_samples():
     assert found == pytest.approx(trace / (squared - trace / len(single)), rel=0.4)
 
 
+def test_gradient_noise_looks_at_no_more_samples_than_it_may():
+    seen = []
+
+    class Counted(Moved):
+        def batch(self, seed, position, size):
+            seen.append(size)
+            return super().batch(seed, position, size)
+
+    config = tiny("points", network=MLPConfig(hidden=8), batch_size=256)
+    process = process_of(config.process, MLPDenoiser((2,), hidden=8)).requires_grad_(False)
+    for n, looked in ((64, 64), (300, 288), (1024, 512)):
+        gradient_noise(config, Counted("moons"), Weights(1, process, process, process.network, None), n)
+        assert sum(seen) == looked
+        seen.clear()
+
+
 @pytest.mark.parametrize("wander", [True, False], ids=["wandering", "straight"])
 @pytest.mark.parametrize("decay", [0.99, 0.999, 0.9999])
-def test_no_average_is_farther_behind_than_expected(wander, decay):
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_no_average_is_farther_behind_than_expected(wander, decay, schedule):
     """Weights that move by the learning rate, straight on or at random, and our own average of them."""
-    config, steps = tiny(steps=2000, warmup_steps=100, ema_decay=decay), 2000
+    config, steps = tiny(steps=2000, warmup_steps=100, ema_decay=decay, schedule=schedule), 2000
     network = nn.Linear(500, 1, bias=False)
     nn.init.zeros_(network.weight)
     ema, generator = EMA(network, decay), torch.Generator().manual_seed(0)
     straight = torch.ones(1, 500)
     for step in range(1, steps + 1):
         move = torch.randn(1, 500, generator=generator) if wander else straight
-        network.weight.data += learning_rate_factor(step - 1, steps, 100) * move
+        network.weight.data += learning_rate_factor(step - 1, steps, 100, schedule) * move
         ema.update(step)
         if step in (100, 500, 1000, 1500, 2000):
             raw, averaged = network.weight.detach(), ema.network.weight.detach()
@@ -127,6 +147,30 @@ def test_a_curve_that_falls_rises_again_or_runs_away():
     assert training_curve(config, metrics([0.5 if i % 5 else 2.0 for i in range(1, 30)])).mark != "ok"
     assert training_curve(config, metrics([1.0, 0.5])).mark == "unknown"
     assert training_curve(tiny(process=MeanFlowConfig()), metrics(falling)).mark == "unknown"
+
+
+def test_lines_without_a_number_are_passed_over():
+    """Such as another program, or a hand, may leave."""
+    lines = metrics([1 / i for i in range(1, 21)], grad_norm=0.5)
+    for i, odd in enumerate([None, "much", [], math.nan, math.inf]):
+        lines.insert(2 * i, {"step": 50 * i, "seconds": 1.0, "loss": odd, "grad_norm": odd, "images_per_s": odd})
+    lines.append({"step": 1001, "seconds": 1.0, "gates": None, "effective_depth": None})
+    found = {check.name: check for check in from_metrics(tiny(), lines)}
+    assert found["training curve"].mark == "ok"
+    assert found["training curve"].value["first"] == 1
+    assert found["gradient norm"].value["median"] == 0.5
+
+
+def test_the_curve_of_a_long_training():
+    """Means of a tenth of the lines are exact, even behind a loss that was huge; and quickly there."""
+    draw = np.random.default_rng(0)
+    losses = [1e30, *(draw.uniform(1, 2, 5000) / np.arange(1, 5001) ** 0.1).tolist()]
+    value = training_curve(tiny(), metrics(losses)).value
+    means = [statistics.fmean(losses[i : i + 500]) for i in range(len(losses) - 499)]
+    assert (value["last"], value["least"]) == (means[-1], min(means))
+    begun = time.process_time()
+    training_curve(tiny(), metrics(losses * 14))
+    assert time.process_time() - begun < 4  # 9 s and more where each mean is summed anew
 
 
 def test_steps_that_were_skipped():

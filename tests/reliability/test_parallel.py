@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import time
 
@@ -199,6 +200,20 @@ def test_accumulated_over_processes(jobs, tmp_path, monkeypatch):
     one, *others = (ditlab.load(name, weights="raw").process.network.state_dict() for name in ways)
     for other in others:
         assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
+
+
+def test_a_run_that_went_on_saves_the_same_bytes(jobs, tmp_path):
+    """Of shards, which name the tensors in them in the order they came in."""
+    words = ["circles", *TINY, "--steps", "4", "--parallel", "fsdp"]
+    for name in ("whole", "cut"):
+        assert jobs.run(tmp_path, [*words, "--name", name], 2)[0] == [0, 0]
+    checkpoints = tmp_path / "runs/cut/checkpoints"
+    shutil.rmtree(checkpoints / step_name(4))
+    (checkpoints / "LATEST").write_text(step_name(2))
+    assert jobs.run(tmp_path, ["--resume", "cut"], 2)[0] == [0, 0]
+    a, b = tree(tmp_path / "runs/whole/checkpoints"), tree(checkpoints)
+    assert len(a) > 10
+    assert a == b
 
 
 def test_samples_and_figures_are_those_of_one_process(jobs, tmp_path):

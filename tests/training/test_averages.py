@@ -75,6 +75,9 @@ def test_a_tracked_average_is_loaded_by_its_width(run):
     assert not torch.equal(early["final.linear.weight"], stored["0.05/final.linear.weight"])
     with pytest.raises(InputError, match=r"tracked in .* are 0.05 and 0.1 and 0.2: ditlab ema .* --sigma-rel 0.15"):
         ditlab.load(run, weights=0.15)
+    for width, near in ((0.3, 0.28), (0.001, 0.01)):
+        with pytest.raises(InputError, match=f"--sigma-rel {near} makes"):
+            ditlab.load(run, weights=width)
 
 
 def test_snapshots_are_the_averages_rounded(run):
@@ -267,6 +270,11 @@ def test_what_fp16_cannot_hold_is_not_written():
     with torch.no_grad():
         network.out.bias[0] = 1e6
     averages.update(1)
+    with pytest.raises(TrainingError, match=r"0.05/out.bias \(averages\) has a weight of 1e\+06, .*fp16, .*65,504"):
+        averages.snapshot()
+    with torch.no_grad():
+        network.out.bias[0] = torch.nan
+    averages.update(2)
     with pytest.raises(TrainingError, match=r"0.05/out.bias \(averages\) stopped being finite"):
         averages.snapshot()
 

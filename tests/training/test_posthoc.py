@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.linalg import null_space
 
 import ditlab
-from ditlab.training.averages import PowerAverages, exponent, relative_width
+from ditlab.training.averages import PowerAverages, exponent, interval, relative_width
 from ditlab.training.posthoc import ROUNDING, combine, inner_products
 from tests.diffusion.test_process import shaken
 
@@ -46,6 +46,55 @@ def test_the_update_gives_the_power_function():
             own = averages.state_dict()[f"{width}/out.bias"]
             assert own.dtype == torch.float32
             torch.testing.assert_close(own.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.28])
+def test_updates_become_rare_before_they_become_too_small_for_fp32(width):
+    """Each step for as long as any of the tests trains; then never below 2^-14, always K steps behind the last one."""
+    power = exponent(width)
+    assert interval(int(8192 * (power + 1)), power) == 1
+    for n in range(14, 27):
+        every = interval(2**n + 1, power)
+        for step in range(2**n - 2 * every, 2**n + 3 * every, every):
+            own = interval(step, power)
+            assert own == 1 or 2**-14 < own * (power + 1) / step <= 2**-12
+            if step % own == 0:
+                assert (step - own) % interval(step - own, power) == 0
+                assert all(between % interval(between, power) for between in range(step - own + 1, step))
+
+
+def test_an_average_follows_the_weights_however_long_the_training_is():
+    """Weights that jump by 2 % after 4 million steps and stay there: (t₀/t)^(γ+1) of that is left at step t."""
+    network = torch.nn.ParameterDict({"w": torch.full((3,), 1.0)})
+    averages, begun, steps = PowerAverages(network, WIDTHS), 4_000_000, 4_200_000
+    with torch.no_grad():
+        network["w"].fill_(1.02)
+    for step in range(begun + 1, steps + 1):
+        averages.update(step)
+        if step == begun + 77_777:  # a run that is resumed between two updates
+            resumed = PowerAverages(network, WIDTHS)
+            resumed.load_state_dict({name: tensor.clone() for name, tensor in averages.state_dict().items()})
+            averages = resumed
+    for width in WIDTHS:
+        left = 0.02 * (begun / steps) ** (exponent(width) + 1)
+        assert float(averages.state_dict()[f"{width}/w"][0]) == pytest.approx(1.02 - left, abs=2e-5)
+
+
+@pytest.mark.parametrize("width", [0.02, 0.08, 0.15, 0.28])
+def test_what_is_made_of_a_long_training_misses_no_more(width):
+    """Its snapshots are of the last update before them, and its updates of the last of K weights."""
+    step, every = 7_000_000, 218_750
+    steps, taken = list(range(every, step + 1, every)), np.arange(1, step, 997)
+    made, delta = combine(width, step, steps, WIDTHS), -((taken / step) ** (exponent(width) + 1))
+    for j, tracked in enumerate(WIDTHS):
+        power = exponent(tracked) + 1
+        seen = taken - taken % [interval(int(t), power - 1) for t in taken]
+        ends = [own - own % interval(own, power - 1) for own in steps]
+        assert ends != steps
+        for end, coefficient in zip(ends, made.coefficients[:, j], strict=True):
+            delta += coefficient * np.minimum(seen / end, 1) ** power
+    missed = np.hypot(np.sqrt((delta**2).mean()), ROUNDING * np.linalg.norm(made.coefficients))
+    assert missed == pytest.approx(made.expected_error, rel=0.02)
 
 
 @given(ends=st.tuples(*[st.floats(0.001, 1)] * 2), powers=st.tuples(*[st.floats(1, 100)] * 2))

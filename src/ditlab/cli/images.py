@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import DataCheckOptions, parse
 from ditlab.cli.verbs import report, say
+from ditlab.cli.words import take_part
 from ditlab.data.latents.index import has_index
 from ditlab.errors import InputError, printable
 
 if TYPE_CHECKING:
     from ditlab.data.images.check import Report
 
+USAGE = "usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help tells what it reports and takes."
 ROWS = 40  # classes on the sheet
 LISTED = 10  # bad files, in a table
 
 
 def data(arguments: Sequence[str]) -> int:
     """What can be asked about data: ``check``."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help tells what it reports and takes.")
-        return 0
-    if arguments[0] != "check":
-        raise InputError(f"unknown word {arguments[0]!r}; use ditlab data check PATH")
-    return check(arguments[1:])
+    rest = take_part(arguments, "check", USAGE, "ditlab data check PATH")
+    return 0 if rest is None else check(rest)
 
 
 def check(arguments: Sequence[str]) -> int:

@@ -11,20 +11,19 @@ from typing import Any
 
 from ditlab.cli.options import LatentsEncodeOptions, parse
 from ditlab.cli.verbs import report, say
+from ditlab.cli.words import take_part
 from ditlab.errors import InputError, printable
+
+USAGE = (
+    "usage: ditlab latents encode --data.path PATH --data.image-size S --vae VAE [OPTIONS]\n\n"
+    "ditlab latents encode --help tells what it takes; ditlab data check STORE looks at what it made."
+)
 
 
 def latents(arguments: Sequence[str]) -> int:
     """What can be done about latents: ``encode``."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            "usage: ditlab latents encode --data.path PATH --data.image-size S --vae VAE [OPTIONS]\n\n"
-            "ditlab latents encode --help tells what it takes; ditlab data check STORE looks at what it made."
-        )
-        return 0
-    if arguments[0] != "encode":
-        raise InputError(f"unknown word {arguments[0]!r}; use ditlab latents encode, or ditlab data check STORE")
-    return encode(arguments[1:])
+    rest = take_part(arguments, "encode", USAGE, "ditlab latents encode, or ditlab data check STORE")
+    return 0 if rest is None else encode(rest)
 
 
 def encode(arguments: Sequence[str]) -> int:
@@ -38,6 +37,7 @@ def encode(arguments: Sequence[str]) -> int:
     if Path(located(options.data_path)) in (out.absolute(), *out.absolute().parents):
         raise InputError(f"--out {out} lies among the images and would be one of them: choose another place")
     from ditlab.cli.progress import watching
+    from ditlab.data.latents.dataset import read_rejected
     from ditlab.data.latents.encode import Encoding
     from ditlab.data.latents.plan import make_plan
     from ditlab.data.latents.vae import load_vae
@@ -64,7 +64,7 @@ def encode(arguments: Sequence[str]) -> int:
     figures: dict[str, Any] = {
         "store": str(out),
         "count": index.count,
-        "bad": len((out / "quarantine.jsonl").read_text().splitlines()),
+        "bad": len(read_rejected(str(out))),
         "shape": list(index.shape),
         "classes": None if index.classes is None else len(index.classes),
         "latent_scale": index.latent_scale,

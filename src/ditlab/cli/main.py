@@ -19,7 +19,7 @@ from ditlab.cli import averages, images, interop, verbs
 from ditlab.cli.doctor import doctor
 from ditlab.cli.lab import lab
 from ditlab.cli.latents import latents
-from ditlab.errors import CheckpointWarning, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
+from ditlab.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "export": (interop.export, "write a run's network as others read it"),
 }
 TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
+APART = (latents,)  # whose processes do not hear of one another's errors
 SIGNALLED = (lab,)  # it takes signals itself; training takes them too, while it can save
 
 
@@ -88,11 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a verb; what a person can mend ends in one line instead of a traceback."""
+    apart = verb in APART
     try:
         with _warnings_in_one_line(), nullcontext() if verb in SIGNALLED else _terminable():
             return verb(arguments)
     except (InputError, ConfigError) as error:
-        return complain(str(error), 2)
+        return complain(str(error), 2, apart)
     except TrainingError as error:
         return complain(str(error), 1)
     except Interrupted as stop:
@@ -109,14 +111,14 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
             return complain(f"the disk is full ({error}); free some space. What was saved before is whole", 1)
         if error.filename is None:
             raise
-        return complain(f"cannot use {error.filename}: {error.strerror}", 2)
+        return complain(f"cannot use {error.filename}: {error.strerror}", 2, apart)
 
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Say which checkpoint was passed over as everything else is said, and not as Python's warnings are."""
+    """Say our own warnings as everything else is said, and not as Python's are."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
+        warnings.simplefilter("always", Caution)
         show = warnings.showwarning
 
         def say(
@@ -127,7 +129,7 @@ def _warnings_in_one_line() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, CheckpointWarning):
+            if issubclass(category, Caution):
                 complain(str(message), 0)
             else:
                 show(message, category, filename, lineno, file, line)
@@ -158,10 +160,13 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def complain(message: str, status: int) -> int:
-    """Print one line to stderr; return the status. What the first of several processes says too is said once."""
+def complain(message: str, status: int, apart: bool = False) -> int:
+    """Print one line to stderr; return the status. What the first of several processes says too is said once.
+
+    The others speak of what is theirs alone, perhaps: status 1, or anything where each works ``apart``.
+    """
     if speaks():
         print(f"ditlab: {printable(message)}", file=sys.stderr)
-    elif status == 1:
+    elif status == 1 or apart:
         print(f"ditlab, process {os.environ['RANK']}: {printable(message)}", file=sys.stderr)
     return status

@@ -243,7 +243,7 @@ class TrainOptions(Config):
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
     dry_run: Flag = Field(False, description="print what it would cost, and stop")
     devices: int = Field(1, ge=1, le=10**6, description="with --dry-run: how many would train")
-    days: float = Field(7.0, gt=0, le=10**5, description="with --dry-run: in which it would have to be done")
+    days: float = Field(7.0, ge=1e-3, le=10**5, description="with --dry-run: in which it would have to be done")
     as_json: Json = False
     survey: Annotated[Survey | StoreSurvey | None, tyro.conf.Suppress] = None
 

@@ -9,6 +9,26 @@ from ditlab.config import KINDS
 from ditlab.errors import InputError
 
 
+def take_part(words: Sequence[str], part: str, usage: str, use: str) -> list[str] | None:
+    """What follows the one word that a verb knows; None where the verb's usage was asked for, which is printed.
+
+    Args:
+        words: after the verb.
+        part: the word.
+        usage: what is printed without any, or for help.
+        use: what to type, in a message.
+
+    Raises:
+        InputError: it is another word.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(usage)
+        return None
+    if words[0] != part:
+        raise InputError(f"unknown word {words[0]!r}; use {use}")
+    return list(words[1:])
+
+
 def take_kind(words: list[str], section: str) -> str | None:
     """Take ``--network unet`` out of the words, so that the options of a U-Net can be offered for the rest."""
     flag = f"--{section}"

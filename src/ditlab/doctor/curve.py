@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import pairwise
-from statistics import fmean, median
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from statistics import median
 from typing import Any
 
 from ditlab.config import Config, MeanFlowConfig
@@ -36,7 +38,15 @@ def from_metrics(config: Config, lines: Lines) -> list[Check]:
 
 
 def _course(lines: Lines, name: str) -> list[float]:
-    return [float(line[name]) for line in lines if name in line]
+    """The numbers of that name, where a line has one."""
+    values = (line.get(name) for line in lines)
+    return [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
+
+
+def _means(values: Sequence[float], width: int) -> list[float]:
+    """The mean of each ``width`` neighbours. The sums are exact, so that one large value spoils none that follow."""
+    sums = list(accumulate(map(Fraction, values), initial=Fraction()))
+    return [float(last - first) / width for first, last in zip(sums, sums[width:], strict=False)]
 
 
 def training_curve(config: Config, lines: Lines) -> Check:
@@ -47,7 +57,7 @@ def training_curve(config: Config, lines: Lines) -> Check:
     if len(losses) < FEWEST:
         return unknown(name, f"{len(losses)} lines with a loss so far: it takes {FEWEST}")
     width = max(2, len(losses) // 10)
-    means = [fmean(losses[i : i + width]) for i in range(len(losses) - width + 1)]
+    means = _means(losses, width)
     last, least, first = means[-1], min(means), losses[0]
     if least <= 0:
         return unknown(name, "the loss is not above 0: it is no mean of squares")
@@ -107,7 +117,7 @@ def gradient_norm(config: Config, lines: Lines) -> Check:
 def gates(config: Config, lines: Lines) -> Check:
     """Do the gates of adaLN-Zero open, all of them, and not beyond bounds?"""
     name = "gates"
-    recorded = [line for line in lines if "gates" in line]
+    recorded = [line for line in lines if line.get("gates") and isinstance(line.get("effective_depth"), int | float)]
     if not recorded:
         return unknown(name, "this network has none, or none are recorded yet")
     step, last = int(recorded[-1]["step"]), recorded[-1]["gates"]

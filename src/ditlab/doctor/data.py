@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sized
+from pathlib import Path
 
 import torch
 
 from ditlab.config import Config
 from ditlab.data.datasets import Dataset
+from ditlab.data.latents.dataset import Latents
 from ditlab.doctor.checks import Check, unknown
 from ditlab.doctor.losses import Trials
 from ditlab.doctor.subject import Subject
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import saved_steps
+from ditlab.training.checkpoint import LATEST, saved_steps
 
 FEW = 32  # samples
 DISTINCT = 0.9  # share of samples
@@ -48,7 +50,11 @@ def samples(subject: Subject, dataset: Dataset, drawn: Trials) -> Check:
         return Check(name, "ok", f"fresh samples, {seen:,} so far", {"size": None, "seen": seen}, "many of them")
     size = len(dataset)
     looked = min(size, len(drawn.x0))
-    distinct = len(torch.unique(drawn.x0[:looked].flatten(1), dim=0))
+    if isinstance(dataset, Latents):  # of which each draw is another
+        kept = dataset.means(dataset.indices(0, 0, looked))
+    else:
+        kept = drawn.x0[:looked].flatten(1)
+    distinct = len(torch.unique(kept, dim=0))
     epochs = subject.step * config.batch_size / size
     value = {"size": size, "looked_at": looked, "distinct": distinct, "seen": epochs}
     figure = f"{size:,} {'sample' if size == 1 else 'samples'}, each seen {epochs:,.0f} times"
@@ -67,7 +73,7 @@ def samples(subject: Subject, dataset: Dataset, drawn: Trials) -> Check:
 
 def bad_images(folder: RunFolder, config: Config, dataset: Dataset | None) -> Check | None:
     """How many files could not be used? None for data that are no files."""
-    if config.data.kind != "images":
+    if config.data.kind not in ("images", "latents"):
         return None
     name = "bad images"
     if not folder.quarantine_file.is_file():
@@ -92,18 +98,28 @@ def _first_reason(text: str) -> str:
         return "the list is damaged"
 
 
+def _time(file: Path) -> float:
+    """When a file was written last; 0 for one that is not there."""
+    return file.stat().st_mtime if file.exists() else 0.0
+
+
 def interruptions(subject: Subject) -> Check:
     """Did training hang, or give up?"""
     name, folder = "interruptions", subject.folder
     failures = sorted(folder.failures.glob("step-*.json"))
-    stalled = (folder.path / "stalled.txt").is_file()
-    value = {"failures": [file.name for file in failures], "stalled": stalled}
+    stalled = sorted(folder.path.glob("stalled*.txt"))  # one of each process
+    now = [
+        file for file in stalled if _time(file) > max(_time(folder.metrics_file), _time(folder.checkpoints / LATEST))
+    ]
+    value = {"failures": [file.name for file in failures], "stalled": bool(now), "stacks": [f.name for f in stalled]}
     if failures:
         reason = f"training gave up at step {int(failures[-1].stem.removeprefix('step-')):,}"
         advice = f"see {failures[-1]}: it tells what the step was made of"
         return Check(name, "bad", f"{len(failures)} in failures/", value, "none", reason, advice)
-    if stalled:
-        reason = "no step was finished for too long, and training was ended"
-        advice = f"see {folder.path / 'stalled.txt'}: it tells where it hung"
+    if now:
+        reason = "no step was finished for too long, or another process was lost, and training was ended"
+        advice = f"see {now[0]}: it tells where it hung; ditlab train --resume {folder.path} goes on"
         return Check(name, "warning", "it hung", value, "none", reason, advice)
+    if stalled:
+        return Check(name, "ok", f"it hung before, and has gone on since: {stalled[0]}", value, "none")
     return Check(name, "ok", "none", value, "none")

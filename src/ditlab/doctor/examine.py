@@ -79,7 +79,7 @@ def _of_weights(subject: Subject, n: int) -> list[Check]:
         fit.against_reference(subject, errors, drawn),
         fit.by_time(subject, errors, raw, drawn, least),
         averaged_weights(config, weights),
-        gradient_noise(config, dataset, weights),
+        gradient_noise(config, dataset, weights, n),
         labels(dataset, weights, drawn, errors, fmean(least.linear)),
         seen,
         *([] if held_out is None else [held_out]),

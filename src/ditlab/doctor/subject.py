@@ -19,7 +19,7 @@ from ditlab.data.latents.dataset import Latents
 from ditlab.diffusion.process import Process
 from ditlab.errors import CheckpointWarning, InputError
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import newest_whole, read_part, saved_steps, verified
+from ditlab.training.checkpoint import newest_whole, read_facts, read_part, saved_steps, step_name, verified
 from ditlab.training.loading import load_weights
 
 
@@ -27,7 +27,8 @@ from ditlab.training.loading import load_weights
 class Weights:
     """The networks of a checkpoint, in evaluation mode, without gradients, on the device.
 
-    ``earlier`` are the averaged weights of the checkpoint before it, with its step, where there is one.
+    ``earlier`` are the averaged weights of the checkpoint before it, with its step, where there is one; ``sigma_rel``
+    is the relative width of an average that ``ditlab ema`` made.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Weights:
     raw: Process
     initial: nn.Module  # as training began
     earlier: tuple[int, dict[str, Tensor], dict[str, Tensor]] | None  # step, averaged, raw
+    sigma_rel: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,15 @@ def _read_weights(folder: RunFolder, config: Config, device: str) -> Weights | N
         return None
     where = resolve_device(device)
     processes = [build_process(config, network.to(where)).eval().requires_grad_(False) for network in (averaged, raw)]
-    return Weights(step, processes[0], processes[1], initial.to(where), _earlier(folder, step))
+    width = read_facts(folder.checkpoints / step_name(step)).get("sigma_rel")
+    return Weights(
+        step,
+        averaged=processes[0],
+        raw=processes[1],
+        initial=initial.to(where),
+        earlier=_earlier(folder, step),
+        sigma_rel=width if isinstance(width, float) else None,
+    )
 
 
 def _earlier(folder: RunFolder, step: int) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:

@@ -35,12 +35,14 @@ def expected_lag(config: Config, step: int) -> float:
     decay = min(config.ema_decay, (1 + step) / (10 + step))
     begin = max(0.0, step - 1 / (1 - decay))
 
-    def rates(first: float) -> float:
+    def moved_since(first: float) -> float:
         pieces = [first + (step - first) * (i + 0.5) / PIECES for i in range(PIECES)]
-        factors = [learning_rate_factor(int(piece), config.steps, config.warmup_steps) for piece in pieces]
-        return (step - first) * sum(factors) / PIECES
+        rates = (
+            learning_rate_factor(int(piece), config.steps, config.warmup_steps, config.schedule) for piece in pieces
+        )
+        return (step - first) * sum(rates) / PIECES
 
-    return float((rates(begin) / rates(0)) ** 0.5)
+    return float((moved_since(begin) / moved_since(0)) ** 0.5)
 
 
 def averaged_weights(config: Config, weights: Weights) -> Check:
@@ -49,6 +51,9 @@ def averaged_weights(config: Config, weights: Weights) -> Check:
     The lag is ‖averaged − raw‖ / ‖raw − initial‖: 0 if they are equal, 1 if the averaged ones never moved.
     """
     name = "averaged weights"
+    if weights.sigma_rel is not None:
+        why = f"ditlab ema made them after training, an average of relative width {weights.sigma_rel:g}"
+        return unknown(name, f"{why}: look at the run that it was made of")
     averaged, raw = weights.averaged.network.state_dict(), weights.raw.network.state_dict()
     initial = weights.initial.state_dict()
     travelled = distance(raw, initial)
@@ -73,16 +78,18 @@ def averaged_weights(config: Config, weights: Weights) -> Check:
     return Check(name, "ok", figure, value, expected)
 
 
-def gradient_noise(config: Config, dataset: Dataset, weights: Weights) -> Check:
+def gradient_noise(config: Config, dataset: Dataset, weights: Weights, n: int) -> Check:
     """The simple noise scale tr Σ / |G|² (McCandlish et al. 2018, eq. 2.9): beyond it a larger batch gains little.
 
     From the gradients g of 16 small batches of b samples and their mean ḡ, that of one batch of B = 16·b samples
     (appendix A.1, eqs. A.2 and A.3):
 
         |G|² ≈ (B·|ḡ|² − b·mean|g|²)/(B − b),        tr Σ ≈ (mean|g|² − |ḡ|²)/(1/b − 1/B).
+
+    B is 512, or 4 batches of training or ``n`` if these are fewer.
     """
-    name, small = "gradient noise", max(1, min(LARGEST_PART, config.batch_size // 4))
-    process, large = weights.raw, PARTS * max(1, min(LARGEST_PART, config.batch_size // 4))
+    name, small = "gradient noise", max(1, min(LARGEST_PART, config.batch_size // 4, n // PARTS))
+    process, large = weights.raw, PARTS * small
     device, squares, total = process.like().device, [], torch.zeros(())
     parameters = [p for p in process.network.parameters() if p.is_floating_point()]
     for p in parameters:
@@ -95,7 +102,8 @@ def gradient_noise(config: Config, dataset: Dataset, weights: Weights) -> Check:
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             flat = torch.cat([g.flatten() for g in found if g is not None])
             squares.append(float(flat.square().sum()))
-            total = flat if part == 0 else total + flat
+            total = flat if part == 0 else total.add_(flat)
+            del found
     finally:
         process.requires_grad_(False)
     of_small, of_large = sum(squares) / PARTS, float((total / PARTS).square().sum())

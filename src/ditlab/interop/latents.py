@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ditlab.data.latents.vae import load_vae
-from ditlab.errors import InputError
+from ditlab.errors import AutoencoderWarning, InputError
 from ditlab.run import Run
 
 Decoder = Callable[[Tensor], Tensor]
@@ -25,6 +26,8 @@ def decoder(run: Run, vae: str | Path | None = None) -> Decoder:
         vae: a folder that ``AutoencoderKL.save_pretrained`` wrote, a pipeline's with ``vae`` in it, or a name on the
             Hub; None is the one recorded when the run was imported or its latents were encoded.
 
+    An ``AutoencoderWarning`` says where the recorded one is not as it was when the latents were encoded.
+
     Raises:
         InputError: samples that are no latents, no autoencoder or one for other latents, or diffusers is missing.
     """
@@ -38,12 +41,21 @@ def decoder(run: Run, vae: str | Path | None = None) -> Decoder:
             f"or --out FILE.npz for the latents"
         )
     device = next(run.process.parameters()).device
-    autoencoder = load_vae(given).model.to(device)
+    loaded = load_vae(given)
+    autoencoder = loaded.model
     channels = autoencoder.config.latent_channels
     if channels != run.shape[0]:
         raise InputError(
             f"the autoencoder in {given} has {channels} latent channels; {run.folder.path} has {run.shape[0]}"
         )
+    if vae is None and space.vae_digest is not None and loaded.digest != space.vae_digest:
+        warnings.warn(
+            f"the autoencoder in {given} is not the one that the latents were made by: its sha256 is "
+            f"{loaded.digest[:12]} and was {space.vae_digest[:12]}; give that one as --vae FOLDER",
+            AutoencoderWarning,
+            2,
+        )
+    autoencoder.to(device)
 
     @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ and the standard deviation of that profile over t, its relative width σ_rel, ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from ditlab.errors import TrainingError
 from ditlab.training.parallel import full
+
+DENSE = 13  # of how many steps, as a power of two times γ + 1, each is taken in
 
 
 def exponent(sigma_rel: float) -> float:
@@ -35,8 +38,19 @@ def relative_width(exponent: float) -> float:
     return float(((exponent + 1) / (exponent + 3)) ** 0.5 / (exponent + 2))
 
 
+def interval(step: int, exponent: float) -> int:
+    """Steps between the updates up to that one: 1 up to 8,192·(γ + 1) steps at least, and from there doubled with them.
+
+    An update moves θ̂ by 1 − β ≈ K·(γ + 1)/t of what θ is away. With K = 1 that falls until fp32, which has 24 bits,
+    rounds all of it away: at t = 7·10⁶ and γ = 7 whatever moves a weight by less than 5 %. With this K, a power of two,
+    it stays above 2^-14. It doubles behind steps that are powers of two themselves, which it divides: so the update
+    before that of step t is always that of step t − K, and nothing need be remembered.
+    """
+    return int(2 ** max(0, (step - 1).bit_length() - DENSE - math.ceil(math.log2(exponent + 1))))
+
+
 class PowerAverages:
-    """Power-function averages of a network's parameters, one for each relative width, updated with each step.
+    """Power-function averages of a network's parameters, one for each relative width, updated as training goes on.
 
     Args:
         network: whose parameters are averaged.
@@ -52,10 +66,15 @@ class PowerAverages:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the ``step``-th optimizer step, counted from 1: β = (1 − 1/t)^(γ+1)."""
+        """Take in the weights after the ``step``-th optimizer step, counted from 1: β = (1 − K/t)^(γ+1).
+
+        They count for the last K = ``interval`` steps; in between nothing is done.
+        """
         for width, averaged in self._averaged.items():
-            kept = (1 - 1 / step) ** (self.exponents[width] + 1)
-            torch._foreach_lerp_(averaged, self._latest, 1 - kept)
+            every = interval(step, self.exponents[width])
+            if step % every == 0:
+                kept = (1 - every / step) ** (self.exponents[width] + 1)
+                torch._foreach_lerp_(averaged, self._latest, 1 - kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages under "width/parameter", such as "0.05/final.linear.weight"."""
@@ -77,10 +96,23 @@ class PowerAverages:
         Raises:
             TrainingError: a number is not finite, or too large for fp16.
         """
-        rounded = {name: full(tensor).half().cpu() for name, tensor in self.state_dict().items()}
-        if bad := [name for name, tensor in rounded.items() if not tensor.isfinite().all()]:
-            raise TrainingError(f"{bad[0]} (averages) stopped being finite: in a new run, try a lower --lr")
+        rounded = {}
+        for name, tensor in self.state_dict().items():
+            whole = full(tensor)
+            rounded[name] = whole.half().cpu()
+            if not rounded[name].isfinite().all():
+                raise TrainingError(_unfit(name, whole))
         return rounded
+
+
+def _unfit(name: str, average: Tensor) -> str:
+    """Why an average cannot be kept in fp16."""
+    if not average.isfinite().all():
+        return f"{name} (averages) stopped being finite: in a new run, try a lower --lr"
+    return (
+        f"{name} (averages) has a weight of {float(average.abs().max()):.4g}, and snapshots, in fp16, hold none above "
+        f"{torch.finfo(torch.float16).max:,.0f}: in a new run, try a lower --lr, or --averages alone for none"
+    )
 
 
 def tensor_name(width: float, parameter: str = "") -> str:

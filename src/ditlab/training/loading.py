@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditlab.config import Config
+from ditlab.config import WIDTHS, Config
 from ditlab.errors import DamagedCheckpoint, InputError
 from ditlab.training import shards
 from ditlab.training.averages import tensor_name
@@ -94,8 +94,9 @@ def load_average(network: nn.Module, checkpoint: Path, width: float, config: Con
         run, tracked = checkpoint.parent.parent, " and ".join(map(str, config.averages))
         if not tracked:
             raise InputError(f"no averages were tracked in {run}: choose 'ema' or 'raw'")
+        near = min(max(width, WIDTHS[0]), WIDTHS[1])
         raise InputError(
-            f"the averages tracked in {run} are {tracked}: ditlab ema {run} --sigma-rel {width} makes another, as a run"
+            f"the averages tracked in {run} are {tracked}: ditlab ema {run} --sigma-rel {near} makes another, as a run"
         )
     must_fit(
         file, other_network(read_facts(checkpoint), config) + differences(tensors, dict(network.named_parameters()))

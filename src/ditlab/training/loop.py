@@ -53,7 +53,7 @@ class TrainState:
     def __init__(self, config: Config, dataset: Dataset, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
         self.device = resolve_device(config.device)
-        self.share = _share_of_batch(config, ranks)
+        self.share = share_for_each(config, ranks.world)
         self.sharded = ranks.world > 1 and config.parallel == "fsdp"
         fresh = initial_network(config, dataset)
         self.network: nn.Module = fresh if self.sharded else fresh.to(self.device)
@@ -230,19 +230,19 @@ def parts(state: TrainState, batch: Batch) -> Iterator[Batch]:
         yield Batch(batch.x0[cut].to(state.device), cond)
 
 
-def _share_of_batch(config: Config, ranks: Ranks) -> int:
-    """How many samples of a batch each process takes.
+def share_for_each(config: Config, world: int) -> int:
+    """How many samples of a batch each of so many processes takes.
 
     Raises:
         InputError: not all as many.
     """
-    pieces = ranks.world * config.accumulate
+    pieces = world * config.accumulate
     if config.batch_size % pieces:
-        among = f"{ranks.world} processes" + (f" of {config.accumulate} parts each" if config.accumulate > 1 else "")
+        among = f"{world} processes" + (f" of {config.accumulate} parts each" if config.accumulate > 1 else "")
         raise InputError(
             f"--batch-size {config.batch_size} cannot be divided among {among}: use a multiple of {pieces}"
         )
-    return config.batch_size // ranks.world
+    return config.batch_size // world
 
 
 def hopeless(state: TrainState, last: str | None) -> str:

@@ -26,14 +26,15 @@ logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors into a folder that is there; each process its share of them.
+    """Write tensors into a folder that is there; each process its share of them, in the order of their names.
 
     Raises:
         OSError: one of the processes could not.
     """
     if tensors:
         with _plain_errors(folder):
-            save_distributed(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+            ordered = dict(sorted(tensors.items()))  # a state that was loaded has them in another order
+            save_distributed(ordered, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def settle(file: Path) -> None:

@@ -158,6 +158,11 @@ class Latents:
         z = torch.from_numpy(mean).add_(torch.from_numpy(std)).sub_(self.shift).mul_(self.scale)
         return z.reshape(-1, *self.shape), labels
 
+    def means(self, chosen: Int[Tensor, " n"]) -> Float[Tensor, "n values"]:
+        """The means of latents of these numbers, flat and as they are stored: alike for copies of an image."""
+        numbers = chosen.numpy()
+        return torch.from_numpy(self._rows(numbers, np.zeros(len(numbers), bool))[0])
+
     def _rows(self, chosen: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Means and standard deviations (B, C·H·W) in fp32, and labels."""
         shards, rows = self._find(chosen)
@@ -216,6 +221,20 @@ def check_size(folder: Path, file: str, size: int) -> None:
 
 
 def read_rejected(path: str) -> list[Rejected]:
-    """The images that could not be encoded into a store."""
+    """The images that could not be encoded into a store; a line that is damaged is told in the place of its image.
+
+    Nothing is trained on by this list, so that nothing is refused for it.
+    """
     file = Path(path) / "quarantine.jsonl"
-    return [Rejected(**json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    return [_read_rejected(line) or Rejected(str(file), f"line {i} is damaged") for i, line in enumerate(lines, 1)]
+
+
+def _read_rejected(line: bytes) -> Rejected | None:
+    """What a line tells; None if it is damaged."""
+    try:
+        entry = json.loads(line)
+        path, reason = entry["path"], entry["reason"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return Rejected(path, reason) if isinstance(path, str) and isinstance(reason, str) else None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,21 +153,23 @@ class Encoding:
         return self.work / f"{shard:05d}.json"
 
     def _done(self, shard: int) -> bool:
-        """Whether a shard has its entry; entries go when there is an index, so that is looked for afterwards.
+        """Whether a shard is there, of the size that the index or else its entry tells.
 
-        A shard that a finished store has lost is not done.
+        Entries go when there is an index, so that is looked for afterwards.
         """
-        if self._entry(shard).exists():
-            return True
-        if self.index is None:
+        if self.index is not None:
+            known = self.index.shards[shard]
+        elif (entry := _read_entry(self._entry(shard))) is not None:
+            known = entry[0]
+        else:
             return has_index(self.folder)
-        file, known = self.folder / shard_file(shard), self.index.shards[shard]
+        file = self.folder / shard_file(shard)
         return file.is_file() and file.stat().st_size == known.bytes
 
     def _encode(self, shard: int) -> None:
-        """Write a shard and its entry."""
+        """Write a shard and its entry; one that was there before, of a shard that is lost, goes first."""
         file, entry = self.folder / shard_file(shard), self._entry(shard)
-        for left in (*file.parent.glob(f".{file.name}.*"), *self.work.glob(f".{entry.name}.*")):
+        for left in (entry, *file.parent.glob(f".{file.name}.*"), *self.work.glob(f".{entry.name}.*")):
             disk.discard(left)
         kept: list[int] = []
         rejected: list[Rejected] = []
@@ -187,14 +190,23 @@ class Encoding:
         latents = {name: np.concatenate([empty, *parts]) for name, parts in pieces.items()}
         names = [readable(self.source.names[i]) for i in kept]
         labels = None if self.source.labels is None else [self.source.labels[i] for i in kept]
-        disk.write_atomically(file, lambda path: write_shard(path, self.plan, kept, names, labels, latents))
-        made = Shard(file=shard_file(shard), rows=len(kept), bytes=file.stat().st_size, sha256=sha256_of(file))
-        if self.index is not None and made != self.index.shards[shard]:
-            raise InputError(
-                f"{file} was missing, and does not come out as it was, on another machine perhaps: choose another --out"
-            )
+
+        def make(path: Path) -> None:
+            write_shard(path, self.plan, kept, names, labels, latents)
+            self._compare(shard, len(kept), path)
+
+        disk.write_atomically(file, make)
+        made = _described(shard, len(kept), file)
         content = json.dumps({"shard": made.model_dump(), "rejected": rejected})
         disk.write_atomically(entry, lambda path: path.write_text(content))
+
+    def _compare(self, shard: int, rows: int, made: Path) -> None:
+        """Refuse a shard that a finished store had lost, and that is not as it was, before it has its name."""
+        if self.index is not None and _described(shard, rows, made) != self.index.shards[shard]:
+            raise InputError(
+                f"{self.folder / shard_file(shard)} was missing, and does not come out as it was, on another machine "
+                f"perhaps: choose another --out"
+            )
 
     def _images_done(self) -> int:
         """Images, usable or not, of all shards that have an entry."""
@@ -234,11 +246,14 @@ class Encoding:
     def _write_index(self, bad_share: float) -> None:
         for left in (*self.folder.glob(f".{INDEX}.*"), *self.folder.glob(".quarantine.jsonl.*")):
             disk.discard(left)
-        entries = [json.loads(self._entry(shard).read_text()) for shard in range(self.plan.shard_count)]
-        rejected = list(self.source.rejected) + [Rejected(*bad) for entry in entries for bad in entry["rejected"]]
+        found = [_read_entry(self._entry(shard)) for shard in range(self.plan.shard_count)]
+        entries = [entry for entry in found if entry is not None]
+        if len(entries) < len(found):
+            raise InputError(f"something in {self.work} was damaged or removed meanwhile: give the same command again")
+        rejected = list(self.source.rejected) + [bad for _, all_bad in entries for bad in all_bad]
         rejected.sort(key=lambda bad: os.fsencode(bad.path))
         write_rejected(self.folder / "quarantine.jsonl", rejected)
-        shards = tuple(Shard(**entry["shard"]) for entry in entries)
+        shards = tuple(shard for shard, _ in entries)
         count = sum(shard.rows for shard in shards)
         _bear(rejected, count, bad_share, self.folder)
         index = Index(**self.plan.model_dump(), count=count, shards=shards)
@@ -250,6 +265,20 @@ def sha256_of(file: Path) -> str:
     """sha256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _described(shard: int, rows: int, file: Path) -> Shard:
+    """A shard whose bytes are in ``file``, which may go by another name yet."""
+    return Shard(file=shard_file(shard), rows=rows, bytes=file.stat().st_size, sha256=sha256_of(file))
+
+
+def _read_entry(file: Path) -> tuple[Shard, list[Rejected]] | None:
+    """What was made of a shard, and its images that cannot be used; None if there is no entry or it is damaged."""
+    try:
+        entry = json.loads(file.read_bytes())
+        return Shard(**entry["shard"]), [Rejected(str(path), str(reason)) for path, reason in entry["rejected"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _groups(
@@ -266,15 +295,19 @@ def _groups(
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """One thread on a CPU and fixed algorithms on CUDA: sums that do not depend on how many processes there are."""
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    """One thread on a CPU and fixed algorithms on CUDA: sums that do not depend on how many processes there are.
+
+    Convolutions in fp32 are that on CUDA, too, where torch's default is TF32.
+    """
+    cudnn: Any = torch.backends.cudnn
+    threads, deterministic, convolutions = torch.get_num_threads(), cudnn.deterministic, cudnn.conv.fp32_precision
     torch.set_num_threads(1)
-    torch.backends.cudnn.deterministic = True
+    cudnn.deterministic, cudnn.conv.fp32_precision = True, "ieee"
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.deterministic = deterministic
+        cudnn.deterministic, cudnn.conv.fp32_precision = deterministic, convolutions
 
 
 def _read(file: Path) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,13 +25,16 @@ class Autoencoder(NamedTuple):
 
     model: Any
     name: str
-    folder: Path
 
     @property
     def digest(self) -> str:
-        """sha256 of its configuration (what diffusers adds about itself excepted) and of its weights."""
-        config = read_json(self.folder / "config.json")
-        kept = {name: value for name, value in sorted(config.items()) if not name.startswith("_")}
+        """sha256 of its weights and of those settings that are not diffusers' defaults.
+
+        The others do not count: which of them a config.json spells out depends on the diffusers that wrote it.
+        """
+        config, known = self.model.config, inspect.signature(type(self.model).__init__).parameters
+        given = {name: (config[name], parameter.default) for name, parameter in known.items() if name in config}
+        kept = {name: value for name, (value, own) in given.items() if json.dumps(value) != json.dumps(own)}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -79,7 +83,8 @@ def load_vae(path: str | Path) -> Autoencoder:
     """An autoencoder from a folder that ``AutoencoderKL.save_pretrained`` wrote, a pipeline's, or the Hub.
 
     Raises:
-        InputError: there is none, it is damaged or holds no safetensors, or diffusers is missing.
+        InputError: there is none, it is damaged or holds no safetensors, it scales each channel in a way of its own, or
+            diffusers is missing.
     """
     if find_spec("diffusers") is None:
         raise InputError("autoencoders need diffusers: pip install 'ditlab[latents]'")
@@ -95,4 +100,9 @@ def load_vae(path: str | Path) -> Autoencoder:
         model = load(folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
     except Exception as error:  # whatever diffusers, safetensors or torch says of a damaged folder
         raise InputError(f"the autoencoder in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from None
-    return Autoencoder(model.eval().requires_grad_(False), name, folder)
+    if own := [name for name in ("latents_mean", "latents_std") if getattr(model.config, name, None) is not None]:
+        raise InputError(
+            f"{folder / 'config.json'} gives {' and '.join(own)}, a number for each channel, which is not done here: "
+            f"use a copy of the autoencoder where they are null, and ditlab latents encode with one --scale and --shift"
+        )
+    return Autoencoder(model.eval().requires_grad_(False), name)
