@@ -14,7 +14,7 @@ import { selection } from "./state.js";
 /** @typedef {import("./runs_columns.js").Place} Place */
 /** @typedef {{input: string, label: number | null, source: string}} Shown the image a network is shown, by name, the label it
  *   is told, and the name of the image before it was handed on */
-/** @typedef {{map: Float32Array, size: number, entropy: number, distance: number, arrays: Arrays, shown: Shown}} Found */
+/** @typedef {{map: Float32Array, size: number, tokens: number, entropy: number, distance: number, arrays: Arrays, shown: Shown}} Found */
 
 /** @param {ArrayLike<number>} values */
 const mean = (values) => Array.from(values).reduce((a, b) => a + b, 0) / values.length;
@@ -95,7 +95,7 @@ export class Attention extends Row {
       const image = shown.get(letter);
       const answer = await arrays(at(run.id, `/attention${query({ ...where(place, image), layer: layer.layer, head })}`), { signal });
       const { map, entropy, distance } = answer.arrays;
-      found.set(letter, { map: floats(map), size: map.shape[0], entropy: mean(floats(entropy)), distance: mean(floats(distance)), arrays: await loadInput(place, image, signal), shown: image });
+      found.set(letter, { map: floats(map), size: map.shape[0], tokens: layer.tokens, entropy: mean(floats(entropy)), distance: mean(floats(distance)), arrays: await loadInput(place, image, signal), shown: image });
     });
     this.found = found;
     this.draw(places, note);
@@ -106,12 +106,16 @@ export class Attention extends Row {
     const found = [...this.found.values()];
     this.note.textContent = found.length ? `${note} Row q of a map is what patch q looks at.`.trim() : "";
     if (!found.length) return;
-    const high = found.reduce((most, { map }) => map.reduce((a, b) => Math.max(a, b), most), 0);
+    // Maps of more patches are paler all over: then a multiple of 1/N is what compares.
+    const unlike = found.some(({ tokens }) => tokens !== found[0].tokens);
+    const factor = (/** @type {Found} */ { tokens }) => (unlike ? tokens : 1);
+    const high = Math.max(...found.map((one) => factor(one) * one.map.reduce((a, b) => Math.max(a, b), 0)));
     places.forEach((place, i) => {
       const one = this.found.get(place.letter);
-      if (one) this.cells.children[i].append(pictures(place, one, high));
+      if (one) this.cells.children[i].append(pictures(place, one, high / factor(one)));
     });
-    this.foot.replaceChildren(legend({ scale: "sequential", low: "0", high: percent(high), label: "attention, in all columns" }));
+    const ends = unlike ? { high: `${high.toFixed(1)} × 1/N`, label: "attention in all columns; all patches alike would be 1/N" } : { high: percent(high), label: "attention, in all columns" };
+    this.foot.replaceChildren(legend({ scale: "sequential", low: "0", ...ends }));
   }
 
   /** Canvases to be kept as a picture. */
@@ -121,15 +125,15 @@ export class Attention extends Row {
 }
 
 /** @param {Place} place @param {Found} found @param {number} high */
-function pictures({ letter, run, layer, head, t }, { map, size, entropy, distance, arrays: input }, high) {
+function pictures({ letter, run, layer, head, t }, { map, size, tokens, entropy, distance, arrays: input }, high) {
   const [, height, width] = run.shape;
   const image = new Grid({ rows: 1, cols: 1, label: `What ${letter} is shown: the image at t = ${t.toFixed(2)}`, cellAspect: width / height });
   image.setImage({ shape: input.arrays.x.shape, data: floats(input.arrays.x) });
-  const word = size < (layer?.tokens ?? 0) ? "group" : "patch";
+  const word = size < tokens ? "group" : "patch";
   const grid = new Grid({ rows: size, cols: size, label: `Attention map of ${letter}`, onHover: () => {},
     describe: (row, col) => `${word} ${row} looks at ${word} ${col}: ${percent(map[row * size + col])}` });
   grid.setValues(map, { rows: size, cols: size, high, format: percent });
   const at = run.attention.findIndex((one) => one === layer);
   return h("div", { class: "runs-attention" }, h("div", { class: "runs-seen" }, image.root), grid.root,
-    h("p", { class: "quiet" }, `layer ${at} of ${run.attention.length}, ${head === "mean" ? "average of heads" : `head ${head}`}, t = ${t.toFixed(2)} · entropy ${entropy.toFixed(2)} bits · mean distance ${distance.toFixed(2)} patches`));
+    h("p", { class: "quiet" }, `layer ${at}, ${head === "mean" ? "average of heads" : `head ${head}`}, t = ${t.toFixed(2)} · ${tokens} × ${tokens} · entropy ${entropy.toFixed(2)} bits · mean distance ${distance.toFixed(2)} patches`));
 }

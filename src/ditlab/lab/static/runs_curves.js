@@ -236,7 +236,7 @@ export class Quality {
     const x = union(series);
     if (Number.isFinite(floor)) series.push({ name: levelWords, x: [x[0], x[x.length - 1]], y: [floor, floor], colour: 6, dashed: true });
     return h("figure", { class: "runs-quality" }, h("figcaption", null, h("b", null, words), named && ` ${lettersOf(places)}`),
-      read({ title: words, x, series, height: 220, xLabel: axis === "step" ? "training step" : "seconds of training", yLabel: words }));
+      read({ title: words, x, series, height: 220, yMax: /^share/.test(words) ? 1 : undefined, xLabel: axis === "step" ? "training step" : "seconds of training", yLabel: words }));
   }
 }
 
