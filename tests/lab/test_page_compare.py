@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 import ditlab
 from ditlab.evaluate import evaluate
@@ -174,7 +175,7 @@ def test_every_kind_of_conditioning_has_its_column(chromium, kinds, width):
     entries = Library(kinds).catalogue()["runs"]
     with serve(kinds) as url:
         lab = (url, {entry["name"]: entry["id"] for entry in entries})
-        size = {"viewport": {"width": width, "height": 900}}
+        size = {"viewport": {"width": width, "height": 900}, "color_scheme": "dark", "bypass_csp": True}
         with compared(chromium, lab, ["film", "in-context", "cross-attention"], "&t=0.4", **size) as (page, panel):
             assert table_of(panel)["Conditioning"] == ["film", "in-context", "cross-attention"]
             for kind in ("film", "in-context", "cross-attention"):
@@ -182,6 +183,8 @@ def test_every_kind_of_conditioning_has_its_column(chromium, kinds, width):
             assert panel.get_by_role("application", name=re.compile("Attention map of")).count() == 3
             assert "The same image for A, B and C." in panel.inner_text()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            found = Axe().run(page)
+            assert found.violations_count == 0, found.generate_report()
 
 
 def test_nonsense_in_the_address_shows_what_is_usual(chromium, lab):
@@ -192,13 +195,18 @@ def test_nonsense_in_the_address_shows_what_is_usual(chromium, lab):
         assert panel.get_by_role("img", name=re.compile("Samples of A, digits, from the noise of seed 0")).count() == 1
 
 
+def test_points_that_are_alone_are_drawn_from_two_noises(chromium, runs):
+    with serve(runs / "points") as url, opened(chromium, url) as page:
+        assert table_of(complete(page))["Seed of the samples"] == ["0", "1"]
+
+
 def test_an_exported_file_compares_a_run_with_itself(chromium, exported, runs):
     lens = Lens(runs / "circles")
     with opened(chromium, exported.as_uri() + "#t=0.3&layer=1", FROM_DISK, offline=True) as page:
         panel = complete(page)
         said = panel.inner_text()
         assert "This file holds one run" in said
-        assert "start ditlab lab" in said
+        assert "For several runs, start ditlab lab runs." in said
         assert "not in this file" not in said
         found = table_of(panel)["Entropy of attention, bits"]
         for t, text in zip((0.3, 0.5), found, strict=True):

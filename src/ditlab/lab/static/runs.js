@@ -18,9 +18,11 @@ import { onChange, select, selection } from "./state.js";
 /** @typedef {import("./runs_columns.js").Place} Place */
 
 const INTRO = "Runs side by side: how they learned, how well they draw, and what they do with the same noise and the same image.";
-const ALONE = exported
-  ? " This file holds one run: compare it with itself at other times, heads or seeds. To compare runs, start ditlab lab with their folder."
-  : " There is one run here: compare it with itself, at other checkpoints, times or heads. To compare runs, start the lab with their folder: ditlab lab runs.";
+const ALONE = exported ? " This file holds one run: compare it with itself, at other times, heads or seeds. For several runs, start "
+  : " There is one run here: compare it with itself, at other checkpoints, times, heads or seeds. For several runs, start ";
+
+/** @param {RunSummary[]} runs */
+const intro = (runs) => h("p", null, INTRO, runs.length > 1 ? "" : [ALONE, h("code", null, "ditlab lab runs"), "."]);
 
 class Compare {
   /** @param {Run} run @param {RunSummary[]} runs */
@@ -39,7 +41,7 @@ class Compare {
     this.facts = new Facts();
     this.loss = new Loss(choose);
     this.panel = panel({
-      id: "compare", title: "Compare", intro: INTRO + (runs.length > 1 ? "" : ALONE),
+      id: "compare", title: "Compare", intro: intro(runs),
       python: () => this.python(), download: () => this.download(), picture: () => this.picture(), table: () => this.table(),
     });
     this.quality = new Quality((error) => this.panel.fail(error, false), choose, this.loss, () => this.panel.refresh());
@@ -79,7 +81,10 @@ class Compare {
     await this.row("facts", each(() => null), () => this.facts.show(places, signal));
     await this.row("loss", [each(() => null), axis], () => this.loss.show(places, this.chosen, signal));
     await this.row("quality", [each(() => null), axis, n, weights], async () => this.quality.show(places, this.chosen, this.facts.data));
-    await this.row("samples", [each(drawing), weights], () => this.samples.show(places, signal));
+    await this.row("samples", [each(drawing), weights], () => this.samples.show(places, signal, () => {
+      this.shown.delete("samples");
+      void this.settle();
+    }));
     await this.row("attention", [each(({ t, layer, head, label }) => [t, layer?.layer, head, label]), weights, input], () => this.attention.show(places, signal));
     await this.row("gates", each(() => null), () => this.gates.show(places, signal));
   }

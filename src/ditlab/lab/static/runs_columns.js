@@ -61,23 +61,28 @@ function otherTime() {
   return held?.length ? held[nearest(held, far)] : far;
 }
 
-/** Without a word in the address: this run and the next; a run that is alone, at two times. @param {Run} run @param {RunSummary[]} runs @returns {Column[]} */
+/** Without a word in the address: this run and the next. A run that is alone stands at two times; points, which nothing is
+ * asked about at a time, at two checkpoints or seeds. @param {Run} run @param {RunSummary[]} runs @returns {{columns: Column[], same: Pair[]}} */
 function usual(run, runs) {
   const here = runs.findIndex((one) => one.id === run.id);
   const other = runs[(here + 1) % runs.length];
-  return other && other.id !== run.id ? [plain(run.id), plain(other.id)] : [plain(run.id), { ...plain(run.id), t: otherTime() }];
+  const first = plain(run.id);
+  if (other && other.id !== run.id) return { columns: [first, plain(other.id)], same: ["t", "s"] };
+  if (run.shape.length === 3) return { columns: [first, { ...first, t: otherTime() }], same: ["h", "s"] };
+  if (run.checkpoints.length > 1) return { columns: [first, { ...first, step: run.checkpoints[0] }], same: ["t", "h", "s"] };
+  return { columns: [first, { ...first, seed: 1 }], same: ["t", "h"] };
 }
 
 /** What the address says; nonsense in it falls back to what is usual. @param {Run} run @param {RunSummary[]} runs @returns {Chosen} */
 export function read(run, runs) {
   const wanted = selection.c.split("*").slice(0, LETTERS.length).map(parsed).filter((column) => runs.some((one) => one.id === column.run));
-  const columns = wanted.length > 1 ? wanted : usual(run, runs);
+  const own = usual(run, runs);
+  const columns = wanted.length > 1 ? wanted : own.columns;
   const [same, seed, n, axis] = selection.cs.split("_");
-  const alone = columns.every((column) => column.run === columns[0].run);
   const letters = /** @type {Pair[]} */ (["t", "h", "s"]);
   const count = whole(n, 1, 5000) ?? 0;
   return {
-    columns, same: selection.cs ? letters.filter((one) => same.includes(one)) : alone ? ["h", "s"] : ["t", "s"],
+    columns, same: selection.cs ? letters.filter((one) => same.includes(one)) : own.same,
     seed: whole(seed, 0, 2 ** 31) ?? 0, n: COUNTS.includes(count) ? count : COUNTS[0], axis: axis === "seconds" ? "seconds" : "step",
   };
 }

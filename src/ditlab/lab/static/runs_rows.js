@@ -86,7 +86,7 @@ const scrolled = (label, content) => h("div", { class: "scroll runs-facts", tabi
 
 /** @param {Place[]} places @param {{name: string, values: string[]}[]} lines */
 function more(places, lines) {
-  if (!lines.length) return h("p", { class: "quiet" }, "All other settings are the same.");
+  if (!lines.length) return h("p", { class: "quiet runs-more" }, "All other settings are the same.");
   return h("details", { class: "runs-more" }, h("summary", null, lines.length === 1 ? "1 more setting differs" : `${lines.length} more settings differ`),
     scrolled("Other settings that differ", factsTable("By their names in config.json; as options of ditlab train with -- before.", places, lines)));
 }

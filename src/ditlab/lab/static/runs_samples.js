@@ -1,6 +1,6 @@
 // What the compared runs draw from the same noise.
 
-import { arrays, at, floats, query } from "./api.js";
+import { arrays, at, exported, floats, query } from "./api.js";
 import { h, s } from "./dom.js";
 import { imageCanvas } from "./paint.js";
 import { grouped, lettersOf, weightsOf } from "./runs_columns.js";
@@ -13,13 +13,16 @@ import { selection } from "./state.js";
 const COLUMNS = 5;
 const PARTICLES = 400;
 const LIMIT = 3;
-/** Multiply-accumulates of what is drawn without being asked: seconds on one processor. */
-const WORTH = 2e11;
+/** Multiply-accumulates that are worth more samples, and those of one sample that somebody has to ask for: a minute. */
+const [WORTH, DEAR] = [2e11, 2e12];
+
+/** What one sample costs at most: two passes a step, and two of each with guidance. @param {Place} place */
+const costOf = ({ run }) => (run.macs ?? 0) * run.sampling.steps * 4;
 
 /** How many samples of a run are drawn. @param {Place} place */
-export function countOf({ run }) {
-  if (run.shape.length === 1) return PARTICLES;
-  const one = (run.macs ?? 0) * run.sampling.steps * 4;
+export function countOf(place) {
+  if (place.run.shape.length === 1) return PARTICLES;
+  const one = costOf(place);
   return 10 * one <= WORTH ? 10 : 5 * one <= WORTH ? 5 : 1;
 }
 
@@ -59,12 +62,26 @@ export class Samples extends Row {
     super("Samples from the same noise");
     /** @type {Map<string, Tensor>} by letter */
     this.found = new Map();
+    /** Large networks that were asked for samples all the same. @type {Set<string>} */
+    this.wanted = new Set();
+    this.again = () => {};
   }
 
-  /** @param {Place[]} places @param {AbortSignal} signal */
-  async show(places, signal) {
+  /** In the place of samples that would take a minute. @param {Place} place */
+  ask({ run }) {
+    const draw = () => {
+      this.wanted.add(run.id);
+      this.again();
+    };
+    return [h("p", { class: "quiet" }, "A sample of a network this large takes a minute or more."), h("button", { type: "button", class: "tool", onclick: draw }, "Draw one")];
+  }
+
+  /** @param {Place[]} places @param {AbortSignal} signal @param {() => void} again shows this row once more */
+  async show(places, signal, again) {
+    this.again = again;
     const found = new Map();
     await this.fill(places, async (place) => {
+      if (costOf(place) > DEAR && !exported && !this.wanted.has(place.run.id)) return this.ask(place);
       const path = at(place.run.id, `/samples${query({ ...weightsOf(place), ...drawing(place) })}`);
       const { arrays: answer, meta } = await arrays(path, { signal });
       found.set(place.letter, answer.samples);
@@ -99,5 +116,6 @@ function sentence(places) {
   const twins = grouped(places, (place) => [place.run.id, place.step, selection.weights, place.seed, place.label].join(" ")).filter((group) => group.length > 1)
     .map((group) => `${lettersOf(group)} are the same network from the same noise, and so the same samples.`);
   const all = noises.length === 1 ? "All columns start from the same noise: what differs is what the networks make of it." : `${[...same, why].join("; ")}.`;
-  return [all.charAt(0).toUpperCase() + all.slice(1), ...twins].join(" ");
+  const channels = places.some(({ run }) => run.shape.length === 3 && run.shape[0] > 3) ? ["Of more than three channels the first three are shown, as colours."] : [];
+  return [all.charAt(0).toUpperCase() + all.slice(1), ...twins, ...channels].join(" ");
 }
