@@ -294,6 +294,8 @@ def axe_finds_nothing(page):
     last = section(page, "Denoise")
     last.scroll_into_view_if_needed()
     last.get_by_text(re.compile("asked the network")).wait_for()
+    section(page, "Compare").scroll_into_view_if_needed()
+    page.locator("#compare .runs-cells").last.get_by_text(re.compile("has no|recorded")).first.wait_for()
     page.wait_for_timeout(1500)
     result = Axe().run(page)
     assert result.violations_count == 0, result.generate_report()

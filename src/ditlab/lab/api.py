@@ -21,15 +21,18 @@ from starlette.staticfiles import StaticFiles
 
 from ditlab.config import SolverName
 from ditlab.errors import InputError, Missing
+from ditlab.lab.comparing import configuration, curves, samples
 from ditlab.lab.guard import exception_handlers, problem
 from ditlab.lab.images import from_file, from_pixels
 from ditlab.lab.lens import MAX_STEPS, Answer, Lens, Look
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Worker
+from ditlab.run import RunFolder
 from ditlab.training.checkpoint import step_name
 
 PAGE = Path(__file__).parent / "static"
 MAX_IMAGES, MAX_POINTS = 16, 2000  # samples in one trajectory
+MAX_MEASURED = 5000  # samples to measure
 
 
 class Query(BaseModel):
@@ -89,6 +92,27 @@ class Walk(Query):
     n: int = Field(1, ge=1, le=MAX_POINTS)
 
 
+class Draw(Query):
+    """Samples from noise, as the run's own configuration draws them."""
+
+    seed: int = Field(0, ge=0, lt=2**53)
+    label: int | None = Field(None, ge=0, lt=2**31)
+    n: int = Field(10, ge=1, le=MAX_POINTS)
+
+
+class Measure(Query):
+    """Figures of samples."""
+
+    n: int = Field(200, ge=1, le=MAX_MEASURED)
+    seed: int = Field(0, ge=0, lt=2**53)
+
+
+class Nothing(BaseModel):
+    """Of a question about a folder there is nothing to choose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Field2D(Query):
     """A vector field at a time."""
 
@@ -108,14 +132,27 @@ QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
     "attention/cross": (Where, lambda lens, q, _: lens.cross_attention(**q.arguments)),
     "gates": (Query, lambda lens, _, __: lens.gates()),
     "trajectory": (Walk, lambda lens, q, look: _trajectory(lens, q, look)),
+    "samples": (Draw, lambda lens, q, look: _samples(lens, q, look)),
     "field": (Field2D, lambda lens, q, _: lens.field(**q.arguments)),
 }
 
 
+READINGS: dict[str, Callable[[RunFolder], Any]] = {"config": configuration, "curves": curves}
+
+
 def _trajectory(lens: Lens, query: Walk, look: Look) -> Answer:
-    if len(lens.run.shape) == 3 and query.n > MAX_IMAGES:
-        raise InputError(f"n={query.n} images are too many at once; ask for at most {MAX_IMAGES}")
+    _check_count(lens, query.n)
     return lens.trajectory(**query.arguments, look=look)
+
+
+def _samples(lens: Lens, query: Draw, look: Look) -> Answer:
+    _check_count(lens, query.n)
+    return samples(lens, **query.arguments, look=look)
+
+
+def _check_count(lens: Lens, n: int) -> None:
+    if len(lens.run.shape) == 3 and n > MAX_IMAGES:
+        raise InputError(f"n={n} images are too many at once; ask for at most {MAX_IMAGES}")
 
 
 def create_app(library: Library, worker: Worker) -> Starlette:
@@ -125,7 +162,9 @@ def create_app(library: Library, worker: Worker) -> Starlette:
         Route("/runs/{run}", _describe),
         Route("/runs/{run}/samples/{step}", _picture),
         Route("/runs/{run}/inputs", _bring, methods=["POST"]),
+        Route("/runs/{run}/quality", _quality),
         *[Route(f"/runs/{{run}}/{name}", _asking(*question)) for name, question in QUESTIONS.items()],
+        *[Route(f"/runs/{{run}}/{name}", _reading(read)) for name, read in READINGS.items()],
     ]
     app = Starlette(
         routes=[Mount("/api", routes=api), Mount("/", StaticFiles(directory=PAGE, html=True))],
@@ -151,6 +190,17 @@ def _asking(model: type[Query], ask: Ask) -> Callable[[Request], Awaitable[Respo
             return ask(library.lens(request.path_params["run"], query.step, query.weights), query, look)
 
         return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+
+    return endpoint
+
+
+def _reading(read: Callable[[RunFolder], Any]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint that tells what is written in a run's folder: its network is not loaded."""
+
+    async def endpoint(request: Request) -> Response:
+        Nothing.model_validate(_single(request))
+        folder = request.app.state.library.folder(request.path_params["run"])
+        return answer(request, await run_in_threadpool(read, folder))
 
     return endpoint
 
@@ -200,6 +250,17 @@ async def _describe(request: Request) -> Response:
 
     def job(_: Look) -> Any:
         return library.describe(run, query.step, query.weights)
+
+    return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+
+
+async def _quality(request: Request) -> Response:
+    query = Measure.model_validate(_single(request))
+    library: Library = request.app.state.library
+    run = request.path_params["run"]
+
+    def job(look: Look) -> Any:
+        return library.quality(run, query.step, query.weights, query.n, query.seed, look)
 
     return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
 

@@ -69,4 +69,5 @@ def _sections(lens: Lens) -> dict[str, str | None]:
         "matrix": no_attention,
         "gates": no_gates,
         "denoise": None,
+        "compare": None,
     }

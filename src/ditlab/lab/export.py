@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import quote, urlencode
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError
 from ditlab.lab.api import PAGE, encode
+from ditlab.lab.comparing import configuration, curves, samples
 from ditlab.lab.lens import Lens
 from ditlab.lab.library import Library
 from ditlab.lab.maps import WHOLE
@@ -25,6 +27,7 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 WALKS = ({"solver": "heun", "steps": 25}, {"solver": "euler", "steps": 10}, {"solver": "dpm-solver++", "steps": 10})
 SEEDS = (0, 1, 2)
 PARTICLES = 400
+DRAWN = 10  # images to compare
 MAX_BYTES = 30_000_000  # of attention maps in a file
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
@@ -53,6 +56,11 @@ def embed(library: Library, name: str) -> dict[str, Any]:
     common = {"step": run["step"], "weights": "ema"}
     paths[base] = paths[_address(base, common)] = _packed(run)
     choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
+    folder = library.folder(name)
+    settings = configuration(folder)  # but not where the data lie on this machine
+    paths[f"{base}/config"] = _packed({key: value for key, value in settings.items() if not key.startswith("data.")})
+    with suppress(InputError):  # a short run may have written down no loss
+        paths[f"{base}/curves"] = _packed(curves(folder))
     for path, query, value in _answers(lens, run, choices):
         paths[_address(f"{base}/{path}", common | query)] = _packed(value)
     for step in run["previews"]:
@@ -78,6 +86,9 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
         setting: dict[str, Any] = {**walk, **guidance, "seed": seed}
         choices["settings"].append(setting)
         yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
+    n = DRAWN if len(lens.run.shape) == 3 else PARTICLES
+    for seed in SEEDS:
+        yield "samples", {"seed": seed, "n": n}, samples(lens, seed=seed, n=n)
 
 
 def _affordable(run: dict[str, Any]) -> tuple[list[str], list[float]]:

@@ -12,13 +12,18 @@ import torch
 
 from ditlab.config import Config
 from ditlab.errors import InputError, Missing
+from ditlab.lab.comparing import quality
 from ditlab.lab.describe import describe
 from ditlab.lab.images import OwnImages
-from ditlab.lab.lens import Lens
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import saved_steps
+from ditlab.lab.lens import Lens, Look
+from ditlab.networks.counts import multiply_accumulates
+from ditlab.run import RunFolder, load
+from ditlab.training.checkpoint import saved_steps, step_name
 
-LOADED = 3  # lenses kept in memory
+LOADED = 3  # lenses kept in memory, however large
+MOST_LOADED = 12  # lenses kept while their weights together take no more than MOST_BYTES: columns that are compared
+MOST_BYTES = 1e9
+MEASURED = 1000  # figures of checkpoints that are remembered
 THREADS = torch.get_num_threads()
 WORTH_THREADS = 1e8  # multiply-accumulates of a pass from which more than one thread pays, also beside a training run
 
@@ -39,6 +44,7 @@ class Library:
         self.root = folder if self.several else RunFolder.find(path).path
         self.own = OwnImages()
         self._lenses: OrderedDict[tuple[str, int, str], Lens] = OrderedDict()
+        self._figures: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
         self._whole: dict[tuple[str, int], int] = {}  # the newest step of a run, and the one to take in its place
         self._lock = threading.Lock()
         if not self.several:
@@ -67,25 +73,62 @@ class Library:
         return folder
 
     def lens(self, name: str, step: int | None = None, weights: str = "ema") -> Lens:
-        """A lens on a run, loaded or from among the last three.
+        """A lens on a run, loaded or from among the last ones.
 
         Raises:
             Missing: no such run or checkpoint.
         """
         folder = self.folder(name)
-        steps = saved_steps(folder.checkpoints)
-        step = self._newest(name, folder) if step is None else step
-        if step is None or step not in steps:
-            raise Missing(f"{folder.path.name} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        step = self._step(name, folder, step)
         key = (name, step, weights)
         with self._lock:
             if key not in self._lenses:
                 self._lenses[key] = Lens(folder.path, step, "raw" if weights == "raw" else "ema", self.own)
-                while len(self._lenses) > LOADED:
-                    self._lenses.popitem(last=False)
+                self._forget()
             self._lenses.move_to_end(key)
-            torch.set_num_threads(THREADS if self._lenses[key].scenes.macs > WORTH_THREADS else 1)
+            use_threads(self._lenses[key].scenes.macs)
             return self._lenses[key]
+
+    def quality(self, name: str, step: int | None, weights: str, n: int, seed: int, look: Look) -> dict[str, Any]:
+        """The figures of one checkpoint, see ``comparing.quality``; measured once.
+
+        A run that is not loaded is not kept: many checkpoints are measured, and each of them once.
+
+        Raises:
+            Missing: no such run or checkpoint.
+            InputError: it cannot be measured.
+        """
+        folder = self.folder(name)
+        step = self._step(name, folder, step)
+        written = (folder.checkpoints / step_name(step)).stat().st_mtime_ns  # a new run may have an old one's name
+        key = (name, step, weights, n, seed, written)
+        with self._lock:
+            lens = self._lenses.get((name, step, weights))
+            if key in self._figures:
+                return self._figures[key]
+        run = load(folder.path, "raw" if weights == "raw" else "ema", step) if lens is None else lens.run
+        use_threads(multiply_accumulates(run.process.network, run.shape))
+        figures = quality(run, n=n, seed=seed, look=look)
+        with self._lock:
+            self._figures[key] = figures
+            while len(self._figures) > MEASURED:
+                self._figures.popitem(last=False)
+        return figures
+
+    def _step(self, name: str, folder: RunFolder, step: int | None) -> int:
+        """That step, or the newest, if there is a checkpoint of it."""
+        steps = saved_steps(folder.checkpoints)
+        step = self._newest(name, folder) if step is None else step
+        if step is None or step not in steps:
+            raise Missing(f"{folder.path.name} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        return step
+
+    def _forget(self) -> None:
+        """Let go of the lenses that were not used for longest, if there are many or they are large."""
+        while len(self._lenses) > LOADED:
+            if len(self._lenses) <= MOST_LOADED and sum(map(_bytes, self._lenses.values())) <= MOST_BYTES:
+                return
+            self._lenses.popitem(last=False)
 
     def _newest(self, name: str, folder: RunFolder) -> int | None:
         """The newest step whose checkpoint is whole: read through once for each new one."""
@@ -119,6 +162,16 @@ class Library:
             "previews": lens.previews(),
             **describe(lens),
         }
+
+
+def use_threads(macs: float) -> None:
+    """More than one thread where a pass of that many multiply-accumulates is worth it."""
+    torch.set_num_threads(THREADS if macs > WORTH_THREADS else 1)
+
+
+def _bytes(lens: Lens) -> int:
+    """What the weights of a lens take in memory."""
+    return sum(weight.nbytes for weight in lens.process.parameters())
 
 
 def _opaque(path: Path) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 from ditlab.data.datasets import Batch
 from ditlab.data.images.decode import decode
 from ditlab.data.images.folder import readable
-from ditlab.data.images.locate import open_source
+from ditlab.data.images.locate import located, open_source
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
-from ditlab.data.images.store import Cache, Store, prepare, whole, write_rejected
+from ditlab.data.images.store import Cache, Store, prepare, prepared, whole, write_rejected
 from ditlab.data.order import coins, sample_order
 from ditlab.errors import InputError
 
@@ -77,6 +77,19 @@ class Images:
         self._check(store, quarantine)
         self._store = store
         return self.fingerprint
+
+    @property
+    def prepared(self) -> bool:
+        """Whether ``prepare`` has nothing left to do. Nothing is fetched or written to find out, so not so on the Hub.
+
+        Raises:
+            InputError: the images are gone.
+        """
+        if self._store is not None:
+            return True
+        if not Path(located(self.path)).is_absolute():
+            return False
+        return prepared(self._opened(), self.image_size, self.shape[0], self.cache) is not None
 
     @property
     def store(self) -> Store:

@@ -129,11 +129,7 @@ def prepare(
         InputError: the cache is no folder, or may not be written to.
     """
     root = cache_for("images")
-    needed = len(source.names) * channels * size[0] * size[1]
-    folders = {keep: root / _key(source, size, channels, keep) for keep in (True, False)}
-    fits = needed <= LARGEST and needed + SPARED <= shutil.disk_usage(root).free
-    keep = cache == "on" or (cache == "auto" and (fits or folders[True].is_dir()))
-    folder = folders[keep]
+    folder, keep = _folder(root, source, size, channels, cache)
     if (ready := whole(folder)) is not None:
         return ready
     with FileLock(root / f"{folder.name}.lock"):
@@ -143,6 +139,21 @@ def prepare(
             disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress))
             ready = Store(folder)
     return ready
+
+
+def prepared(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Store | None:
+    """What ``prepare`` would find of the same arguments; None if it would have to decode. Nothing is written."""
+    root = cache_folder() / "images"
+    return whole(_folder(root, source, size, channels, cache)[0]) if root.is_dir() else None
+
+
+def _folder(root: Path, source: Source, size: tuple[int, int], channels: int, cache: Cache) -> tuple[Path, bool]:
+    """Where a source is prepared, and whether its pixels are kept there."""
+    needed = len(source.names) * channels * size[0] * size[1]
+    folders = {keep: root / _key(source, size, channels, keep) for keep in (True, False)}
+    fits = needed <= LARGEST and needed + SPARED <= shutil.disk_usage(root).free
+    keep = cache == "on" or (cache == "auto" and (fits or folders[True].is_dir()))
+    return folders[keep], keep
 
 
 def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:

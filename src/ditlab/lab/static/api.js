@@ -4,7 +4,7 @@
  * @typedef {Float32Array | Uint8Array | BigInt64Array} Data
  * @typedef {{shape: number[], data: Data}} Tensor
  * @typedef {{arrays: Record<string, Tensor>, meta: Record<string, string>}} Arrays
- * @typedef {"flow" | "patches" | "attention" | "matrix" | "change" | "gates" | "denoise"} SectionId
+ * @typedef {"flow" | "patches" | "attention" | "matrix" | "change" | "gates" | "denoise" | "compare"} SectionId
  * @typedef {{layer: number, heads: number, grid: [number, number], tokens: number}} AttentionLayer
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
  *   step: number}} RunSummary

@@ -4,7 +4,7 @@ import { announce } from "./announce.js";
 import { nearest } from "./math.js";
 
 /**
- * @typedef {{name: string, y: ArrayLike<number>, x?: ArrayLike<number>, low?: ArrayLike<number>, high?: ArrayLike<number>}} Series  low and high draw a band around the line
+ * @typedef {{name: string, y: ArrayLike<number>, x?: ArrayLike<number>, low?: ArrayLike<number>, high?: ArrayLike<number>, colour?: number, dashed?: boolean, dots?: boolean}} Series  low and high draw a band around the line; colour: its number, by default that of its place; dashed: a level to compare with; dots: a mark at each value
  * @typedef {{title: string, x: ArrayLike<number>, series: Series[], xLabel: string, yLabel: string,
  *   marker?: number, height?: number, yMax?: number,
  *   onPick?: (x: number) => void}} ChartOptions
@@ -98,8 +98,17 @@ function legendRows(series, width) {
   return rows;
 }
 
-/** @param {number} index of the series */
-const stroke = (index) => ({ class: `chart-line chart-colour-${index % 8}` });
+/** @param {Series} one @param {number} index of the series */
+const colour = (one, index) => `chart-colour-${(one.colour ?? index) % 8}`;
+
+/** @param {Series} one @param {number} index of the series */
+const stroke = (one, index) => ({ class: `chart-line ${colour(one, index)}${one.dashed ? " chart-dashed" : ""}` });
+
+/** A series at an x; beyond its own ends it has no value. @param {Series} one @param {ChartOptions} options @param {number} at */
+function valueAt(one, options, at) {
+  const xs = one.x ?? options.x;
+  return xs.length && at >= xs[0] && at <= xs[xs.length - 1] ? one.y[nearest(xs, at)] : NaN;
+}
 
 /** @param {Frame} frame @param {ArrayLike<number>} xs @param {ArrayLike<number>} ys @returns {string} */
 function polyline(frame, xs, ys) {
@@ -152,7 +161,7 @@ function drawLegend(svg, frame, options) {
     const y = 12 + 20 * line;
     for (const { one, index, x } of row) {
       const from = frame.left + x;
-      svg.append(s("line", { ...stroke(index), x1: from, x2: from + 18, y1: y - 4, y2: y - 4 }));
+      svg.append(s("line", { ...stroke(one, index), x1: from, x2: from + 18, y1: y - 4, y2: y - 4 }));
       svg.append(s("text", { class: "chart-legend", x: from + 24, y }, one.name));
     }
   });
@@ -160,16 +169,16 @@ function drawLegend(svg, frame, options) {
 
 /** @param {SVGElement} svg @param {Chart} chart */
 function drawMarker(svg, chart) {
-  svg.querySelectorAll(".chart-marker, .chart-dot").forEach((old) => old.remove());
+  svg.querySelectorAll(".chart-marker, .chart-at").forEach((old) => old.remove());
   const { frame, options } = chart;
   const at = chart.cursor === null ? options.marker : options.x[chart.cursor];
   if (!frame || at === undefined || !Number.isFinite(at)) return;
   const x = frame.x(at);
   svg.append(s("line", { class: "chart-marker", x1: x, x2: x, y1: frame.top, y2: frame.bottom }));
   options.series.forEach((one, index) => {
-    const y = one.y[nearest(one.x ?? options.x, at)];
+    const y = valueAt(one, options, at);
     if (!Number.isFinite(y)) return;
-    svg.append(s("circle", { class: `chart-dot chart-colour-${index % 8}`, cx: x, cy: frame.y(y), r: 4 }));
+    svg.append(s("circle", { class: `chart-dot chart-at ${colour(one, index)}`, cx: x, cy: frame.y(y), r: 4 }));
   });
 }
 
@@ -189,8 +198,9 @@ function draw(svg, chart, ids) {
   drawAxes(svg, frame, options);
   options.series.forEach((one, index) => {
     const xs = one.x ?? options.x;
-    if (one.low) svg.append(s("path", { class: `chart-band chart-colour-${index % 8}`, d: band(frame, xs, one) }));
-    svg.append(s("path", { ...stroke(index), d: polyline(frame, xs, one.y) }));
+    if (one.low) svg.append(s("path", { class: `chart-band ${colour(one, index)}`, d: band(frame, xs, one) }));
+    svg.append(s("path", { ...stroke(one, index), d: polyline(frame, xs, one.y) }));
+    if (one.dots) Array.from(one.y, (y, i) => svg.append(s("circle", { class: `chart-dot ${colour(one, index)}`, cx: frame.x(xs[i]), cy: frame.y(y), r: 3 })));
   });
   drawLegend(svg, frame, options);
   drawMarker(svg, chart);
@@ -209,7 +219,7 @@ function describe(options) {
 function reading(chart) {
   const { options } = chart;
   const at = options.x[chart.cursor ?? 0];
-  const values = options.series.map((one) => `${one.name} ${number(one.y[nearest(one.x ?? options.x, at)])}`);
+  const values = options.series.map((one) => `${one.name} ${number(valueAt(one, options, at))}`);
   return `${options.xLabel} ${number(at)}: ${values.join(", ")}`;
 }
 

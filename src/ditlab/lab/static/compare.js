@@ -29,7 +29,7 @@ import { asked, controls, defaults, read, seedControl, title, write } from "./se
 /** @typedef {{name: Name, setting: Setting, answer: Arrays | null, times: Float32Array, view: SideView, head: HTMLElement, note: HTMLElement, signal: () => AbortSignal}} Side */
 
 /** Rebuild part of the page and leave the keyboard where it was. @param {HTMLElement} root @param {() => void} rebuild */
-function keepFocus(root, rebuild) {
+export function keepFocus(root, rebuild) {
   const list = () => /** @type {HTMLElement[]} */ ([...root.querySelectorAll("input, select, button")]);
   const place = list().indexOf(/** @type {HTMLElement} */ (document.activeElement));
   rebuild();

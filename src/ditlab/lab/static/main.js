@@ -14,6 +14,7 @@ import { mount as mountAttention } from "./attention.js";
 import { mount as mountMatrix } from "./matrix.js";
 import { mount as mountGates } from "./gates.js";
 import { mount as mountDenoise } from "./denoise.js";
+import { mount as mountCompare } from "./runs.js";
 
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {import("./api.js").RunSummary} RunSummary */
@@ -27,6 +28,7 @@ const SECTIONS = [
   { id: "matrix", title: "The full N × N matrix", short: "Matrix", mount: mountMatrix },
   { id: "gates", title: "Watch the gates open", short: "Gates", mount: mountGates },
   { id: "denoise", title: "Denoise", short: "Denoise", mount: mountDenoise },
+  { id: "compare", title: "Compare", short: "Compare", mount: mountCompare },
 ];
 
 const guide = tour();

@@ -143,10 +143,10 @@ export function absent(id, title, why) {
 }
 
 /** @param {unknown} value */
-const literal = (value) => (typeof value === "string" ? JSON.stringify(value) : value === null ? "None" : String(value));
+export const literal = (value) => (typeof value === "string" ? JSON.stringify(value) : value === null ? "None" : String(value));
 
 /** A drawn image in Python: its very pixels. @param {string} input @param {number[]} shape */
-function drawnPython(input, shape) {
+export function drawnPython(input, shape) {
   const text = input.slice(5);
   return [`import base64, numpy as np`, `pixels = np.frombuffer(base64.urlsafe_b64decode("${text}" + "=" * ${(4 - (text.length % 4)) % 4}), np.uint8).reshape(${shape.join(", ")})`];
 }

@@ -1,0 +1,234 @@
+/** The last section, Compare: two to four columns side by side, each a run at a checkpoint, a time, a head and a seed. */
+import { at, exported, floats, isAbort, json, latest } from "./api.js";
+import { keepFocus } from "./compare.js";
+import { h, table } from "./dom.js";
+import { drawnPython, literal, panel } from "./panel.js";
+import { Attention } from "./runs_attention.js";
+import { nameOf, placed, read, write } from "./runs_columns.js";
+import { columnControls, sharedControls } from "./runs_controls.js";
+import { Loss, Quality, figureText } from "./runs_curves.js";
+import { Facts, Gates } from "./runs_rows.js";
+import { Samples, drawing } from "./runs_samples.js";
+import { onChange, select, selection } from "./state.js";
+
+/** @typedef {import("./api.js").Run} Run */
+/** @typedef {import("./api.js").RunSummary} RunSummary */
+/** @typedef {import("./api.js").Tensor} Tensor */
+/** @typedef {import("./runs_columns.js").Chosen} Chosen */
+/** @typedef {import("./runs_columns.js").Place} Place */
+
+const INTRO = "Runs side by side: how they learned, how well they draw, and what they do with the same noise and the same image.";
+const ALONE = exported ? " This file holds one run: compare it with itself, at other times, heads or seeds. For several runs, start "
+  : " There is one run here: compare it with itself, at other checkpoints, times, heads or seeds. For several runs, start ";
+
+/** @param {RunSummary[]} runs */
+const intro = (runs) => h("p", null, INTRO, runs.length > 1 ? "" : [ALONE, h("code", null, "ditlab lab runs"), "."]);
+
+class Compare {
+  /** @param {Run} run @param {RunSummary[]} runs */
+  constructor(run, runs) {
+    this.run = run;
+    this.runs = runs;
+    this.chosen = read(run, runs);
+    /** @type {Place[]} */
+    this.places = [];
+    this.next = latest();
+    /** What each row shows. @type {Map<string, string>} */
+    this.shown = new Map();
+    this.columns = h("div", { class: "runs-columns" });
+    this.shared = h("div");
+    const choose = (/** @type {Partial<Chosen>} */ change) => this.choose(change);
+    this.facts = new Facts();
+    this.loss = new Loss(choose);
+    this.panel = panel({
+      id: "compare", title: "Compare", intro: intro(runs),
+      python: () => this.python(), download: () => this.download(), picture: () => this.picture(), table: () => this.table(),
+    });
+    this.quality = new Quality((error) => this.panel.fail(error, false), choose, this.loss, () => this.panel.refresh());
+    this.samples = new Samples();
+    this.attention = new Attention();
+    this.gates = new Gates();
+    this.panel.body.append(h("div", { class: "runs-controls" }, this.columns, this.shared),
+      ...[this.facts, this.loss, this.quality, this.samples, this.attention, this.gates].map((row) => row.root));
+  }
+
+  /** @param {Partial<Chosen>} change */
+  choose(change) {
+    select(write({ ...this.chosen, ...change }));
+  }
+
+  settle() {
+    return this.panel.attempt(async () => {
+      const signal = this.next();
+      this.chosen = read(this.run, this.runs);
+      const { columns } = this.chosen;
+      const found = await Promise.all(columns.map(({ run }) => about(run, signal)));
+      const all = columns.map((column, i) => (typeof found[i] === "string" ? found[i] : placed(column, /** @type {Run} */ (found[i]), i, this.chosen)));
+      const places = /** @type {Place[]} */ (all.filter((one) => typeof one !== "string"));
+      await this.row("controls", [selection.c, selection.cs, selection.step, selection.layer, selection.head, all.map((one) => typeof one)], async () => {
+        keepFocus(this.panel.body.querySelector(".runs-controls") ?? this.columns, () => this.drawControls(all));
+      });
+      await this.rows(places, signal);
+      this.places = places;
+    });
+  }
+
+  /** One after the other: the lab answers one question at a time. @param {Place[]} places @param {AbortSignal} signal */
+  async rows(places, signal) {
+    const { axis, n } = this.chosen;
+    const { weights, input } = selection;
+    const each = (/** @type {(place: Place) => unknown} */ of) => places.map((place) => [place.letter, place.run.id, place.step, of(place)]);
+    await this.row("facts", each(() => null), () => this.facts.show(places, signal));
+    await this.row("loss", [each(() => null), axis], () => this.loss.show(places, this.chosen, signal));
+    await this.row("quality", [each(() => null), axis, n, weights], async () => this.quality.show(places, this.chosen, this.facts.data));
+    await this.row("samples", [each(drawing), weights], () => this.samples.show(places, signal, () => {
+      this.shown.delete("samples");
+      void this.settle();
+    }));
+    await this.row("attention", [each(({ t, layer, head, label }) => [t, layer?.layer, head, label]), weights, input], () => this.attention.show(places, signal));
+    await this.row("gates", each(() => null), () => this.gates.show(places, signal));
+  }
+
+  /** Draw a row, unless it shows this already. @param {string} name @param {unknown} what @param {() => Promise<void>} draw */
+  async row(name, what, draw) {
+    const key = JSON.stringify(what);
+    if (this.shown.get(name) === key) return;
+    this.shown.delete(name);
+    await draw();
+    this.shown.set(name, key);
+  }
+
+  /** @param {(Place | string)[]} all */
+  drawControls(all) {
+    const choose = (/** @type {Partial<Chosen>} */ change) => this.choose(change);
+    this.columns.replaceChildren(...all.map((place, i) => columnControls(this.chosen, i, place, this.runs, choose)));
+    this.shared.replaceChildren(sharedControls(this.chosen, all, this.runs, choose));
+  }
+
+  /** Samples above, maps below; without either, the loss. */
+  picture() {
+    return together([this.samples.canvases, this.attention.canvases]) ?? /** @type {SVGSVGElement | null} */ (this.loss.root.querySelector("svg"));
+  }
+
+  python() {
+    const lines = ["from ditlab.lab import Lens", "from ditlab.lab.comparing import curves, quality, samples"];
+    for (const { letter, run, step } of this.places) lines.push(`${letter.toLowerCase()} = Lens(${literal(run.path)}, step=${step}, weights=${literal(selection.weights)})`);
+    const call = (/** @type {Record<string, unknown>} */ args) => Object.entries(args).filter(([, value]) => value !== null).map(([name, value]) => `${name}=${literal(value)}`).join(", ");
+    for (const place of this.places) lines.push(`${place.letter.toLowerCase()}_samples = samples(${place.letter.toLowerCase()}, ${call(drawing(place))})["samples"]`);
+    lines.push(...this.pythonMaps(call), ...this.places.map(({ letter }) => `quality(${letter.toLowerCase()}.run, n=${this.chosen.n})`), `curves(${this.places[0]?.letter.toLowerCase()}.run.folder)["loss"]`, "");
+    return lines.join("\n");
+  }
+
+  /** @param {(args: Record<string, unknown>) => string} call @returns {string[]} */
+  pythonMaps(call) {
+    const maps = this.places.filter(({ letter }) => this.attention.found.has(letter));
+    const shown = (/** @type {Place} */ { letter }) => this.attention.found.get(letter)?.shown ?? { input: "", label: null, source: "" };
+    const handed = maps.find((place) => shown(place).input.startsWith("draw:"));
+    /** @type {string[]} */
+    const lines = [];
+    if (handed) {
+      const { source } = shown(handed);
+      const first = handed.letter.toLowerCase();
+      lines.push(...(source.startsWith("draw:") ? drawnPython(source, handed.run.shape) : ["import numpy as np",
+        `x0 = ${first}.input(${call({ input: source, t: handed.t })})["x0"].astype(float)`, "pixels = np.floor(np.clip((x0 + 1) * 127.5, 0, 255) + 0.5).astype(np.uint8)"]));
+    }
+    for (const place of maps) {
+      const name = place.letter.toLowerCase();
+      const { input, label } = shown(place);
+      const image = input.startsWith("draw:") ? `${name}.own(pixels)` : literal(input);
+      lines.push(`${name}_map = ${name}.attention(input=${image}, ${call({ t: place.t, label, layer: place.layer?.layer, head: place.head })})["map"]`);
+    }
+    return lines;
+  }
+
+  download() {
+    if (!this.places.length) return null;
+    /** @type {Record<string, Tensor>} */
+    const found = {};
+    for (const { letter, run } of this.places) {
+      const name = letter.toLowerCase();
+      const [samples, attention, curve] = [this.samples.found.get(letter), this.attention.found.get(letter), this.loss.curves.get(run.id)];
+      if (samples) found[`${name}_samples`] = samples;
+      if (attention) found[`${name}_map`] = { shape: [attention.size, attention.size], data: attention.map };
+      for (const [key, data] of Object.entries(curve ?? {})) found[`${name}_${key}`] = { shape: [data.length], data };
+    }
+    return { name: "compare", arrays: found };
+  }
+
+  table() {
+    const { places } = this;
+    if (!places.length) return null;
+    const last = (/** @type {Place} */ { run }) => {
+      const loss = this.loss.curves.get(run.id)?.loss;
+      return loss ? floats({ shape: [loss.length], data: loss })[loss.length - 1].toFixed(4) : "–";
+    };
+    const map = (/** @type {Place} */ { letter }) => this.attention.found.get(letter);
+    const rows = [
+      ...this.facts.lines.map(({ name, values }) => [name, ...values]),
+      ["Last loss", ...places.map(last)],
+      [`Quality, of ${this.chosen.n} samples`, ...places.map((place) => figureText(this.quality.of(place), place))],
+      ["Seed of the samples", ...places.map(({ seed }) => String(seed))],
+      ["Attention at", ...places.map((place) => (map(place) ? `layer ${place.layer?.layer}, ${place.head === "mean" ? "average of heads" : `head ${place.head}`}, t = ${place.t.toFixed(2)}` : "–"))],
+      ["Entropy of attention, bits", ...places.map((place) => map(place)?.entropy.toFixed(3) ?? "–")],
+      ["Mean distance of attention, patches", ...places.map((place) => map(place)?.distance.toFixed(3) ?? "–")],
+      ["mean |gate|", ...places.map(({ letter }) => this.gates.found.get(letter)?.mean.toFixed(4) ?? "–")],
+    ];
+    return table("The compared runs in numbers", ["", ...places.map(nameOf)], rows);
+  }
+
+  /** @param {HTMLElement} root */
+  mount(root) {
+    root.append(this.panel.root);
+    let [near, due] = [false, true];
+    const changed = () => {
+      due = !near;
+      if (near) void this.settle();
+    };
+    // Other runs are loaded only for those who come to look at them.
+    new IntersectionObserver((entries) => {
+      near = entries[entries.length - 1].isIntersecting;
+      if (near && due) changed();
+    }, { rootMargin: "300px" }).observe(this.panel.root);
+    onChange(["c", "cs", "t", "input", "layer", "head", "step", "weights"], changed);
+  }
+}
+
+/** All about a run, or why it cannot be opened. @param {string} run @param {AbortSignal} signal @returns {Promise<Run | string>} */
+async function about(run, signal) {
+  try {
+    return await json(at(run, ""), { signal });
+  } catch (error) {
+    if (isAbort(error)) throw error;
+    return error instanceof Error ? error.message : String(error);
+  }
+}
+
+/** Rows of canvases as one. @param {HTMLCanvasElement[][]} rows */
+function together(rows) {
+  const filled = rows.filter((row) => row.length);
+  if (!filled.length) return null;
+  const [side, gap] = [480, 24];
+  const tall = (/** @type {HTMLCanvasElement[]} */ row) => Math.max(...row.map((canvas) => (side * canvas.height) / canvas.width));
+  const whole = h("canvas", { width: Math.max(...filled.map((row) => row.length * (side + gap) - gap)), height: filled.reduce((sum, row) => sum + tall(row) + gap, -gap) });
+  const context = whole.getContext("2d");
+  if (context) context.imageSmoothingEnabled = false;
+  let y = 0;
+  for (const row of filled) {
+    row.forEach((canvas, i) => context?.drawImage(canvas, i * (side + gap), y, side, (side * canvas.height) / canvas.width));
+    y += tall(row) + gap;
+  }
+  return whole;
+}
+
+/** @param {HTMLElement} root @param {Run} run */
+export function mount(root, run) {
+  // Its place in the page is kept while the list of runs is on its way.
+  const place = h("div");
+  root.append(place);
+  void json("/api/runs").then(({ runs }) => {
+    if (!place.isConnected) return;
+    const section = new Compare(run, runs);
+    section.mount(place);
+    place.replaceWith(section.panel.root);
+  });
+}
