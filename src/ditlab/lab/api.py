@@ -53,6 +53,15 @@ class Where(Query):
     label: int | None = Field(None, ge=-1, lt=2**31)
 
 
+Changes = Annotated[str, Field(max_length=2000)]
+
+
+class Image(Where):
+    """An image at a time, and what is changed in the network."""
+
+    edits: Changes = ""
+
+
 Layer = Annotated[int, Field(ge=0, lt=10**4)]
 Patch = Annotated[int, Field(ge=0, lt=10**6)]
 
@@ -87,6 +96,16 @@ class Walk(Query):
     seed: int = Field(0, ge=0, lt=2**53)
     label: int | None = Field(None, ge=-1, lt=2**31)
     n: int = Field(1, ge=1, le=MAX_POINTS)
+    edits: Changes = ""
+
+
+class Drawn(Query):
+    """Whole samples."""
+
+    n: int = Field(8, ge=1, le=MAX_POINTS)
+    seed: int = Field(0, ge=0, lt=2**53)
+    label: int | None = Field(None, ge=-1, lt=2**31)
+    edits: Changes = ""
 
 
 class Field2D(Query):
@@ -100,22 +119,25 @@ Ask = Callable[[Lens, Any, Look], Any]
 
 QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
     "flow": (Query, lambda lens, _, __: lens.flow()),
-    "input": (Where, lambda lens, q, _: lens.input(**q.arguments)),
+    "input": (Image, lambda lens, q, _: lens.input(**q.arguments)),
     "attention": (OneMap, lambda lens, q, _: lens.attention(**q.arguments)),
     "attention/row": (OneRow, lambda lens, q, _: lens.attention_row(**q.arguments)),
     "attention/thumbnails": (AllHeads, lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look)),
     "attention/summary": (Query, lambda lens, _, look: lens.attention_summary(look=look)),
     "attention/cross": (Where, lambda lens, q, _: lens.cross_attention(**q.arguments)),
     "gates": (Query, lambda lens, _, __: lens.gates()),
-    "trajectory": (Walk, lambda lens, q, look: _trajectory(lens, q, look)),
+    "trajectory": (Walk, lambda lens, q, look: _few(lens, q).trajectory(**q.arguments, look=look)),
+    "samples": (Drawn, lambda lens, q, look: _few(lens, q).samples(**q.arguments, look=look)),
+    "costs": (Query, lambda lens, _, look: lens.costs(look=look)),
     "field": (Field2D, lambda lens, q, _: lens.field(**q.arguments)),
 }
 
 
-def _trajectory(lens: Lens, query: Walk, look: Look) -> Answer:
+def _few(lens: Lens, query: Walk | Drawn) -> Lens:
+    """The lens, if it is not asked for too many images."""
     if len(lens.run.shape) == 3 and query.n > MAX_IMAGES:
         raise InputError(f"n={query.n} images are too many at once; ask for at most {MAX_IMAGES}")
-    return lens.trajectory(**query.arguments, look=look)
+    return lens
 
 
 def create_app(library: Library, worker: Worker) -> Starlette:

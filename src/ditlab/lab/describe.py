@@ -67,6 +67,7 @@ def _sections(lens: Lens) -> dict[str, str | None]:
         "patches": no_patches,
         "attention": no_attention,
         "matrix": no_attention,
+        "change": None,
         "gates": no_gates,
         "denoise": None,
     }
