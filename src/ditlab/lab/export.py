@@ -26,6 +26,9 @@ WALKS = ({"solver": "heun", "steps": 25}, {"solver": "euler", "steps": 10}, {"so
 SEEDS = (0, 1, 2)
 PARTICLES = 400
 MAX_BYTES = 30_000_000  # of attention maps in a file
+CHANGE_TIMES = (0.3, 0.7)
+CHANGED = 8  # samples of each changed network; of data with few classes one a class, as the page asks
+MAX_CHANGE_BYTES = 1_300_000  # of what changed networks answer
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
 
@@ -53,6 +56,7 @@ def embed(library: Library, name: str) -> dict[str, Any]:
     common = {"step": run["step"], "weights": "ema"}
     paths[base] = paths[_address(base, common)] = _packed(run)
     choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
+    choices["changes"] = {"edits": [], "input": [], "t": list(CHANGE_TIMES)}
     for path, query, value in _answers(lens, run, choices):
         paths[_address(f"{base}/{path}", common | query)] = _packed(value)
     for step in run["previews"]:

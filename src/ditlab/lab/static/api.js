@@ -4,7 +4,7 @@
  * @typedef {Float32Array | Uint8Array | BigInt64Array} Data
  * @typedef {{shape: number[], data: Data}} Tensor
  * @typedef {{arrays: Record<string, Tensor>, meta: Record<string, string>}} Arrays
- * @typedef {"flow" | "patches" | "attention" | "matrix" | "gates" | "denoise"} SectionId
+ * @typedef {"flow" | "patches" | "attention" | "matrix" | "change" | "gates" | "denoise"} SectionId
  * @typedef {{layer: number, heads: number, grid: [number, number], tokens: number}} AttentionLayer
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
  *   step: number}} RunSummary
@@ -18,7 +18,8 @@
  *   sampling: {steps: number, solver: string, guidance: number}, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run
  * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null}} Setting
- * @typedef {{input: string[], t: number[], settings: Setting[]}} Choices
+ * @typedef {{edits: string[], input: string[], t: number[]}} Changes one edit at a time, for these images and times
+ * @typedef {{input: string[], t: number[], settings: Setting[], changes: Changes}} Choices
  * @typedef {{type: "json" | "arrays" | "image", body: any}} Embedded
  * @typedef {{signal?: AbortSignal}} Options
  */
@@ -46,7 +47,7 @@ export function query(params) {
 
 /** The values an exported file holds answers for; null when the lab itself answers. @returns {Choices | null} */
 export function choices() {
-  return embedded ? embedded.choices ?? { input: [], t: [], settings: [] } : null;
+  return embedded ? embedded.choices ?? { input: [], t: [], settings: [], changes: { edits: [], input: [], t: [] } } : null;
 }
 
 /** @param {unknown} error @returns {boolean} whether it only says that a newer request took over */

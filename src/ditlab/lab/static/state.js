@@ -19,13 +19,14 @@ import { exported } from "./api.js";
  * @property {number | null} at where the denoisers stand, a time of their own
  * @property {string} a settings of the left denoiser
  * @property {string} b settings of the right denoiser
+ * @property {string} edits what is changed in the network, such as "head:2.1 block:3"
  */
 /** @typedef {keyof Selection} Key */
 
 /** @type {Selection} */
 const current = {
   run: "", step: null, weights: "ema", input: "data:0", t: 0.3, label: null, layer: 0, head: "mean", patch: null,
-  direction: "from", key: null, train: null, at: null, a: "", b: "",
+  direction: "from", key: null, train: null, at: null, a: "", b: "", edits: "",
 };
 
 const NUMBERS = new Set(["step", "t", "label", "layer", "patch", "key", "train", "at"]);
