@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from itertools import product
@@ -14,10 +15,12 @@ from urllib.parse import quote, urlencode
 
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError
+from ditlab.inspection.interventions import single_edits
 from ditlab.lab.api import PAGE, encode
-from ditlab.lab.lens import Lens
+from ditlab.lab.lens import Answer, Lens
 from ditlab.lab.library import Library
 from ditlab.lab.maps import WHOLE
+from ditlab.lab.scenes import affordable, evaluations_of
 from ditlab.training.checkpoint import step_name
 
 INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
@@ -27,8 +30,7 @@ SEEDS = (0, 1, 2)
 PARTICLES = 400
 MAX_BYTES = 30_000_000  # of attention maps in a file
 CHANGE_TIMES = (0.3, 0.7)
-CHANGED = 8  # samples of each changed network; of data with few classes one a class, as the page asks
-MAX_CHANGE_BYTES = 1_300_000  # of what changed networks answer
+MAX_CHANGE_BYTES = 1_300_000  # of what changed networks answer, as base64
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
 
@@ -56,7 +58,7 @@ def embed(library: Library, name: str) -> dict[str, Any]:
     common = {"step": run["step"], "weights": "ema"}
     paths[base] = paths[_address(base, common)] = _packed(run)
     choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
-    choices["changes"] = {"edits": [], "input": [], "t": list(CHANGE_TIMES)}
+    choices["changes"] = {"edits": [], "input": [], "t": []}
     for path, query, value in _answers(lens, run, choices):
         paths[_address(f"{base}/{path}", common | query)] = _packed(value)
     for step in run["previews"]:
@@ -82,6 +84,7 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
         setting: dict[str, Any] = {**walk, **guidance, "seed": seed}
         choices["settings"].append(setting)
         yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
+    yield from _changes(lens, run, choices)
 
 
 def _affordable(run: dict[str, Any]) -> tuple[list[str], list[float]]:
@@ -112,6 +115,32 @@ def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator
             for head in [*range(layer["heads"]), "mean"]:
                 one = where | {"layer": layer["layer"], "head": head}
                 yield "attention", one, lens.attention(**one)
+
+
+def _changes(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """What the network says and draws with one change at a time, and what parts are worth; nothing that takes long."""
+    draws, device = {"n": run["draws"]}, lens.scenes.like.device
+    sampling = run["draws"] * evaluations_of(lens.process, run["sampling"]["solver"], run["sampling"]["steps"])
+    words = [*single_edits(lens.network), *(f"uniform:{layer}" for layer in lens.layers)]
+    if affordable(len(words) + 1, sampling * lens.scenes.macs, device) <= len(words):
+        return
+    yield "samples", draws, lens.samples(**draws)
+    if not words or not choices["input"]:
+        return
+    yield "costs", {}, lens.costs()
+    times = [t for t in CHANGE_TIMES if t in choices["t"]] or choices["t"][:1]
+    image = 4 * (4 * math.prod(run["shape"]) + 400) // 3  # with its header and address
+    inputs = choices["input"][: max(0, MAX_CHANGE_BYTES // len(words) // image - run["draws"]) // len(times)]
+    if not inputs:
+        return
+    choices["changes"] = {"edits": words, "input": inputs, "t": times}
+    for edits in words:
+        yield "samples", draws | {"edits": edits}, lens.samples(**draws, edits=edits)
+        for name, t in product(inputs, times):
+            where = {"input": name, "t": t, "edits": edits}
+            answer = Answer({})
+            answer["denoised"] = lens.input(**where)["denoised"]
+            yield "input", where, answer
 
 
 def _address(path: str, query: dict[str, Any]) -> str:

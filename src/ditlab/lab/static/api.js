@@ -15,7 +15,7 @@
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   condition_tokens: string[], cross_tokens: string[],
  *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,
- *   sampling: {steps: number, solver: string, guidance: number}, solvers: string[], max_steps: number,
+ *   sampling: {steps: number, solver: string, guidance: number}, draws: number, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run
  * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null}} Setting
  * @typedef {{edits: string[], input: string[], t: number[]}} Changes one edit at a time, for these images and times

@@ -9,7 +9,7 @@ import { selection, whichWeights } from "./state.js";
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {import("./api.js").Tensor} Tensor */
 
-const [IMAGES, POINTS, GAP] = [8, 400, 2];
+const GAP = 2;
 /** Multiply-accumulates that the lab does in a few seconds. */
 const AT_ONCE = 1e11;
 
@@ -82,9 +82,7 @@ export class Samples {
 
   /** What is asked for, as `Lens.samples` takes it. */
   asked() {
-    const classes = this.run.num_classes ?? 0;
-    const n = !this.images ? POINTS : classes > 1 && classes <= 12 ? classes : IMAGES;
-    return { n, label: (choices() ? null : selection.label) ?? undefined };
+    return { n: this.run.draws, label: (choices() ? null : selection.label) ?? undefined };
   }
 
   async load() {

@@ -40,7 +40,8 @@ export class Switches {
 
   /** @param {string} word @param {string} text @param {string} kind */
   button(word, text, kind) {
-    const made = h("button", { type: "button", role: "switch", "aria-checked": true, "aria-label": part(this.run, word), class: `switch switch-${kind}`,
+    const held = choices()?.changes.edits;
+    const made = h("button", { type: "button", role: "switch", disabled: Boolean(held && !held.includes(word)), "aria-checked": true, "aria-label": part(this.run, word), class: `switch switch-${kind}`,
       tabindex: this.buttons.size ? -1 : 0, onclick: () => toggle(this.run, word), onfocus: () => this.rest(made) }, text);
     this.buttons.set(word, made);
     return made;
