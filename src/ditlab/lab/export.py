@@ -125,22 +125,26 @@ def _changes(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
     if affordable(len(words) + 1, sampling * lens.scenes.macs, device) <= len(words):
         return
     yield "samples", draws, lens.samples(**draws)
-    if not words or not choices["input"]:
+    if not words:
         return
     yield "costs", {}, lens.costs()
-    times = [t for t in CHANGE_TIMES if t in choices["t"]] or choices["t"][:1]
-    image = 4 * (4 * math.prod(run["shape"]) + 400) // 3  # with its header and address
-    inputs = choices["input"][: max(0, MAX_CHANGE_BYTES // len(words) // image - run["draws"]) // len(times)]
-    if not inputs:
-        return
-    choices["changes"] = {"edits": words, "input": inputs, "t": times}
-    for edits in words:
+    held = choices["changes"] = _held_changes(words, run, choices)
+    for edits in held["edits"]:
         yield "samples", draws | {"edits": edits}, lens.samples(**draws, edits=edits)
-        for name, t in product(inputs, times):
+        for name, t in product(held["input"], held["t"]):
             where = {"input": name, "t": t, "edits": edits}
             answer = Answer({})
             answer["denoised"] = lens.input(**where)["denoised"]
             yield "input", where, answer
+
+
+def _held_changes(words: list[str], run: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
+    """Inputs and times at which there is room for every change; none of them where there is not."""
+    times = [t for t in CHANGE_TIMES if t in choices["t"]] or choices["t"][:1]
+    image = 4 * (4 * math.prod(run["shape"]) + 400) // 3  # as base64, with its header and address
+    room = MAX_CHANGE_BYTES // len(words) // image - run["draws"]
+    inputs = choices["input"][: max(0, room) // len(times)]
+    return {"edits": words if inputs else [], "input": inputs, "t": times}
 
 
 def _address(path: str, query: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import { arrays, at, choices, latest, query } from "./api.js";
 import { number } from "./chart.js";
 import { h, table } from "./dom.js";
 import { inWords, words } from "./edits.js";
-import { loadInput } from "./maps.js";
+import { listed, loadInput } from "./maps.js";
 import { panel, snippet } from "./panel.js";
 import { Pictures } from "./pictures.js";
 import { Samples, apart } from "./samples.js";
@@ -25,13 +25,12 @@ async function predicted(run, edits, signal) {
   return (await arrays(at(run.id, `/input${query({ ...where(), edits })}`), { signal })).arrays.denoised;
 }
 
-/** In a file: what it holds of changes, where that is not what is chosen. @param {Run} run */
-function missing(run) {
+/** In a file: what it holds of changes, where that is not what is chosen; else nothing. */
+function missing() {
   const held = choices()?.changes;
-  if (!held || !words().length || run.shape.length !== 3) return;
-  if (held.input.includes(selection.input) && held.t.includes(selection.t)) return;
+  if (!held || !words().length || (held.input.includes(selection.input) && held.t.includes(selection.t))) return "";
   const names = held.input.map((input) => input.replace("data:", "example ").replace("sample:", "generated image "));
-  throw new Error(`This file holds changes for ${names.join(", ")}, at t = ${held.t.join(" and ")}: choose one of these above, or start ditlab lab for all.`);
+  return `This file holds changes for ${listed(names)}, at t = ${listed(held.t.map(String))}: choose one of these above, or start ditlab lab for all.`;
 }
 
 /** The parts of the section, and what they show. */
@@ -71,15 +70,19 @@ class Change {
   async load() {
     const signal = this.next();
     await this.panel.attempt(async () => {
-      missing(this.run);
-      if (this.pictures) {
-        const [before, after] = await Promise.all([predicted(this.run, "", signal), predicted(this.run, selection.edits, signal)]);
-        this.shown = { before, after };
-        this.pictures.show(before, after);
-      }
+      const why = missing();
+      this.shown = why || !this.pictures ? null : await this.ask(signal);
+      if (this.shown) this.pictures?.show(this.shown.before, this.shown.after);
+      else this.pictures?.absent(why);
       await this.samples.load();
     });
     if (!signal.aborted) this.worth?.start();
+  }
+
+  /** @param {AbortSignal} signal @returns {Promise<Both>} */
+  async ask(signal) {
+    const [before, after] = await Promise.all([predicted(this.run, "", signal), predicted(this.run, selection.edits, signal)]);
+    return { before, after };
   }
 
   python() {

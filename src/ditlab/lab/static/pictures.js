@@ -32,11 +32,13 @@ export class Pictures {
     this.verdict = h("p", { class: "change-verdict", "aria-live": "polite" });
     const scale = run.shape[0] >= 3 ? h("p", { class: "quiet" }, "Difference in each channel, from −1 (dark) to 1 (bright).")
       : legend({ scale: "diverging", low: "−1", high: "1", label: "difference" });
-    this.root = h("div", null, h("h3", null, "What it says: predicted x₀"), h("div", { class: "picture-row" }, this.frames.map(({ root }) => root)), scale, this.verdict);
+    this.row = h("div", { hidden: true }, h("div", { class: "picture-row" }, this.frames.map(({ root }) => root)), scale);
+    this.root = h("div", null, h("h3", null, "What it says: predicted x₀"), this.row, this.verdict);
   }
 
   /** @param {Tensor} before @param {Tensor} after */
   show(before, after) {
+    this.row.hidden = false;
     const { shape } = this.run;
     const [left, right] = [floats(before), floats(after)];
     const looks = [imageCanvas({ shape, data: left }), imageCanvas({ shape, data: right }), imageCanvas({ shape, data: right.map((value, i) => value - left[i]) }, { signed: true })];
@@ -46,10 +48,16 @@ export class Pictures {
       : [h("span", { class: "quiet" }, "Nothing is changed yet: both are the same. Switch something off.")]));
   }
 
+  /** Say why there is nothing to see. @param {string} why */
+  absent(why) {
+    this.row.hidden = true;
+    this.verdict.textContent = why;
+  }
+
   /** All three beside each other. */
   together() {
     const canvases = this.frames.map(({ canvas }) => canvas);
-    if (canvases[0].width < 2) return null;
+    if (this.row.hidden) return null;
     const scale = Math.max(1, Math.round(192 / canvases[0].width));
     const [w, t] = [canvases[0].width * scale, canvases[0].height * scale];
     const whole = h("canvas", { width: 3 * (w + 12) - 12, height: t });
