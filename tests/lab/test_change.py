@@ -263,7 +263,7 @@ def test_attention_and_time_are_changed_by_their_controls(chromium, address, len
     with opened(chromium, address + "?t=0.4&input=data:0") as page:
         change(page).scroll_into_view_if_needed()
         looks = change(page).get_by_role("combobox", name="How block 1 looks")
-        for choice, edits in (("looks everywhere alike", "uniform:1"), ("looks at most 1 away", "local:1.1")):
+        for choice, edits in (("looks at all alike", "uniform:1"), ("looks at most 1 away", "local:1.1")):
             looks.select_option(choice)
             difference(page, abs(lens.input(t=0.4, edits=edits)["denoised"] - plain).mean())
         looks.select_option("looks as it learned")

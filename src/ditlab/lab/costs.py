@@ -47,7 +47,7 @@ def measure_costs(process: Process, scenes: Scenes, look: Callable[[], None]) ->
     device = scenes.like.device
     check_work(FEWEST * passes, device, "switch single parts off and look at the pictures instead")
     source, most = ("data", EXAMPLES) if scenes.has_examples else ("sample", GENERATED)
-    images = max(FEWEST, affordable(most, passes, device))
+    images = max(FEWEST, affordable(most, passes, device, share=0.025))
     found = []
     for i in range(images):
         look()

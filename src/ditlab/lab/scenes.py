@@ -41,9 +41,9 @@ def check_work(multiply_accumulates: float, device: torch.device, instead: str) 
         )
 
 
-def affordable(most: int, multiply_accumulates: float, device: torch.device) -> int:
-    """How many images to measure on, each costing as much: at least one, and a quarter of the limit in all."""
-    return max(1, min(most, int(MAX_WORK[device.type] / 4 / multiply_accumulates)))
+def affordable(most: int, multiply_accumulates: float, device: torch.device, share: float = 0.25) -> int:
+    """How many images to measure on, each costing as much: at least one, and a share of the limit in all."""
+    return max(1, min(most, int(share * MAX_WORK[device.type] / multiply_accumulates)))
 
 
 def evaluations_of(process: Process, solver: str, steps: int) -> int:

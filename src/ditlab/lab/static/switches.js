@@ -72,7 +72,7 @@ export class Switches {
     const far = run.patches ? Math.min(FARTHEST, Math.max(...run.patches.grid) - 2) : -1;
     const near = Array.from({ length: far + 1 }, (_, r) => [`local:${layer}.${r}`, r === 0 ? "looks at itself only" : `looks at most ${r} away`]);
     const held = choices()?.changes.edits;
-    const options = [["", "looks as it learned"], [`uniform:${layer}`, "looks everywhere alike"], ...near].filter(([word]) => !word || !held || held.includes(word));
+    const options = [["", "looks as it learned"], [`uniform:${layer}`, "looks at all alike"], ...near].filter(([word]) => !word || !held || held.includes(word));
     const list = h("select", { class: "board-look", "aria-label": `How block ${layer} looks`, onchange: () => {
       const others = words().filter((word) => !(["uniform", "local"].includes(read(word).kind) && read(word).place === layer));
       change(run, list.value ? [...others, list.value] : others);
