@@ -11,7 +11,7 @@ from ditlab.lab.worker import Worker
 from tests.lab.browser import ARGUMENTS, find_browser
 from tests.lab.shell import serving
 
-SECTIONS = ("flow", "patches", "attention", "matrix", "gates", "denoise", "compare")
+SECTIONS = ("flow", "patches", "attention", "matrix", "change", "gates", "denoise", "compare")
 PLAIN = """
     #bar, .choices-live { position: static !important }
     main > section { padding: 24px !important; border: 0 !important }

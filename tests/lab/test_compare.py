@@ -13,7 +13,7 @@ from ditlab.evaluate import evaluate
 from ditlab.evaluation.measures import measure_circles
 from ditlab.lab import Lens
 from ditlab.lab.api import create_app
-from ditlab.lab.comparing import configuration, curves, looking, quality, samples
+from ditlab.lab.comparing import configuration, curves, looking, quality
 from ditlab.lab.lens import look_away
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Gone, Worker
@@ -77,16 +77,16 @@ def test_samples_are_those_of_the_run_from_that_seed(runs, run, label):
     own = loaded.config.sampling
     guidance = own.guidance if loaded.num_classes is not None else None
     expected = loaded.sample(4, labels=label, steps=own.steps, solver=own.solver, guidance=guidance, seed=7)
-    found = samples(Lens(loaded), seed=7, label=label, n=4)
+    found = Lens(loaded).samples(seed=7, label=label, n=4)
     np.testing.assert_array_equal(found["samples"], expected)
     assert found.meta["drawn"].startswith(f"{own.solver}, {own.steps} steps")
 
 
 def test_a_label_that_is_not_there_is_refused(runs):
     with pytest.raises(InputError, match="from 0 to 9"):
-        samples(Lens(runs / "digits"), label=10)
+        Lens(runs / "digits").samples(label=10)
     with pytest.raises(InputError, match="without labels"):
-        samples(Lens(runs / "circles"), label=1)
+        Lens(runs / "circles").samples(label=1)
 
 
 def test_figures_are_those_of_ditlab_eval(runs, library, names):
@@ -125,7 +125,7 @@ def test_what_cannot_be_measured_says_why(runs):
     with pytest.raises(InputError, match="measure fewer samples"):
         quality(ditlab.load(runs / "circles"), n=10**9)
     with pytest.raises(InputError, match="draw fewer samples"):
-        samples(Lens(runs / "circles"), n=10**9)
+        Lens(runs / "circles").samples(n=10**9)
 
 
 def test_images_that_are_not_prepared_are_left_alone(tmp_path, monkeypatch):

@@ -75,6 +75,7 @@ def test_no_path_of_this_machine_is_in_it(page, runs):
 def test_other_runs_can_be_exported(run, runs, tmp_path, monkeypatch):
     monkeypatch.setattr("ditlab.lab.export.INPUTS", ("data:0",))
     monkeypatch.setattr("ditlab.lab.export.TIMES", (0.5,))
+    monkeypatch.setattr("ditlab.lab.export.MAX_CHANGE_BYTES", 0)
     out = tmp_path / "page.html"
     assert main(["lab", str(runs / run), "--export", str(out)]) == 0
     assert len(embedded(out.read_text())["paths"]) > 10

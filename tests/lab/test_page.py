@@ -27,6 +27,7 @@ PANELS = (
     "From image to tokens",
     "What does each patch look at?",
     "The full N × N matrix",
+    "Switch parts off",
     "Watch the gates open",
     "Denoise",
 )

@@ -88,7 +88,7 @@ def probe(
     """
     if keep not in ("last", "all"):
         raise ValueError(f"keep={keep!r} must be 'last' or 'all'")
-    _refuse_compiled(network)
+    refuse_compiled(network)
     attentions = attention_layers(network)
     crosses = [module.attention for module in network.modules() if isinstance(module, CrossAttention)]
     modulations = [block.modulation for block in modulated_blocks(network)]
@@ -156,7 +156,12 @@ def _chosen(layers: Sequence[int] | None, count: int) -> Sequence[int]:
     return layers
 
 
-def _refuse_compiled(network: nn.Module) -> None:
+def refuse_compiled(network: nn.Module) -> None:
+    """Refuse a network in which hooks would not fire.
+
+    Raises:
+        ValueError: it is compiled, or a part of it is.
+    """
     for module in network.modules():
         if (
             isinstance(module, torch._dynamo.OptimizedModule)

@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from ditlab.config import SolverName
 from ditlab.errors import InputError, Missing
-from ditlab.lab.comparing import configuration, curves, samples
+from ditlab.lab.comparing import configuration, curves
 from ditlab.lab.guard import exception_handlers, problem
 from ditlab.lab.images import from_file, from_pixels
 from ditlab.lab.lens import MAX_STEPS, Answer, Lens, Look
@@ -54,6 +54,15 @@ class Where(Query):
     input: str = Field("data:0", max_length=64)
     t: float = Field(0.3, ge=0, le=1, allow_inf_nan=False)
     label: int | None = Field(None, ge=-1, lt=2**31)
+
+
+Changes = Annotated[str, Field(max_length=2000)]
+
+
+class Image(Where):
+    """An image at a time, and what is changed in the network."""
+
+    edits: Changes = ""
 
 
 Layer = Annotated[int, Field(ge=0, lt=10**4)]
@@ -90,14 +99,16 @@ class Walk(Query):
     seed: int = Field(0, ge=0, lt=2**53)
     label: int | None = Field(None, ge=-1, lt=2**31)
     n: int = Field(1, ge=1, le=MAX_POINTS)
+    edits: Changes = ""
 
 
-class Draw(Query):
+class Drawn(Query):
     """Samples from noise, as the run's own configuration draws them."""
 
-    seed: int = Field(0, ge=0, lt=2**53)
-    label: int | None = Field(None, ge=0, lt=2**31)
     n: int = Field(10, ge=1, le=MAX_POINTS)
+    seed: int = Field(0, ge=0, lt=2**53)
+    label: int | None = Field(None, ge=-1, lt=2**31)
+    edits: Changes = ""
 
 
 class Measure(Query):
@@ -124,15 +135,16 @@ Ask = Callable[[Lens, Any, Look], Any]
 
 QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
     "flow": (Query, lambda lens, _, __: lens.flow()),
-    "input": (Where, lambda lens, q, _: lens.input(**q.arguments)),
+    "input": (Image, lambda lens, q, _: lens.input(**q.arguments)),
     "attention": (OneMap, lambda lens, q, _: lens.attention(**q.arguments)),
     "attention/row": (OneRow, lambda lens, q, _: lens.attention_row(**q.arguments)),
     "attention/thumbnails": (AllHeads, lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look)),
     "attention/summary": (Query, lambda lens, _, look: lens.attention_summary(look=look)),
     "attention/cross": (Where, lambda lens, q, _: lens.cross_attention(**q.arguments)),
     "gates": (Query, lambda lens, _, __: lens.gates()),
-    "trajectory": (Walk, lambda lens, q, look: _trajectory(lens, q, look)),
-    "samples": (Draw, lambda lens, q, look: _samples(lens, q, look)),
+    "trajectory": (Walk, lambda lens, q, look: _few(lens, q).trajectory(**q.arguments, look=look)),
+    "samples": (Drawn, lambda lens, q, look: _few(lens, q).samples(**q.arguments, look=look)),
+    "costs": (Query, lambda lens, _, look: lens.costs(look=look)),
     "field": (Field2D, lambda lens, q, _: lens.field(**q.arguments)),
 }
 
@@ -140,19 +152,11 @@ QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
 READINGS: dict[str, Callable[[RunFolder], Any]] = {"config": configuration, "curves": curves}
 
 
-def _trajectory(lens: Lens, query: Walk, look: Look) -> Answer:
-    _check_count(lens, query.n)
-    return lens.trajectory(**query.arguments, look=look)
-
-
-def _samples(lens: Lens, query: Draw, look: Look) -> Answer:
-    _check_count(lens, query.n)
-    return samples(lens, **query.arguments, look=look)
-
-
-def _check_count(lens: Lens, n: int) -> None:
-    if len(lens.run.shape) == 3 and n > MAX_IMAGES:
-        raise InputError(f"n={n} images are too many at once; ask for at most {MAX_IMAGES}")
+def _few(lens: Lens, query: Walk | Drawn) -> Lens:
+    """The lens, if it is not asked for too many images."""
+    if len(lens.run.shape) == 3 and query.n > MAX_IMAGES:
+        raise InputError(f"n={query.n} images are too many at once; ask for at most {MAX_IMAGES}")
+    return lens
 
 
 def create_app(library: Library, worker: Worker) -> Starlette:

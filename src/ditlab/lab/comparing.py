@@ -1,4 +1,4 @@
-"""What runs are compared by: their configuration, their loss, their samples, and the figures of their checkpoints."""
+"""What runs are compared by beside a lens: their configuration, their loss, and the figures of their checkpoints."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditlab.build import build_dataset, build_drawing
+from ditlab.build import build_dataset
 from ditlab.config import ImagesData
 from ditlab.data.images.dataset import Images
 from ditlab.errors import InputError
 from ditlab.evaluate import evaluate
-from ditlab.lab.lens import Answer, Lens, Look, look_away
+from ditlab.lab.lens import Answer, Look, look_away
 from ditlab.lab.scenes import check_work, evaluations_of
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import Run, RunFolder
@@ -40,25 +40,6 @@ def curves(folder: RunFolder) -> Answer:
         raise InputError(f"{folder.path.name} wrote down no loss")
     names = ("step", "seconds", "loss")
     return Answer({name: torch.tensor([float(line[name]) for line in lines]) for name in names})
-
-
-def samples(lens: Lens, *, seed: int = 0, label: int | None = None, n: int = 10, look: Look = look_away) -> Answer:
-    """``samples`` (n, *shape), drawn as the run's own configuration says; the same as those of ``ditlab sample``.
-
-    The noise of sample i depends on (seed, i) and on the shape alone. Without ``label``, sample i has the label i
-    modulo the classes.
-
-    Raises:
-        InputError: a label that is not there; more work than is borne.
-    """
-    run, own = lens.run, lens.run.config.sampling
-    _check(run, n, "draw fewer samples")
-    drawing = build_drawing(own, run.process, run.num_classes is not None)
-    with looking(run.process.network, look):
-        drawn = run.sample(n, labels=label, seed=seed, **drawing)
-    steps = f"{own.steps} {'step' if own.steps == 1 else 'steps'}"
-    guidance = f", guidance {own.guidance:g}" if run.num_classes is not None and own.guidance != 1 else ""
-    return Answer({"samples": drawn}, drawn=f"{own.solver}, {steps}{guidance}")
 
 
 def quality(run: Run, *, n: int = 200, seed: int = 0, look: Look = look_away) -> dict[str, Any]:

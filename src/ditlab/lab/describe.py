@@ -43,10 +43,19 @@ def describe(lens: Lens) -> dict[str, Any]:
         "parameters": parameter_count(lens.network),
         "macs": lens.scenes.macs,
         "sampling": config.sampling.model_dump(),
+        "draws": _draws(lens),
         "solvers": [name for name in SOLVERS if name not in ("ddim", "dopri5")] + (["average"] if few_steps else []),
         "max_steps": MAX_STEPS,
         "sections": _sections(lens),
     }
+
+
+def _draws(lens: Lens) -> int:
+    """How many samples to show side by side: one for each of a few classes, or eight images; a cloud of points."""
+    if len(lens.run.shape) != 3:
+        return 400
+    classes = lens.run.num_classes or 0
+    return classes if 2 <= classes <= 12 else 8
 
 
 def _no_gates(lens: Lens, kind: str) -> str:
@@ -67,6 +76,7 @@ def _sections(lens: Lens) -> dict[str, str | None]:
         "patches": no_patches,
         "attention": no_attention,
         "matrix": no_attention,
+        "change": None,
         "gates": no_gates,
         "denoise": None,
         "compare": None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,11 +16,13 @@ from urllib.parse import quote, urlencode
 
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError
+from ditlab.inspection.interventions import single_edits
 from ditlab.lab.api import PAGE, encode
-from ditlab.lab.comparing import configuration, curves, samples
-from ditlab.lab.lens import Lens
+from ditlab.lab.comparing import configuration, curves
+from ditlab.lab.lens import Answer, Lens
 from ditlab.lab.library import Library
 from ditlab.lab.maps import WHOLE
+from ditlab.lab.scenes import affordable, evaluations_of
 from ditlab.training.checkpoint import step_name
 
 INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
@@ -29,6 +32,8 @@ SEEDS = (0, 1, 2)
 PARTICLES = 400
 DRAWN = 10  # images to compare
 MAX_BYTES = 30_000_000  # of attention maps in a file
+CHANGE_TIMES = (0.3, 0.7)
+MAX_CHANGE_BYTES = 1_300_000  # of what changed networks answer, as base64
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
 
@@ -61,6 +66,7 @@ def embed(library: Library, name: str) -> dict[str, Any]:
     paths[f"{base}/config"] = _packed({key: value for key, value in settings.items() if not key.startswith("data.")})
     with suppress(InputError):  # a short run may have written down no loss
         paths[f"{base}/curves"] = _packed(curves(folder))
+    choices["changes"] = {"edits": [], "input": [], "t": []}
     for path, query, value in _answers(lens, run, choices):
         paths[_address(f"{base}/{path}", common | query)] = _packed(value)
     for step in run["previews"]:
@@ -88,7 +94,8 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
         yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
     n = DRAWN if len(lens.run.shape) == 3 else PARTICLES
     for seed in SEEDS:
-        yield "samples", {"seed": seed, "n": n}, samples(lens, seed=seed, n=n)
+        yield "samples", {"seed": seed, "n": n}, lens.samples(seed=seed, n=n)
+    yield from _changes(lens, run, choices)
 
 
 def _affordable(run: dict[str, Any]) -> tuple[list[str], list[float]]:
@@ -119,6 +126,36 @@ def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator
             for head in [*range(layer["heads"]), "mean"]:
                 one = where | {"layer": layer["layer"], "head": head}
                 yield "attention", one, lens.attention(**one)
+
+
+def _changes(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """What the network says and draws with one change at a time, and what parts are worth; nothing that takes long."""
+    draws, device = {"n": run["draws"]}, lens.scenes.like.device
+    sampling = run["draws"] * evaluations_of(lens.process, run["sampling"]["solver"], run["sampling"]["steps"])
+    words = [*single_edits(lens.network), *(f"uniform:{layer}" for layer in lens.layers)]
+    if affordable(len(words) + 1, sampling * lens.scenes.macs, device) <= len(words):
+        return
+    yield "samples", draws, lens.samples(**draws)
+    if not words:
+        return
+    yield "costs", {}, lens.costs()
+    held = choices["changes"] = _held_changes(words, run, choices)
+    for edits in held["edits"]:
+        yield "samples", draws | {"edits": edits}, lens.samples(**draws, edits=edits)
+        for name, t in product(held["input"], held["t"]):
+            where = {"input": name, "t": t, "edits": edits}
+            answer = Answer({})
+            answer["denoised"] = lens.input(**where)["denoised"]
+            yield "input", where, answer
+
+
+def _held_changes(words: list[str], run: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
+    """Inputs and times at which there is room for every change; none of them where there is not."""
+    times = [t for t in CHANGE_TIMES if t in choices["t"]] or choices["t"][:1]
+    image = 4 * (4 * math.prod(run["shape"]) + 400) // 3  # as base64, with its header and address
+    room = MAX_CHANGE_BYTES // len(words) // image - run["draws"]
+    inputs = choices["input"][: max(0, room) // len(times)]
+    return {"edits": words if inputs else [], "input": inputs, "t": times}
 
 
 def _address(path: str, query: dict[str, Any]) -> str:

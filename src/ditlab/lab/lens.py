@@ -15,14 +15,16 @@ from torch import Tensor
 from ditlab.chance import SampleNoise
 from ditlab.diffusion.targets import compose, resolve
 from ditlab.errors import InputError
+from ditlab.inspection.interventions import intervened
 from ditlab.inspection.probe import attention_layers
-from ditlab.inspection.statistics import brightness, map_statistics, query_statistics
+from ditlab.inspection.statistics import map_statistics
 from ditlab.lab import maps
+from ditlab.lab.costs import Costs, measure_costs
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
 from ditlab.lab.recordings import gate_recordings, numbered
-from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, evaluations_of, joined
+from ditlab.lab.scenes import Scene, Scenes, affordable, check_work, evaluations_of, joined
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
 
@@ -59,7 +61,8 @@ class Lens:
     one, or the name that ``own`` returned; ``t`` is the time, 0 for data and 1 for noise. A generated image is drawn as
     the run's configuration says and shown in its state at the time nearest to t; others are mixed with a noise that is
     always the same. ``label`` is a class, −1 for the null label, None for the image's own: that of an example, the seed
-    modulo the classes for a generated image, the null label for an image brought along.
+    modulo the classes for a generated image, the null label for an image brought along. ``edits`` change the network
+    while it answers, as ``inspection.interventions`` says; a generated image is still the unchanged network's.
 
     Raises:
         InputError: anything asked for that is not there; the message says what is.
@@ -75,6 +78,7 @@ class Lens:
         self.run = run if isinstance(run, Run) else load(run, weights=weights, step=step)
         self.process, self.network = self.run.process, self.run.process.network
         self.scenes = Scenes(self.run, OwnImages() if own is None else own)
+        self._costs: Costs | None = None
 
     # ---- what there is
 
@@ -138,10 +142,11 @@ class Lens:
         return self.scenes.own.add(image)
 
     @torch.no_grad()
-    def input(self, *, input: str = "data:0", t: float = 0.3, label: int | None = None) -> Answer:
+    def input(self, *, input: str = "data:0", t: float = 0.3, label: int | None = None, edits: str = "") -> Answer:
         """The image, its noisy version, what the network says about it, and its tokens (DiT)."""
         scene = self.scenes.scene(input, t, label)
-        prediction, x0, _ = self._estimate(scene.x, scene.t, scene.cond, None)
+        with intervened(self.network, edits):
+            prediction, x0, _ = self._estimate(scene.x, scene.t, scene.cond, None)
         arrays = {"x0": scene.x0, "x": scene.x, "noise": scene.noise, "prediction": prediction, "denoised": x0}
         arrays = {name: value[0] for name, value in arrays.items()}
         if isinstance(self.network, DiT):
@@ -166,7 +171,7 @@ class Lens:
         scene = self.scenes.scene(input, t, label)
         kept = self._attention_of(scene, layer, head)
         tokens = kept.patches
-        rows = self._per_query(kept, head, layer, scene)
+        rows = maps.per_query(kept, head, self.grids[layer], scene.x0)
         return Answer(
             {"map": maps.whole_map(kept, head)} | {name: value[0] for name, value in rows.items()},
             pool=f"{max(1.0, tokens / maps.WHOLE):g}",
@@ -239,9 +244,7 @@ class Lens:
         """
         self._need_attention()
         cost = self.scenes.macs + 64 * sum(math.prod(grid) ** 2 for grid in self.grids)
-        images = max(
-            1, min(SUMMARY_IMAGES, int(MAX_WORK[self.scenes.like.device.type] / 4 / len(SUMMARY_TIMES) / cost))
-        )
+        images = affordable(SUMMARY_IMAGES, len(SUMMARY_TIMES) * cost, self.scenes.like.device)
         table: dict[str, list[Tensor]] = {}
         for t in SUMMARY_TIMES:
             scene = joined([self.scenes.scene(f"data:{i}", t, None) for i in range(images)])
@@ -274,6 +277,7 @@ class Lens:
         seed: int = 0,
         label: int | None = None,
         n: int = 1,
+        edits: str = "",
         look: Look = look_away,
     ) -> Answer:
         """From noise to data: times, and at each x_t and what the network says there, (steps + 1, n, *shape)."""
@@ -293,15 +297,33 @@ class Lens:
             n, self.run.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed
         )
         before = self.process.evaluations
-        for t, x in walk:
-            look()
-            prediction, x0, eps = self._estimate(x, t, cond, guidance)
-            for name, value in (("x", x), ("prediction", prediction), ("x0", x0), ("eps", eps)):
-                frames[name].append(value)
-            times.append(t)
+        with intervened(self.network, edits):
+            for t, x in walk:
+                look()
+                prediction, x0, eps = self._estimate(x, t, cond, guidance)
+                for name, value in (("x", x), ("prediction", prediction), ("x0", x0), ("eps", eps)):
+                    frames[name].append(value)
+                times.append(t)
         arrays = {name: torch.stack(values) for name, values in frames.items()}
         spent = (self.process.evaluations - before) // n * passes
         return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(spent))
+
+    def samples(
+        self, *, n: int = 10, seed: int = 0, label: int | None = None, edits: str = "", look: Look = look_away
+    ) -> Answer:
+        """``samples`` (n, *shape), those of ``ditlab sample``; ``meta["drawn"]`` says how the run's settings draw."""
+        with intervened(self.network, edits):
+            return Answer({"samples": self.scenes.samples(n, seed, label, look)}, drawn=self.scenes.drawn)
+
+    def costs(self, *, look: Look = look_away) -> Answer:
+        """How much the loss rises when a head, a gate or a block is switched off, dearest first: ``cost``, (E,).
+
+        ``meta["edits"]`` names the E parts; ``error`` is the standard error of the mean over ``meta["images"]`` images,
+        which are training examples, or generated where ``meta["source"]`` says so; ``loss`` is the whole network's.
+        """
+        self._costs = self._costs or measure_costs(self.process, self.scenes, look)
+        edits, images, source, arrays = self._costs
+        return Answer(arrays, edits=" ".join(edits), images=str(images), source=source)
 
     @torch.no_grad()
     def field(self, *, t: float = 0.5, size: int = 24) -> Answer:
@@ -362,27 +384,9 @@ class Lens:
 
     def _map_statistics(self, kept: maps.QueriesAndKeys, head: Head, layer: int, scene: Scene) -> dict[str, Tensor]:
         """Means over the queries of a map, (B,) each."""
-        rows = self._per_query(kept, head, layer, scene)
+        rows = maps.per_query(kept, head, self.grids[layer], scene.x0)
         found = map_statistics(rows, self.grids[layer], rows["object_share"])
         return found | ({"to_tokens": rows["to_tokens"].sum(-1).mean(-1)} if "to_tokens" in rows else {})
-
-    def _per_query(self, kept: maps.QueriesAndKeys, head: Head, layer: int, scene: Scene) -> dict[str, Tensor]:
-        """Statistics of each row of a map among patches, and how much of each patch is object, (B, N) each.
-
-        Where there are K tokens after the patches, also ``to_tokens``, (B, N, K): what each row gives them.
-        """
-        grid = self.grids[layer]
-        share = brightness(scene.x0, grid).cpu()
-        chunks = []
-        for queries in maps.row_chunks(kept):
-            rows, others = maps.split_rows(kept, head, queries)
-            rows, others = rows.cpu(), others.cpu()
-            if others.shape[-1]:
-                rows = rows / rows.sum(-1, keepdim=True)
-            chunk = query_statistics(rows, torch.tensor(queries), grid, share)
-            chunks.append(chunk | ({"to_tokens": others} if others.shape[-1] else {}))
-        found = {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
-        return found | {"object_share": share}
 
     def _one_grid(self) -> tuple[int, int]:
         self._need_attention()

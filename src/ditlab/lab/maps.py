@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditlab.inspection.probe import attention_layers, attention_map
+from ditlab.inspection.statistics import brightness, query_statistics
 from ditlab.networks.dit import DiT
 from ditlab.networks.layers import CrossAttention
 
@@ -112,6 +113,25 @@ def whole_map(layer: QueriesAndKeys, head: Head) -> Float[Tensor, "P P"]:
 
 def _pooled(rows: Tensor, count: int) -> Tensor:
     return rows if count <= WHOLE else F.adaptive_avg_pool1d(rows[None], WHOLE)[0]
+
+
+def per_query(
+    layer: QueriesAndKeys, head: Head, grid: tuple[int, int], x0: Float[Tensor, "B C H W"]
+) -> dict[str, Tensor]:
+    """Statistics of each row of a map among patches, and how much of each patch is object, (B, N) each.
+
+    Where there are K tokens after the patches, also ``to_tokens``, (B, N, K): what each row gives them.
+    """
+    chunks, share = [], brightness(x0, grid).cpu()
+    for queries in row_chunks(layer):
+        rows, others = split_rows(layer, head, queries)
+        rows, others = rows.cpu(), others.cpu()
+        if others.shape[-1]:
+            rows = rows / rows.sum(-1, keepdim=True)
+        chunk = query_statistics(rows, torch.tensor(queries), grid, share)
+        chunks.append(chunk | ({"to_tokens": others} if others.shape[-1] else {}))
+    found = {name: torch.cat([chunk[name] for chunk in chunks], dim=1) for name in chunks[0]}
+    return found | {"object_share": share}
 
 
 def one_row(layer: QueriesAndKeys, head: Head, query: int, direction: str) -> Float[Tensor, " N"]:

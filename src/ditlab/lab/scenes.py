@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,11 @@ def check_work(multiply_accumulates: float, device: torch.device, instead: str) 
             f"this would cost {multiply_accumulates / 1e12:.0f}·10¹² multiply-accumulates, and {limit / 1e12:.0f}·10¹² "
             f"are the limit: {instead}"
         )
+
+
+def affordable(most: int, multiply_accumulates: float, device: torch.device, share: float = 0.25) -> int:
+    """How many images to measure on, each costing as much: at least one, and a share of the limit in all."""
+    return max(1, min(most, int(share * MAX_WORK[device.type] / multiply_accumulates)))
 
 
 def evaluations_of(process: Process, solver: str, steps: int) -> int:
@@ -151,24 +156,42 @@ class Scenes:
         cond = self.condition(seed, label, 1)
         key = (seed, None if cond is None else int(cond["label"]))
         if key not in self._generated:
-            self._generated[key] = self._walk(seed, cond)
+            self._generated[key] = list(self._walk(1, seed, cond, "choose a training example or draw an image"))
             while len(self._generated) > KEPT:
                 self._generated.popitem(last=False)
         states = self._generated[key]
         time, x = min(states, key=lambda state: abs(state[0] - t))
         return Scene(states[-1][1], states[0][1], x, time, cond)
 
-    def _walk(self, seed: int, cond: dict[str, Tensor] | None) -> list[tuple[float, Tensor]]:
+    def samples(self, n: int, seed: int, label: int | None, look: Callable[[], None]) -> Tensor:
+        """n samples as the run's own configuration draws them; without a label, sample i has i mod classes.
+
+        The noise of sample i depends on (seed, i) and on the shape alone. Images are clamped to [−1, 1].
+        """
+        cond = self.condition(0, label, n)
+        if cond is not None and label is None:
+            cond = {"label": torch.arange(n, device=self.like.device) % (self.run.num_classes or 1)}
+        states = []
+        for _, x in self._walk(n, seed, cond, "ask for fewer samples"):
+            look()
+            states = [x]
+        return states[0] if len(self.run.shape) != 3 or self.run.latent else states[0].clamp(-1, 1)
+
+    @property
+    def drawn(self) -> str:
+        """How ``samples`` are drawn, in words."""
+        own = self.run.config.sampling
+        guidance = f", guidance {own.guidance:g}" if self.run.num_classes is not None and own.guidance != 1 else ""
+        return f"{own.solver}, {own.steps} {'step' if own.steps == 1 else 'steps'}{guidance}"
+
+    def _walk(self, n: int, seed: int, cond: dict[str, Tensor] | None, instead: str) -> Iterator[tuple[float, Tensor]]:
         """A trajectory as the run's own configuration draws it."""
         own = self.run.config.sampling
         guided = cond is not None and own.guidance != 1
         evaluations = evaluations_of(self.run.process, own.solver, own.steps) * (2 if guided else 1)
-        check_work(evaluations * self.macs, self.like.device, "choose a training example or draw an image")
-        return list(
-            self.run.process.trajectory(
-                1, self.run.shape, cond=cond, seed=seed, **build_drawing(own, self.run.process, guided)
-            )
-        )
+        check_work(n * evaluations * self.macs, self.like.device, instead)
+        drawing = build_drawing(own, self.run.process, guided)
+        return self.run.process.trajectory(n, self.run.shape, cond=cond, seed=seed, **drawing)
 
     def label(self, default: int | None, label: int | None) -> int | None:
         """The label asked for, −1 being the null label; by default that of the image, which may have none."""

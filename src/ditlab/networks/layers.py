@@ -65,7 +65,7 @@ class ScaledDotProductAttention(nn.Module):
         q: Float[Tensor, "B h N d"],
         k: Float[Tensor, "B h M d"],
         v: Float[Tensor, "B h M d"],
-        mask: Bool[Tensor, "B 1 1 M"] | None = None,
+        mask: Bool[Tensor, "#B 1 #N M"] | None = None,
     ) -> Float[Tensor, "B h N d"]:
         if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # its bf16 kernel is several times slower
             with full_precision(q):

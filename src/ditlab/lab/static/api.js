@@ -15,10 +15,11 @@
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   condition_tokens: string[], cross_tokens: string[],
  *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,
- *   sampling: {steps: number, solver: string, guidance: number}, solvers: string[], max_steps: number,
+ *   sampling: {steps: number, solver: string, guidance: number}, draws: number, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run
  * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null}} Setting
- * @typedef {{input: string[], t: number[], settings: Setting[]}} Choices
+ * @typedef {{edits: string[], input: string[], t: number[]}} Changes one edit at a time, for these images and times
+ * @typedef {{input: string[], t: number[], settings: Setting[], changes: Changes}} Choices
  * @typedef {{type: "json" | "arrays" | "image", body: any}} Embedded
  * @typedef {{signal?: AbortSignal}} Options
  */
@@ -46,7 +47,7 @@ export function query(params) {
 
 /** The values an exported file holds answers for; null when the lab itself answers. @returns {Choices | null} */
 export function choices() {
-  return embedded ? embedded.choices ?? { input: [], t: [], settings: [] } : null;
+  return embedded ? embedded.choices ?? { input: [], t: [], settings: [], changes: { edits: [], input: [], t: [] } } : null;
 }
 
 /** @param {unknown} error @returns {boolean} whether it only says that a newer request took over */

@@ -12,6 +12,7 @@ import { mount as mountFlow } from "./flow.js";
 import { mount as mountPatches } from "./patches.js";
 import { mount as mountAttention } from "./attention.js";
 import { mount as mountMatrix } from "./matrix.js";
+import { mount as mountChange } from "./change.js";
 import { mount as mountGates } from "./gates.js";
 import { mount as mountDenoise } from "./denoise.js";
 import { mount as mountCompare } from "./runs.js";
@@ -26,6 +27,7 @@ const SECTIONS = [
   { id: "patches", title: "From image to tokens", short: "Patches", mount: mountPatches },
   { id: "attention", title: "What does each patch look at?", short: "Attention", mount: mountAttention },
   { id: "matrix", title: "The full N × N matrix", short: "Matrix", mount: mountMatrix },
+  { id: "change", title: "Switch parts off", short: "Change", mount: mountChange },
   { id: "gates", title: "Watch the gates open", short: "Gates", mount: mountGates },
   { id: "denoise", title: "Denoise", short: "Denoise", mount: mountDenoise },
   { id: "compare", title: "Compare", short: "Compare", mount: mountCompare },
@@ -143,7 +145,7 @@ function jump(event) {
 /** Another run was chosen: the image and the time stay, what belongs to the old network goes. @param {RunSummary[]} runs */
 async function change(runs) {
   forgetListeners();
-  select({ step: null, label: null, head: "mean", layer: -1, patch: null, key: null, train: null, at: null, a: "", b: "" });
+  select({ step: null, label: null, head: "mean", layer: -1, patch: null, key: null, train: null, at: null, a: "", b: "", edits: "" });
   if (/^(own|draw):/.test(selection.input)) select({ input: "data:0" });
   await show(runs, selection.run).catch((error) => {
     fail(error);

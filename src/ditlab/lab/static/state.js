@@ -21,13 +21,14 @@ import { exported } from "./api.js";
  * @property {string} b settings of the right denoiser
  * @property {string} c the columns of the comparison
  * @property {string} cs what the columns of the comparison share
+ * @property {string} edits what is changed in the network, such as "head:2.1 block:3"
  */
 /** @typedef {keyof Selection} Key */
 
 /** @type {Selection} */
 const current = {
   run: "", step: null, weights: "ema", input: "data:0", t: 0.3, label: null, layer: 0, head: "mean", patch: null,
-  direction: "from", key: null, train: null, at: null, a: "", b: "", c: "", cs: "",
+  direction: "from", key: null, train: null, at: null, a: "", b: "", c: "", cs: "", edits: "",
 };
 
 const NUMBERS = new Set(["step", "t", "label", "layer", "patch", "key", "train", "at"]);

@@ -1,8 +1,9 @@
 // The same numbers over many images and all times: does attention follow the object?
 
-import { arrays, at, floats, isAbort, latest, query } from "./api.js";
+import { arrays, at, floats, isAbort, query } from "./api.js";
 import { clear, h, s, table } from "./dom.js";
 import { percent } from "./math.js";
+import { patient } from "./patient.js";
 import { WHERE, onChange, selection, whichWeights } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -108,8 +109,6 @@ function charts(data) {
       h("figure", null, h("figcaption", null, `layer ${layer}`), chart(data, measure, layer))))));
 }
 
-/** How long nothing must change before the lab is asked again for what takes it long. */
-const QUIET = 800;
 const COMING = "Measured when you come here.";
 const MEASURING = "Measuring many images…";
 
@@ -125,62 +124,32 @@ export function summary(run) {
   const body = h("div");
   const root = h("div", { class: "summary" }, heading, sentence, key, body);
 
-  const next = latest();
-  /** @type {"waiting" | "asking" | "done"} */
-  let state = "waiting";
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let timer;
-  let near = false;
-  let started = false;
-  const load = async () => {
-    if (!near || state === "asking" || !root.isConnected) return;
-    state = "asking";
+  const load = async (/** @type {AbortSignal} */ signal) => {
     sentence.textContent = MEASURING;
     try {
-      const data = read(await arrays(at(run.id, `/attention/summary${query(whichWeights())}`), { signal: next() }));
-      state = "done";
+      const data = read(await arrays(at(run.id, `/attention/summary${query(whichWeights())}`), { signal }));
       heading.textContent = `Over ${data.images} images, heads averaged`;
       sentence.textContent = reading(data);
       key.hidden = false;
       clear(body).append(...charts(data), asTable(data));
     } catch (error) {
-      if (isAbort(error)) return;
-      state = "done";
-      sentence.textContent = error instanceof Error ? error.message : String(error);
+      if (!isAbort(error)) sentence.textContent = error instanceof Error ? error.message : String(error);
+      throw error;
     }
   };
-  // The lab does one thing at a time, and this takes it seconds: it waits until somebody comes near, and steps back
-  // whenever a choice above wants an answer at once.
-  const postpone = () => {
-    if (state === "done") return;
-    next();
-    state = "waiting";
-    clearTimeout(timer);
-    timer = setTimeout(load, QUIET);
-  };
-  const start = () => {
-    if (started || !root.isConnected) return;
-    started = true;
-    const watch = new IntersectionObserver((entries) => {
-      near = entries.some((entry) => entry.isIntersecting);
-      if (!near) return;
-      watch.disconnect();
-      load();
-    }, { rootMargin: "200px" });
-    watch.observe(sentence);
-  };
+  // First: what was loaded is stale before the next is asked for.
   onChange(["step", "weights"], () => {
-    state = "waiting";
-    sentence.textContent = near ? MEASURING : COMING;
+    measuring.again();
+    sentence.textContent = measuring.near() ? MEASURING : COMING;
     key.hidden = true;
     clear(body);
   });
-  onChange([...WHERE, "layer", "head", "patch", "direction"], postpone);
+  const measuring = patient(sentence, load, [...WHERE, "layer", "head", "patch", "direction", "edits"]);
   onChange(["t"], () => {
     for (const now of body.querySelectorAll(".now")) {
       now.setAttribute("x1", String(x(selection.t)));
       now.setAttribute("x2", String(x(selection.t)));
     }
   });
-  return { root, start };
+  return { root, start: measuring.start };
 }
