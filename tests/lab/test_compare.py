@@ -124,7 +124,7 @@ def test_what_cannot_be_measured_says_why(runs):
         quality(ditlab.load(runs / "digits"), n=20)
     with pytest.raises(InputError, match="measure fewer samples"):
         quality(ditlab.load(runs / "circles"), n=10**9)
-    with pytest.raises(InputError, match="draw fewer samples"):
+    with pytest.raises(InputError, match="ask for fewer samples"):
         Lens(runs / "circles").samples(n=10**9)
 
 
