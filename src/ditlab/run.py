@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point,
 from ditlab.training.loading import load_average, load_weights
 from ditlab.training.parallel import ALONE, Ranks
 
+PATIENCE = 0.5  # seconds: who asks whether a run is being trained holds its lock for some microseconds
+
 
 class RunFolder:
     """The files of a run, by name. Nothing is read or written until asked for."""
@@ -42,6 +45,7 @@ class RunFolder:
         self.averages = self.path / "averages"
         self.failures = self.path / "failures"
         self.quarantine_file = self.path / "quarantine.jsonl"
+        self.lock_file = self.path / ".lock"
 
     @classmethod
     def find(cls, name: str | Path) -> RunFolder:
@@ -124,7 +128,7 @@ class RunFolder:
             InputError: another process writes into it.
         """
         disk.make_folder(self.path)
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.lock_file, timeout=PATIENCE)
         try:
             lock.acquire()
         except Timeout:
@@ -133,6 +137,28 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process is writing into this run, as training does; asking leaves nothing behind."""
+        if sys.platform == "win32":
+            lock = FileLock(self.lock_file, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                return True
+            lock.release()
+            return False
+        import fcntl
+
+        try:
+            with self.lock_file.open("rb") as stream:  # closing lets go of it
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def cut(self, step: int) -> None:
         """Drop metrics, pictures and recordings of later steps than ``step``, and what is left unfinished.

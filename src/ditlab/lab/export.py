@@ -15,9 +15,10 @@ from urllib.parse import quote, urlencode
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError
 from ditlab.lab.api import PAGE, encode
-from ditlab.lab.lens import Lens
+from ditlab.lab.lens import Answer, Lens
 from ditlab.lab.library import Library
 from ditlab.lab.maps import WHOLE
+from ditlab.lab.recordings import losses
 from ditlab.training.checkpoint import step_name
 
 INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
@@ -66,6 +67,8 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
     yield "flow", {}, lens.flow()
     if run["has_gates"]:
         yield "gates", {}, lens.gates()
+    elif run["last_loss"] is not None:
+        yield "losses", {}, Answer(losses(lens.run.folder), previews=repr(lens.previews()))
     if len(lens.run.shape) == 3:
         choices["input"], choices["t"] = _affordable(run)
         yield from _looks(lens, run, choices)

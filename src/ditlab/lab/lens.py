@@ -21,7 +21,7 @@ from ditlab.lab import maps
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
-from ditlab.lab.recordings import gate_recordings, numbered
+from ditlab.lab.recordings import gate_recordings, previews
 from ditlab.lab.scenes import MAX_WORK, Scene, Scenes, check_work, evaluations_of, joined
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
@@ -261,7 +261,7 @@ class Lens:
 
     def previews(self) -> list[int]:
         """Steps at which the run left a picture drawn from the same noise."""
-        return [step for step, _ in numbered(self.run.folder.samples, "png")]
+        return previews(self.run.folder)
 
     # ---- denoising
 

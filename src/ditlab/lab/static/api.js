@@ -7,11 +7,11 @@
  * @typedef {"flow" | "patches" | "attention" | "matrix" | "gates" | "denoise"} SectionId
  * @typedef {{layer: number, heads: number, grid: [number, number], tokens: number}} AttentionLayer
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
- *   step: number}} RunSummary
+ *   step: number | null}} RunSummary
  * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "latents" | "external", has_examples: boolean,
  *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow",
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
- *   shape: number[], checkpoints: number[], step: number, num_classes: number | null,
+ *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, num_classes: number | null,
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   condition_tokens: string[], cross_tokens: string[],
  *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,
@@ -221,6 +221,9 @@ function forgetOldest() {
     recent.delete(path);
   }
 }
+
+/** Ask the lab anew the next time: what it said of this path has changed. @param {string} path */
+export const forget = (path) => recent.delete(path);
 
 /**
  * @param {string} path
