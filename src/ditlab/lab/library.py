@@ -15,7 +15,7 @@ from ditlab.errors import InputError, Missing
 from ditlab.lab.describe import describe, describe_waiting
 from ditlab.lab.images import OwnImages
 from ditlab.lab.lens import Lens
-from ditlab.lab.recordings import last_loss, previews
+from ditlab.lab.recordings import last_loss, previews, recorded
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import saved_steps
 
@@ -122,6 +122,7 @@ class Library:
             "checkpoints": steps,
             "previews": previews(folder),
             "last_loss": last_loss(folder),
+            "last_recording": max(recorded(folder), default=None),
             **(describe(self.lens(name, step, weights)) if steps else describe_waiting(folder)),
         }
 

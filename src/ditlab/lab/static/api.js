@@ -11,7 +11,7 @@
  * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "latents" | "external", has_examples: boolean,
  *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow",
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
- *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, num_classes: number | null,
+ *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, last_recording: number | null, num_classes: number | null,
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   condition_tokens: string[], cross_tokens: string[],
  *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,

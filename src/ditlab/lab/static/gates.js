@@ -97,6 +97,7 @@ class Gates {
     this.update = () => {};
     this.grow = () => {};
     this.index = 0;
+    this.turn = Promise.resolve();
     this.panel = panel({
       id: "gates",
       title: "Watch the gates open",
@@ -109,18 +110,26 @@ class Gates {
   }
 
   async load() {
+    if (this.run.step === null && this.run.last_recording === null) return this.panel.status("Nothing is recorded yet.");
+    this.panel.status("");
     await this.panel.attempt(async () => {
       this.recording = new Recording(await arrays(this.path));
       this.build(this.recording);
     });
   }
 
-  /** What a run that is still training has done since. @param {News} news */
-  async follow(news) {
+  /** What a run that is still training has done since, one thing after the other. @param {News} news */
+  follow(news) {
+    this.turn = this.turn.then(() => this.take(news));
+  }
+
+  /** @param {News} news */
+  async take(news) {
     const { recording } = this;
     if (!recording || news.cut) {
+      this.run.last_recording = news.recorded ?? this.run.last_recording;
       forget(this.path);
-      if (news.cut || news.recorded !== undefined) await this.load();
+      if (news.cut || typeof news.recorded === "number") await this.load();
       return;
     }
     if (news.losses) addLosses(recording.found, news.losses);
@@ -261,6 +270,6 @@ export function mount(root, run) {
   const section = new Gates(run);
   root.append(section.panel.root);
   onChange(["train"], () => section.move());
-  onNews((news) => void section.follow(news));
-  void section.load();
+  onNews((news) => section.follow(news));
+  section.turn = section.load();
 }

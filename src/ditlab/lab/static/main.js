@@ -51,7 +51,7 @@ function describe(run) {
     ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
     : "";
   const kind = run.network === "mlp" ? "an MLP, a multilayer perceptron," : NETWORKS[run.network];
-  if (run.step === null) return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, to be trained on ${what}. It has no checkpoint yet: what it records is shown below, and the rest waits for the first one.`;
+  if (run.step === null) return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, to be trained on ${what}. It has no checkpoint yet: this is what it has recorded so far, and the rest waits for the first one.`;
   return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${run.process === "meanflow" ? MEAN : TARGETS[run.target]}.${cut}`;
 }
 
@@ -94,7 +94,9 @@ function settle(run) {
 
 /** @param {HTMLElement} main @param {Run} run */
 function mountSections(main, run) {
-  for (const { id, title, mount } of SECTIONS) {
+  // Before the first checkpoint there is one section to look at.
+  const first = (/** @type {SectionId} */ id) => Number(run.step === null && id === "gates");
+  for (const { id, title, mount } of [...SECTIONS].sort((a, b) => first(b.id) - first(a.id))) {
     const why = run.sections[id];
     // What a run wrote down of itself is shown without gates, too.
     if (why && id === "gates" && (run.last_loss !== null || run.step === null)) {
