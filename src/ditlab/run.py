@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -290,6 +291,19 @@ class Run:
     def latent(self) -> bool:
         """Whether samples are an autoencoder's latents, and not images or points."""
         return self.config.latent_space is not None
+
+    def show(self, height: int = 900) -> None:
+        """Show in a notebook what each patch looks at, or, of a network without attention, how it denoises.
+
+        What is shown works without Python from then on. Elsewhere than in a notebook, a line says what to do instead.
+
+        Args:
+            height: of the picture in the notebook, in pixels.
+
+        Raises:
+            InputError: the attention maps are too large for a notebook.
+        """
+        import_module("ditlab.lab.notebook").show(self, height)  # by name: the lab stands upon runs, not below them
 
     def _guide(self, guide: Run) -> Process:
         """The process of a run to guide away from."""

@@ -114,17 +114,21 @@ class Library:
     def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
         """All about one run; see ``describe``."""
         folder = self.folder(name)
-        steps = saved_steps(folder.checkpoints)
-        return {
-            "id": name,
-            "name": folder.path.name,
-            "path": str(folder.path),
-            "checkpoints": steps,
-            "previews": previews(folder),
-            "last_loss": last_loss(folder),
-            "last_recording": max(recorded(folder), default=None),
-            **(describe(self.lens(name, step, weights)) if steps else describe_waiting(folder)),
-        }
+        return describe_run(folder, self.lens(name, step, weights) if saved_steps(folder.checkpoints) else None)
+
+
+def describe_run(folder: RunFolder, lens: Lens | None) -> dict[str, Any]:
+    """All about a run, which has no lens before its first checkpoint."""
+    return {
+        "id": _opaque(folder.path),
+        "name": folder.path.name,
+        "path": str(folder.path),
+        "checkpoints": saved_steps(folder.checkpoints),
+        "previews": previews(folder),
+        "last_loss": last_loss(folder),
+        "last_recording": max(recorded(folder), default=None),
+        **(describe_waiting(folder) if lens is None else describe(lens)),
+    }
 
 
 def _opaque(path: Path) -> str:

@@ -24,11 +24,14 @@
  */
 
 const embeddedNode = document.getElementById("embedded");
-/** @type {{paths: Record<string, Embedded>, choices?: Choices} | null} */
+/** @type {{paths: Record<string, Embedded>, choices?: Choices, section?: SectionId} | null} */
 const embedded = embeddedNode ? JSON.parse(embeddedNode.textContent ?? "null") : null;
 
 /** Is this page a file with its answers inside (true) or served by the lab (false)? */
 export const exported = embedded !== null;
+
+/** The one section that a page within a notebook shows; null for all. @type {SectionId | null} */
+export const part = embedded?.section ?? null;
 
 /** The path of all runs' endpoints. @param {string} run @param {string} rest */
 export const at = (run, rest) => `/api/runs/${encodeURIComponent(run)}${rest}`;
@@ -285,6 +288,9 @@ function canonical(path) {
 }
 
 const byPath = new Map(Object.entries(embedded?.paths ?? {}).map(([path, entry]) => [canonical(path), entry]));
+
+/** Can this be asked at all? A file holds some answers, the lab has all. @param {string} path */
+export const answerable = (path) => !exported || byPath.has(canonical(path));
 
 /** @param {string} path @returns {Embedded} */
 function lookUp(path) {

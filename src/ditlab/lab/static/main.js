@@ -1,6 +1,6 @@
 // The page: which run, its bar of choices, its sections.
 
-import { at, choices, decodeDrawing, exported, forget, json } from "./api.js";
+import { at, choices, decodeDrawing, exported, forget, json, part } from "./api.js";
 import { bar } from "./bar.js";
 import { clear, h } from "./dom.js";
 import { forgetNews, liveBadge } from "./live.js";
@@ -96,7 +96,7 @@ function settle(run) {
 function mountSections(main, run) {
   // Before the first checkpoint there is one section to look at.
   const first = (/** @type {SectionId} */ id) => Number(run.step === null && id === "gates");
-  for (const { id, title, mount } of [...SECTIONS].sort((a, b) => first(b.id) - first(a.id))) {
+  for (const { id, title, mount } of SECTIONS.filter((one) => !part || one.id === part).sort((a, b) => first(b.id) - first(a.id))) {
     const why = run.sections[id];
     // What a run wrote down of itself is shown without gates, too.
     if (why && id === "gates" && (run.last_loss !== null || run.step === null)) {
@@ -176,6 +176,7 @@ function fail(error) {
 }
 
 async function begin() {
+  document.documentElement.classList.toggle("part", part !== null);
   place("theme").append(themeChooser());
   /** @type {RunSummary[]} */
   const runs = (await json("/api/runs")).runs;
