@@ -135,6 +135,7 @@ def create_app(library: Library, worker: Worker) -> Starlette:
         Route("/runs/{run}", _describe),
         Route("/runs/{run}/samples/{step}", _picture),
         Route("/runs/{run}/inputs", _bring, methods=["POST"]),
+        Route("/runs/{run}/pictures", _decode, methods=["POST"]),
         Route("/runs/{run}/gates", _recorded(gate_recordings)),
         Route("/runs/{run}/losses", _recorded(losses)),
         Route("/runs/{run}/live", _live),
@@ -282,6 +283,18 @@ async def _bring(request: Request) -> Response:
         return {"input": lens.own(decode(body, lens.run.shape))}
 
     return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+
+
+async def _decode(request: Request) -> Response:
+    """Pictures of latents (raw float32), by the run's own autoencoder."""
+    library: Library = request.app.state.library
+    run, body = request.path_params["run"], await request.body()
+
+    def job(_: Look) -> dict[str, np.ndarray]:
+        return {"pictures": library.lens(run).decoding.pictures(body)}
+
+    found = await request.app.state.worker.run(job, request.is_disconnected)
+    return Response(save(found), media_type="application/octet-stream")
 
 
 def _error(status: int) -> Any:

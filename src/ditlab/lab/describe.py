@@ -37,6 +37,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "condition_tokens": list(lens.condition_tokens),
         "cross_tokens": list(lens.cross_tokens),
         "macs": lens.scenes.macs,
+        "latents": {"why": lens.decoding.why} if run.latent else None,
         "sections": _sections(lens),
     }
 
@@ -56,6 +57,7 @@ def describe_waiting(folder: RunFolder) -> dict[str, Any]:
         "condition_tokens": [],
         "cross_tokens": [],
         "macs": None,
+        "latents": None,
         "sections": dict.fromkeys(SECTIONS, waiting) | {"gates": no_gates},
     }
 

@@ -18,6 +18,7 @@ from ditlab.errors import InputError
 from ditlab.inspection.probe import attention_layers
 from ditlab.inspection.statistics import brightness, map_statistics, query_statistics
 from ditlab.lab import maps
+from ditlab.lab.decoding import Decoding
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
@@ -74,6 +75,7 @@ class Lens:
     ) -> None:
         self.run = run if isinstance(run, Run) else load(run, weights=weights, step=step)
         self.process, self.network = self.run.process, self.run.process.network
+        self.decoding = Decoding(self.run)
         self.scenes = Scenes(self.run, OwnImages() if own is None else own)
 
     # ---- what there is
@@ -150,7 +152,9 @@ class Lens:
             arrays |= {"embedded": embedded, "positions": positions, "tokens": embedded + positions}
         c = self.process.path(torch.tensor(scene.t, dtype=torch.float64))
         label_word = str(None if scene.cond is None else int(scene.cond["label"]))
-        return Answer(arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word)
+        return Answer(
+            arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word, drawn=scene.drawn
+        )
 
     # ---- attention
 

@@ -14,7 +14,7 @@
  *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, last_recording: number | null, num_classes: number | null,
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   condition_tokens: string[], cross_tokens: string[],
- *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,
+ *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null, latents: {why: string | null} | null,
  *   sampling: {steps: number, solver: string, guidance: number}, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run
  * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null}} Setting
@@ -152,6 +152,18 @@ export async function upload(run, body, type) {
   if (exported) throw new Error("this file holds ready answers only: start `ditlab lab` to use an image of your own");
   const response = await ask(at(run, "/inputs"), { method: "POST", body, headers: { "Content-Type": type } });
   return (await response.json()).input;
+}
+
+/**
+ * Pictures (n,3,h,w) of latents, by the run's own autoencoder.
+ * @param {string} run
+ * @param {Float32Array<ArrayBuffer>} latents
+ * @param {AbortSignal} signal
+ * @returns {Promise<Tensor>}
+ */
+export async function decodeLatents(run, latents, signal) {
+  const response = await ask(at(run, "/pictures"), { method: "POST", body: latents, headers: { "Content-Type": "application/octet-stream" }, signal });
+  return decode(await response.arrayBuffer()).arrays.pictures;
 }
 
 // --- drawn images: kept in the page's address as their pixels, posted when first asked for ------------------------------

@@ -261,7 +261,8 @@ function preview(run, recording) {
     shown = found;
     image.src = picture(at(run.id, `/samples/${found}`));
     image.alt = `Samples from the same noise at every step, drawn after ${found.toLocaleString("en")} training steps`;
-    caption.textContent = `Samples after ${found.toLocaleString("en")} steps, the newest picture up to the chosen step. Their noise is the same at every step.`;
+    caption.textContent = `Samples after ${found.toLocaleString("en")} steps, the newest picture up to the chosen step. Their noise is the same at every step.`
+      + (run.data === "latents" ? " These are false colours of latents, which were not kept: they cannot be decoded." : "");
   } };
 }
 
