@@ -26,7 +26,7 @@ from ditlab.run import RunFolder
 from tests.images import folder_of
 from tests.interop.peers import facebook_state
 from tests.lab.conftest import train_into
-from tests.lab.shell import ask, serving
+from tests.lab.shell import ask, eventually, serving
 from tests.lab.test_page import opened, section, serve
 from tests.latents import encode, images_and_vae
 
@@ -87,7 +87,7 @@ def test_latents_are_shown_as_the_autoencoder_decodes_them(chromium, several):
         patches = section(page, "From image to tokens")
         picture = patches.get_by_role("img", name="x₀, decoded", exact=True)
         picture.scroll_into_view_if_needed()
-        page.wait_for_function("document.querySelector('#patches .decoded canvas').width > 1")
+        eventually(lambda: picture.get_attribute("width") != "1")
         pixels = picture.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     side = expected.shape[-1]
     shown = np.array(pixels).reshape(side, side, 4)[..., :3].transpose(2, 0, 1)

@@ -59,7 +59,8 @@ class Decoding:
         latents = torch.from_numpy(np.frombuffer(body, np.float32).reshape(-1, *self.run.shape).copy())
         if not latents.isfinite().all():
             raise InputError("these latents hold numbers that are not finite")
-        return ((self._decode(latents) + 1) * 127.5).round().byte().numpy()
+        pictures = ((self._decode(latents) + 1) * 127.5).round().byte()
+        return pictures.contiguous().numpy()  # convolutions may leave their channels last in memory
 
 
 def _is_here(vae: str) -> bool:
