@@ -5,8 +5,9 @@
 Trains on circles, with ``ditlab lab`` beside it in a process of its own, and divides the training into stretches of
 steps that differ in nothing but this: in every second one a client follows the run, as the page does, through
 ``/live``, and takes what it tells of. Printed is the time of a watched stretch over that of its neighbours, the median
-over all pairs (below 1.03 is the aim), and the same with a client that has the lab compute as fast as it can, which
-shares the processor with training as any other program does.
+over all pairs (below 1.03 is the aim), by the clock on the wall and by the processor's own, which other programs on the
+machine hardly disturb; and the same with a client that has the lab compute as fast as it can, which shares the
+processors with training as any other program does.
 """
 
 from __future__ import annotations
@@ -65,11 +66,10 @@ class Alternation:
 
     def __init__(self, begin: Callable[[str], Client]) -> None:
         self.begin_client = begin
-        self.seconds: dict[str, list[float]] = {"alone": [], WATCHING: [], COMPUTING: []}
-        self.order: list[str] = []
+        self.seconds: dict[str, list[tuple[float, float]]] = {"alone": [], WATCHING: [], COMPUTING: []}
         self.client: Client | None = None
         self.kind = "warming up"
-        self.clock = time.perf_counter()
+        self.clocks = time.perf_counter(), time.process_time()
 
     def begin(self, done: int, steps: int) -> None:
         """Training begins."""
@@ -80,7 +80,8 @@ class Alternation:
     def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
         """One stretch is over: take its time, and begin one of another kind."""
         if self.kind in self.seconds:
-            self.seconds[self.kind].append(time.perf_counter() - self.clock)
+            wall, own = self.clocks
+            self.seconds[self.kind].append((time.perf_counter() - wall, time.process_time() - own))
         if self.client is not None:
             self.client.over.set()
             self.client.join()
@@ -91,7 +92,7 @@ class Alternation:
             self.kind = "warming up"
         elif self.kind != "alone":
             self.client = self.begin_client(self.kind)
-        self.clock = time.perf_counter()
+        self.clocks = time.perf_counter(), time.process_time()
 
 
 @contextlib.contextmanager
@@ -115,7 +116,7 @@ def measure(pairs: int) -> dict[str, float]:
     """Medians of the time of a stretch over the mean of the two beside it."""
     torch.set_num_threads(1)
     steps = STRETCH * (2 * 2 * pairs + 4)
-    every = {"log_every": STRETCH, "record_every": STRETCH, "preview_every": steps, "checkpoint_every": 2 * STRETCH}
+    every = {"log_every": STRETCH, "record_every": STRETCH, "preview_every": steps, "checkpoint_every": STRETCH}
     config = RECIPES["circles"]().model_copy(update={"steps": steps, "precision": "fp32", "keep_last": 2, **every})
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = RunFolder(Path(temporary) / "run")
@@ -123,16 +124,24 @@ def measure(pairs: int) -> dict[str, float]:
         port, name = stack.enter_context(lab(folder.path))
         watcher = Alternation(lambda kind: Client(port, name, kind))
         fit(folder, config, watcher, resume=True)
-    alone = watcher.seconds["alone"]
-    ratios: dict[str, list[float]] = {WATCHING: [], COMPUTING: []}
-    for kind, first in ((WATCHING, 1), (COMPUTING, 0)):
-        for i, seconds in enumerate(watcher.seconds[kind]):
-            beside = alone[max(0, 2 * i + first - 1) : 2 * i + first + 1]
-            ratios[kind].append(seconds / statistics.mean(beside))
-    return {name: round(statistics.median(values), 4) for name, values in ratios.items()} | {
-        "stretch_seconds": round(statistics.median(alone), 3),
+    return _ratios(watcher) | {
+        "stretch_seconds": round(statistics.median(wall for wall, _ in watcher.seconds["alone"]), 3),
         "processors": os.cpu_count() or 0,
     }
+
+
+def _ratios(watcher: Alternation) -> dict[str, float]:
+    """Of each kind of stretch, by each clock."""
+    alone = watcher.seconds["alone"]
+    found = {}
+    for kind, first in ((WATCHING, 1), (COMPUTING, 2)):
+        for clock, name in enumerate(("", "_processor")):
+            ratios = []
+            for i, times in enumerate(watcher.seconds[kind]):
+                beside = alone[2 * i + first - 1 : 2 * i + first + 1]
+                ratios.append(times[clock] / statistics.mean(one[clock] for one in beside))
+            found[kind + name] = round(statistics.median(ratios), 4)
+    return found
 
 
 if __name__ == "__main__":

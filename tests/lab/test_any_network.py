@@ -139,7 +139,7 @@ def test_a_network_too_large_for_its_own_sampling_draws_in_few_steps(several, mo
 
 
 class Largest(TorchDispatchMode):
-    """Counts what operations return: of tensors that could be attention maps, the values of the largest."""
+    """Counts the values of the largest tensor that operations make, and of the largest that could be attention maps."""
 
     def __init__(self, tokens):
         super().__init__()
@@ -147,8 +147,13 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
+        given = {
+            one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)
+        }
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
+            if (
+                isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given
+            ):  # a view takes no memory
                 self.any = max(self.any, tensor.numel())
                 if tensor.dim() >= 2 and tensor.shape[-1] == self.tokens and tensor.shape[-2] == self.tokens:
                     self.maps = max(self.maps, tensor.numel())
