@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,8 @@ from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point,
 from ditlab.training.loading import load_average, load_weights
 from ditlab.training.parallel import ALONE, Ranks
 
+PATIENCE = 0.5  # seconds: who asks whether a run is being trained holds its lock for some microseconds
+
 
 class RunFolder:
     """The files of a run, by name. Nothing is read or written until asked for."""
@@ -42,6 +46,7 @@ class RunFolder:
         self.averages = self.path / "averages"
         self.failures = self.path / "failures"
         self.quarantine_file = self.path / "quarantine.jsonl"
+        self.lock_file = self.path / ".lock"
 
     @classmethod
     def find(cls, name: str | Path) -> RunFolder:
@@ -124,7 +129,7 @@ class RunFolder:
             InputError: another process writes into it.
         """
         disk.make_folder(self.path)
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.lock_file, timeout=PATIENCE)
         try:
             lock.acquire()
         except Timeout:
@@ -133,6 +138,28 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process is writing into this run, as training does; asking leaves nothing behind."""
+        if sys.platform == "win32":
+            lock = FileLock(self.lock_file, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                return True
+            lock.release()
+            return False
+        import fcntl
+
+        try:
+            with self.lock_file.open("rb") as stream:  # closing lets go of it
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def cut(self, step: int) -> None:
         """Drop metrics, pictures and recordings of later steps than ``step``, and what is left unfinished.
@@ -264,6 +291,19 @@ class Run:
     def latent(self) -> bool:
         """Whether samples are an autoencoder's latents, and not images or points."""
         return self.config.latent_space is not None
+
+    def show(self, height: int = 900) -> None:
+        """Show in a notebook what each patch looks at, or, of a network without attention, how it denoises.
+
+        What is shown works without Python from then on. Elsewhere than in a notebook, a line says what to do instead.
+
+        Args:
+            height: of the picture in the notebook, in pixels.
+
+        Raises:
+            InputError: the attention maps are too large for a notebook.
+        """
+        import_module("ditlab.lab.notebook").show(self, height)  # by name: the lab stands upon runs, not below them
 
     def _guide(self, guide: Run) -> Process:
         """The process of a run to guide away from."""

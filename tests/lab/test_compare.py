@@ -12,9 +12,9 @@ from ditlab.errors import InputError
 from ditlab.evaluate import evaluate
 from ditlab.evaluation.measures import measure_circles
 from ditlab.lab import Lens
+from ditlab.lab.answer import look_away
 from ditlab.lab.api import create_app
 from ditlab.lab.comparing import configuration, curves, looking, quality
-from ditlab.lab.lens import look_away
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Gone, Worker
 from ditlab.recipes import RECIPES

@@ -11,8 +11,8 @@ import ditlab
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.errors import InputError, Missing
 from ditlab.lab import Lens
+from ditlab.lab.answer import Answer
 from ditlab.lab.describe import describe
-from ditlab.lab.lens import Answer
 from ditlab.lab.library import Library
 from ditlab.lab.maps import queries_and_keys
 from ditlab.run import Run, RunFolder

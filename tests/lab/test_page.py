@@ -11,8 +11,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from ditlab.lab import Lens
+from ditlab.lab.answer import Answer
 from ditlab.lab.api import create_app
-from ditlab.lab.lens import Answer
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Worker
 from tests.lab.shell import serving

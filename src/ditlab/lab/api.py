@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,24 +15,29 @@ from safetensors.numpy import save
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from torch import Tensor
 
 from ditlab.config import SolverName
 from ditlab.errors import InputError, Missing
+from ditlab.lab.answer import Answer, Look
 from ditlab.lab.comparing import configuration, curves
 from ditlab.lab.guard import exception_handlers, problem
 from ditlab.lab.images import from_file, from_pixels
-from ditlab.lab.lens import MAX_STEPS, Answer, Lens, Look
+from ditlab.lab.lens import MAX_STEPS, Lens
 from ditlab.lab.library import Library
-from ditlab.lab.worker import Worker
+from ditlab.lab.live import Watch, stream
+from ditlab.lab.recordings import gate_recordings, losses, previews
+from ditlab.lab.worker import Busy, Worker
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import step_name
 
 PAGE = Path(__file__).parent / "static"
 MAX_IMAGES, MAX_POINTS = 16, 2000  # samples in one trajectory
 MAX_MEASURED = 5000  # samples to measure
+MAX_STREAMS = 64  # pages that follow a run
 
 
 class Query(BaseModel):
@@ -131,6 +136,12 @@ class Field2D(Query):
     size: int = Field(24, ge=2, le=64)
 
 
+class Recorded(Query):
+    """What was written down after a training step; it needs no weights, which may be named all the same."""
+
+    after: int = Field(-1, ge=-1, lt=10**8)
+
+
 Ask = Callable[[Lens, Any, Look], Any]
 
 QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
@@ -141,7 +152,6 @@ QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
     "attention/thumbnails": (AllHeads, lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look)),
     "attention/summary": (Query, lambda lens, _, look: lens.attention_summary(look=look)),
     "attention/cross": (Where, lambda lens, q, _: lens.cross_attention(**q.arguments)),
-    "gates": (Query, lambda lens, _, __: lens.gates()),
     "trajectory": (Walk, lambda lens, q, look: _few(lens, q).trajectory(**q.arguments, look=look)),
     "samples": (Drawn, lambda lens, q, look: _few(lens, q).samples(**q.arguments, look=look)),
     "costs": (Query, lambda lens, _, look: lens.costs(look=look)),
@@ -167,6 +177,10 @@ def create_app(library: Library, worker: Worker) -> Starlette:
         Route("/runs/{run}/samples/{step}", _picture),
         Route("/runs/{run}/inputs", _bring, methods=["POST"]),
         Route("/runs/{run}/quality", _quality),
+        Route("/runs/{run}/pictures", _decode, methods=["POST"]),
+        Route("/runs/{run}/gates", _recorded(gate_recordings)),
+        Route("/runs/{run}/losses", _recorded(losses)),
+        Route("/runs/{run}/live", _live),
         *[Route(f"/runs/{{run}}/{name}", _asking(*question)) for name, question in QUESTIONS.items()],
         *[Route(f"/runs/{{run}}/{name}", _reading(read)) for name, read in READINGS.items()],
     ]
@@ -179,7 +193,7 @@ def create_app(library: Library, worker: Worker) -> Starlette:
             ValidationError: _invalid,
         },
     )
-    app.state.library, app.state.worker = library, worker
+    app.state.library, app.state.worker, app.state.streams = library, worker, 0
     return app
 
 
@@ -207,6 +221,43 @@ def _reading(read: Callable[[RunFolder], Any]) -> Callable[[Request], Awaitable[
         return answer(request, await run_in_threadpool(read, folder))
 
     return endpoint
+
+
+def _recorded(read: Callable[[RunFolder, int], dict[str, Tensor]]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint that reads what a run wrote down, which is there before any checkpoint."""
+
+    async def endpoint(request: Request) -> Response:
+        after = Recorded.model_validate(_single(request)).after
+        folder = request.app.state.library.folder(request.path_params["run"])
+
+        def job() -> Answer:
+            return Answer(read(folder, after), previews=repr(previews(folder)))
+
+        return answer(request, await run_in_threadpool(job))
+
+    return endpoint
+
+
+async def _live(request: Request) -> Response:
+    """Server-sent events of a run; see ``live``. They take no place in the worker's queue."""
+    # A browser that comes again repeats the first address, and says in a header how far it got.
+    got = request.headers.get("last-event-id")
+    query = Recorded.model_validate({**_single(request), **({"after": got} if got else {})})
+    watch = Watch(request.app.state.library.folder(request.path_params["run"]), query.after)
+    state = request.app.state
+    if state.streams >= MAX_STREAMS:
+        raise Busy(f"{state.streams} pages watch already; close one")
+    request.state.stream = True  # so that it gives way to questions; see ``connection``
+
+    async def events() -> AsyncIterator[bytes]:
+        state.streams += 1
+        try:
+            async for event in stream(watch, request.is_disconnected):
+                yield event
+        finally:
+            state.streams -= 1
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 def _single(request: Request) -> Mapping[str, str]:
@@ -297,6 +348,18 @@ async def _bring(request: Request) -> Response:
         return {"input": lens.own(decode(body, lens.run.shape))}
 
     return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+
+
+async def _decode(request: Request) -> Response:
+    """Pictures of latents (raw float32), by the run's own autoencoder."""
+    library: Library = request.app.state.library
+    run, body = request.path_params["run"], await request.body()
+
+    def job(_: Look) -> dict[str, np.ndarray]:
+        return {"pictures": library.lens(run).decoding.pictures(body)}
+
+    found = await request.app.state.worker.run(job, request.is_disconnected)
+    return Response(save(found), media_type="application/octet-stream")
 
 
 def _error(status: int) -> Any:

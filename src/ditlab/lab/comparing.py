@@ -14,7 +14,7 @@ from ditlab.config import ImagesData
 from ditlab.data.images.dataset import Images
 from ditlab.errors import InputError
 from ditlab.evaluate import evaluate
-from ditlab.lab.lens import Answer, Look, look_away
+from ditlab.lab.answer import Answer, Look, look_away
 from ditlab.lab.scenes import check_work, evaluations_of
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import Run, RunFolder

@@ -20,7 +20,7 @@ from ditlab.lab.guard import sealed
 LEAST_PROGRESS = 2**16  # bytes that a slow reader takes in ``write_seconds``, unless it takes all
 
 # How much a connection has a claim to its socket when there are too many.
-SILENT, IDLE, STALLED, SERVED = range(4)
+SILENT, IDLE, STREAM, STALLED, SERVED = range(5)
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Patient(H11Protocol):
     """A connection that is closed when its request does not come, or its answer is not read, in time.
 
     If there are more than ``limits.connections``, the one with the least claim is closed, the oldest first: one that
-    has not yet sent a whole request, then one between two requests, then one that does not read; if all others are
-    being served, the newcomer. So half-open connections, however many, push out one another.
+    has not yet sent a whole request, then one between two requests, then an endless stream (whose endpoint says so with
+    ``request.state.stream = True``, and whose client comes again by itself), then one that does not read; if all others
+    are being served, the newcomer. So half-open connections, however many, push out one another.
     """
 
     def __init__(self, *args: Any, limits: Limits = DEFAULT, **kwargs: Any) -> None:
@@ -54,12 +55,14 @@ class Patient(H11Protocol):
 
     @property
     def claim(self) -> int:
-        """SILENT, IDLE, STALLED or SERVED."""
+        """SILENT, IDLE, STREAM, STALLED or SERVED."""
         if self._write_clock.runs:
             return STALLED
         if self.cycle is None or (self.conn.their_state is h11.SEND_BODY and not self.cycle.response_complete):
             return SILENT
-        return IDLE if self.cycle.response_complete else SERVED
+        if self.cycle.response_complete:
+            return IDLE
+        return STREAM if self.cycle.scope.get("state", {}).get("stream") else SERVED
 
     def abort(self) -> None:
         """Close the socket now, whatever is still unsent."""
@@ -107,8 +110,8 @@ class Patient(H11Protocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Called when the server stops: only an answer under way is waited for."""
-        if self.claim in (SILENT, IDLE):
+        """Called when the server stops: only an answer under way that has an end is waited for."""
+        if self.claim in (SILENT, IDLE, STREAM):
             self.abort()
         else:
             super().shutdown()

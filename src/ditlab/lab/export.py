@@ -7,21 +7,25 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
+
+import torch
 
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError
 from ditlab.inspection.interventions import single_edits
+from ditlab.lab.answer import Answer
 from ditlab.lab.api import PAGE, encode
 from ditlab.lab.comparing import configuration, curves
-from ditlab.lab.lens import Answer, Lens
-from ditlab.lab.library import Library
+from ditlab.lab.lens import Lens
+from ditlab.lab.library import Library, describe_run
 from ditlab.lab.maps import WHOLE
+from ditlab.lab.recordings import losses
 from ditlab.lab.scenes import affordable, evaluations_of
 from ditlab.training.checkpoint import step_name
 
@@ -34,6 +38,9 @@ DRAWN = 10  # images to compare
 MAX_BYTES = 30_000_000  # of attention maps in a file
 CHANGE_TIMES = (0.3, 0.7)
 MAX_CHANGE_BYTES = 1_300_000  # of what changed networks answer, as base64
+PART_INPUTS, PART_SEEDS = ("data:0", "data:1", "sample:0"), (0,)  # of a page that holds one section
+PART_BYTES = 8_000_000
+Part = Literal["attention", "denoise"]
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
 
@@ -53,26 +60,44 @@ def embed(library: Library, name: str) -> dict[str, Any]:
     """Every answer the page will ask for, under the address it asks at, and what there is to choose from."""
     lens = library.lens(name)
     run = library.describe(name, None, "ema")
-    run["checkpoints"] = [run["step"]]
     run["path"] = run["name"]
-    catalogue = {"runs": [entry for entry in library.catalogue()["runs"] if entry["id"] == name]}
-    paths: dict[str, Any] = {"/api/runs": _packed(catalogue)}
-    base = f"/api/runs/{name}"
-    common = {"step": run["step"], "weights": "ema"}
-    paths[base] = paths[_address(base, common)] = _packed(run)
     choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
-    folder = library.folder(name)
+    choices["changes"] = {"edits": [], "input": [], "t": []}
+    paths = _paths(run, _answers(lens, run, choices))
+    base, folder = f"/api/runs/{name}", library.folder(name)
     settings = configuration(folder)  # but not where the data lie on this machine
     paths[f"{base}/config"] = _packed({key: value for key, value in settings.items() if not key.startswith("data.")})
     with suppress(InputError):  # a short run may have written down no loss
         paths[f"{base}/curves"] = _packed(curves(folder))
-    choices["changes"] = {"edits": [], "input": [], "t": []}
-    for path, query, value in _answers(lens, run, choices):
-        paths[_address(f"{base}/{path}", common | query)] = _packed(value)
     for step in run["previews"]:
         picture = (lens.run.folder.samples / f"{step_name(step)}.png").read_bytes()
         paths[f"{base}/samples/{step}"] = {"type": "image", "body": _base64(picture)}
     return {"paths": paths, "choices": choices}
+
+
+def page_of_part(lens: Lens, section: Part) -> str:
+    """The page with one section of a run, and a small choice of what it may ask.
+
+    Raises:
+        InputError: the attention maps are too large for a page, or a trajectory takes too long.
+    """
+    run = describe_run(lens.run.folder, lens)
+    choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
+    paths = _paths(run, _attention_alone(lens, run, choices) if section == "attention" else _walks(lens, run, choices))
+    embedded = {"paths": paths, "choices": choices, "section": section}
+    return one_page(json.dumps(embedded, allow_nan=False).replace("<", "\\u003c"))
+
+
+def _paths(run: dict[str, Any], answers: Iterable[tuple[str, dict[str, Any], Any]]) -> dict[str, Any]:
+    """Answers under their addresses, with those that every page begins with."""
+    run["checkpoints"] = [run["step"]]
+    base, common = f"/api/runs/{run['id']}", {"step": run["step"], "weights": "ema"}
+    entry = {name: run[name] for name in ("id", "name", "step", "data", "network", "process")}
+    paths: dict[str, Any] = {"/api/runs": _packed({"runs": [entry]})}
+    paths[base] = paths[_address(base, common)] = _packed(run)
+    for path, query, value in answers:
+        paths[_address(f"{base}/{path}", common | query)] = _packed(value)
+    return paths
 
 
 def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
@@ -80,41 +105,63 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
     yield "flow", {}, lens.flow()
     if run["has_gates"]:
         yield "gates", {}, lens.gates()
+    elif run["last_loss"] is not None:
+        yield "losses", {}, Answer(losses(lens.run.folder), previews=repr(lens.previews()))
     if len(lens.run.shape) == 3:
         choices["input"], choices["t"] = _affordable(run)
+        if run["attention"] and run["has_examples"]:
+            yield "attention/summary", {}, lens.attention_summary()
         yield from _looks(lens, run, choices)
-    else:
-        for t in (i / 20 for i in range(21)):
-            yield "field", {"t": t, "size": 24}, lens.field(t=t)
-    guidance = {} if run["sampling"]["guidance"] == 1 else {"guidance": run["sampling"]["guidance"]}
-    n = 1 if len(lens.run.shape) == 3 else PARTICLES
-    for walk, seed in product(WALKS, SEEDS):
-        setting: dict[str, Any] = {**walk, **guidance, "seed": seed}
-        choices["settings"].append(setting)
-        yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
+    yield from _walks(lens, run, choices, SEEDS)
     n = DRAWN if len(lens.run.shape) == 3 else PARTICLES
     for seed in SEEDS:
         yield "samples", {"seed": seed, "n": n}, lens.samples(seed=seed, n=n)
     yield from _changes(lens, run, choices)
 
 
-def _affordable(run: dict[str, Any]) -> tuple[list[str], list[float]]:
+def _walks(
+    lens: Lens, run: dict[str, Any], choices: dict[str, Any], seeds: tuple[int, ...] = PART_SEEDS
+) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """What the section Denoise asks for."""
+    if len(lens.run.shape) == 1:
+        for t in (i / 20 for i in range(21)):
+            yield "field", {"t": t, "size": 24}, lens.field(t=t)
+    guidance = {} if run["sampling"]["guidance"] == 1 else {"guidance": run["sampling"]["guidance"]}
+    n = 1 if len(lens.run.shape) == 3 else PARTICLES
+    for walk, seed in product(WALKS, seeds):
+        setting: dict[str, Any] = {**walk, **guidance, "seed": seed}
+        choices["settings"].append(setting)
+        yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
+
+
+def _attention_alone(
+    lens: Lens, run: dict[str, Any], choices: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """What the section about attention asks for, without what it measures over many images."""
+    choices["input"], choices["t"] = _affordable(run, PART_INPUTS, PART_BYTES)
+    for path, query, value in _looks(lens, run, choices):
+        if path == "input":
+            value = Answer({name: torch.from_numpy(value[name]) for name in ("x0", "x")}, **value.meta)
+        yield path, query, value
+
+
+def _affordable(
+    run: dict[str, Any], inputs: tuple[str, ...] = INPUTS, most: int = MAX_BYTES
+) -> tuple[list[str], list[float]]:
     """Inputs and times whose attention maps fit into a file that opens: fewer of them for larger networks."""
     cells = [(layer["heads"] + 1) * layer["tokens"] ** 2 for layer in run["attention"]]
-    if any(layer["tokens"] > WHOLE for layer in run["attention"]) or 6 * sum(cells) > MAX_BYTES:
+    if any(layer["tokens"] > WHOLE for layer in run["attention"]) or 6 * sum(cells) > most:
         raise InputError(
             f"the attention maps of {run['name']} are too large for one file: look at them with ditlab lab"
         )
-    scenes = max(1, MAX_BYTES // (6 * sum(cells) + 1))  # four bytes a cell, as base64, and what comes with them
+    scenes = max(1, most // (6 * sum(cells) + 1))  # four bytes a cell, as base64, and what comes with them
     times = TIMES if scenes >= len(TIMES) else TIMES[1:2]
-    inputs = [name for name in INPUTS if run["has_examples"] or not name.startswith("data:")]
-    return inputs[: max(1, scenes // len(times))], list(times)
+    there = [name for name in inputs if run["has_examples"] or not name.startswith("data:")]
+    return there[: max(1, scenes // len(times))], list(times)
 
 
 def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     layers = run["attention"]
-    if layers and run["has_examples"]:
-        yield "attention/summary", {}, lens.attention_summary()
     for name, t in product(choices["input"], choices["t"]):
         where: dict[str, Any] = {"input": name, "t": t}
         yield "input", where, lens.input(**where)

@@ -19,11 +19,13 @@ from ditlab.inspection.interventions import intervened
 from ditlab.inspection.probe import attention_layers
 from ditlab.inspection.statistics import map_statistics
 from ditlab.lab import maps
+from ditlab.lab.answer import Answer, Look, look_away
 from ditlab.lab.costs import Costs, measure_costs
+from ditlab.lab.decoding import Decoding
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
-from ditlab.lab.recordings import gate_recordings, numbered
+from ditlab.lab.recordings import gate_recordings, previews
 from ditlab.lab.scenes import Scene, Scenes, affordable, check_work, evaluations_of, joined
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
@@ -33,19 +35,6 @@ MAX_STEPS = 200
 MAX_BYTES = 256e6  # of the arrays of one trajectory
 SUMMARY_IMAGES = 64
 SUMMARY_TIMES = tuple(i / 10 for i in range(1, 10))
-Look = Callable[[], None]
-
-
-def look_away() -> None:
-    """Nobody to ask whether the answer is still wanted."""
-
-
-class Answer(dict[str, np.ndarray]):
-    """Named float32 arrays, and a few words about them in ``meta``."""
-
-    def __init__(self, arrays: dict[str, Tensor], **meta: str) -> None:
-        super().__init__({name: value.detach().float().cpu().numpy() for name, value in arrays.items()})
-        self.meta = meta
 
 
 class Lens:
@@ -77,6 +66,7 @@ class Lens:
     ) -> None:
         self.run = run if isinstance(run, Run) else load(run, weights=weights, step=step)
         self.process, self.network = self.run.process, self.run.process.network
+        self.decoding = Decoding(self.run)
         self.scenes = Scenes(self.run, OwnImages() if own is None else own)
         self._costs: Costs | None = None
 
@@ -155,7 +145,9 @@ class Lens:
             arrays |= {"embedded": embedded, "positions": positions, "tokens": embedded + positions}
         c = self.process.path(torch.tensor(scene.t, dtype=torch.float64))
         label_word = str(None if scene.cond is None else int(scene.cond["label"]))
-        return Answer(arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word)
+        return Answer(
+            arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word, drawn=scene.drawn
+        )
 
     # ---- attention
 
@@ -264,7 +256,7 @@ class Lens:
 
     def previews(self) -> list[int]:
         """Steps at which the run left a picture drawn from the same noise."""
-        return [step for step, _ in numbered(self.run.folder.samples, "png")]
+        return previews(self.run.folder)
 
     # ---- denoising
 

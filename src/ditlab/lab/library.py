@@ -12,10 +12,12 @@ import torch
 
 from ditlab.config import Config
 from ditlab.errors import InputError, Missing
+from ditlab.lab.answer import Look
 from ditlab.lab.comparing import quality
-from ditlab.lab.describe import describe
+from ditlab.lab.describe import describe, describe_waiting
 from ditlab.lab.images import OwnImages
-from ditlab.lab.lens import Lens, Look
+from ditlab.lab.lens import Lens
+from ditlab.lab.recordings import last_loss, previews, recorded
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import RunFolder, load
 from ditlab.training.checkpoint import saved_steps, step_name
@@ -35,7 +37,7 @@ class Library:
         path: a run's folder, its name in ``runs/``, or a folder that holds runs.
 
     Raises:
-        InputError: there is no run with a checkpoint.
+        InputError: there is no run that has a checkpoint or is on its way to one.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,7 +60,7 @@ class Library:
         return {_opaque(path): RunFolder(path) for path in paths}
 
     def folders(self) -> dict[str, RunFolder]:
-        """Opaque name → run, of those that have a checkpoint and a configuration that can be read."""
+        """Opaque name → run, of those that can be looked at; see ``_config``."""
         return {name: run for name, run in self._configured().items() if _config(run) is not None}
 
     def folder(self, name: str) -> RunFolder:
@@ -119,6 +121,8 @@ class Library:
         """That step, or the newest, if there is a checkpoint of it."""
         steps = saved_steps(folder.checkpoints)
         step = self._newest(name, folder) if step is None else step
+        if not steps:
+            raise Missing(f"{folder.path.name} has no checkpoint yet")
         if step is None or step not in steps:
             raise Missing(f"{folder.path.name} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
         return step
@@ -153,15 +157,22 @@ class Library:
 
     def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
         """All about one run; see ``describe``."""
-        lens, folder = self.lens(name, step, weights), self.folder(name)
-        return {
-            "id": name,
-            "name": folder.path.name,
-            "path": str(folder.path),
-            "checkpoints": saved_steps(folder.checkpoints),
-            "previews": lens.previews(),
-            **describe(lens),
-        }
+        folder = self.folder(name)
+        return describe_run(folder, self.lens(name, step, weights) if saved_steps(folder.checkpoints) else None)
+
+
+def describe_run(folder: RunFolder, lens: Lens | None) -> dict[str, Any]:
+    """All about a run, which has no lens before its first checkpoint."""
+    return {
+        "id": _opaque(folder.path),
+        "name": folder.path.name,
+        "path": str(folder.path),
+        "checkpoints": saved_steps(folder.checkpoints),
+        "previews": previews(folder),
+        "last_loss": last_loss(folder),
+        "last_recording": max(recorded(folder), default=None),
+        **(describe_waiting(folder) if lens is None else describe(lens)),
+    }
 
 
 def use_threads(macs: float) -> None:
@@ -179,9 +190,10 @@ def _opaque(path: Path) -> str:
 
 
 def _config(folder: RunFolder) -> Config | None:
-    """The configuration of a run that can be looked at, or None: without a checkpoint, or damaged."""
+    """The configuration of a run that can be looked at, or None: with nothing written down yet, or damaged."""
     try:
-        return folder.read_config() if folder.step is not None else None
+        begun = folder.step is not None or folder.metrics_file.exists() or folder.is_locked
+        return folder.read_config() if begun else None
     except (InputError, OSError):
         return None
 

@@ -14,25 +14,54 @@ from ditlab.errors import InputError
 from ditlab.run import RunFolder
 
 
-def gate_recordings(folder: RunFolder) -> dict[str, Tensor]:
-    """Gates, contributions and effective depth at each recorded step, and the loss. Damaged recordings are left out.
+def gate_recordings(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
+    """Gates, contributions and effective depth at each recorded step beyond ``after``, and the loss of those steps.
+
+    Damaged recordings are left out.
 
     Raises:
         InputError: there are none.
     """
-    recordings = {step: tensors for step, file in numbered(folder.probes, "safetensors") if (tensors := _load(file))}
+    files = [(step, file) for step, file in numbered(folder.probes, "safetensors") if step > after]
+    recordings = {step: tensors for step, file in files if (tensors := _load(file))}
     if not recordings:
-        raise InputError(f"{folder.path} recorded no gates")
-    losses = [(line["step"], line["loss"]) for line in folder.read_metrics() if "loss" in line]
+        beyond = "" if after < 0 else f" after step {after}"
+        raise InputError(f"{folder.path} recorded no gates{beyond}")
     arrays = {
         "step": torch.tensor(list(recordings)),
         "t": next(iter(recordings.values()))["t"],
-        "loss_step": torch.tensor([step for step, _ in losses]),
-        "loss": torch.tensor([loss for _, loss in losses]),
+        **losses(folder, after),
     }
     for name in ("gate", "contribution", "effective_depth"):
         arrays[name] = torch.stack([recording[name] for recording in recordings.values()])
     return arrays
+
+
+def losses(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
+    """The loss at each step that was logged, beyond ``after``."""
+    found = [(line["step"], line["loss"]) for line in folder.read_metrics() if "loss" in line and line["step"] > after]
+    return {
+        "loss_step": torch.tensor([step for step, _ in found]),
+        "loss": torch.tensor([loss for _, loss in found]),
+    }
+
+
+def last_loss(folder: RunFolder) -> int | None:
+    """The last step whose loss was logged; None without any, and where the metrics are damaged."""
+    try:
+        return max((line["step"] for line in folder.read_metrics() if "loss" in line), default=None)
+    except (InputError, OSError):
+        return None
+
+
+def previews(folder: RunFolder) -> list[int]:
+    """Steps at which the run left a picture drawn from the same noise."""
+    return [step for step, _ in numbered(folder.samples, "png")]
+
+
+def recorded(folder: RunFolder) -> list[int]:
+    """Steps at which the run recorded its gates."""
+    return [step for step, _ in numbered(folder.probes, "safetensors")]
 
 
 def numbered(folder: Path, ending: str) -> list[tuple[int, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from ditlab.run import Run
 
 KEPT = 32  # trajectories
 ADAPTIVE = 400  # evaluations to be ready for, where a solver cannot say how many it will need
+QUICK = {"cpu": 4e11, "cuda": 3e13, "mps": 3e12}  # multiply-accumulates of a generated input: some seconds
 MAX_WORK = {"cpu": 1.2e13, "cuda": 1e15, "mps": 1e14}  # multiply-accumulates of one answer: minutes
 
 
@@ -67,6 +68,14 @@ class Scene(NamedTuple):
     x: Tensor  # x_t
     t: float
     cond: dict[str, Tensor] | None
+    drawn: str = ""  # of a generated image, how it was drawn, if not as the run's configuration says
+
+
+class _Drawn(NamedTuple):
+    """A generated image: its states from noise to data, or, drawn in few steps, its first and last; and how."""
+
+    states: list[tuple[float, Tensor]]
+    how: str
 
 
 def joined(scenes: Sequence[Scene]) -> Scene:
@@ -83,7 +92,7 @@ class Scenes:
 
     def __init__(self, run: Run, own: OwnImages) -> None:
         self.run, self.own = run, own
-        self._generated: OrderedDict[tuple[int, int | None], list[tuple[float, Tensor]]] = OrderedDict()
+        self._generated: OrderedDict[tuple[int, int | None], _Drawn] = OrderedDict()
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -133,9 +142,13 @@ class Scenes:
             raise InputError(f"unknown input {input!r}; use data:I, sample:SEED or the name of a drawn image")
         x0 = x0.to(self.like)
         noise = SampleNoise(0, [index], self.run.shape, x0)()
+        return self._mixed(x0, noise, t)._replace(cond=self.condition(own_label, label, 1))
+
+    def _mixed(self, x0: Tensor, noise: Tensor, t: float) -> Scene:
+        """An image and a noise, brought to a time."""
         time = min(t, self.run.process.start)
         x = self.run.process.q_sample(x0, torch.tensor([time], dtype=x0.dtype, device=x0.device), noise)
-        return Scene(x0, noise, x, time, self.condition(own_label, label, 1))
+        return Scene(x0, noise, x, time, None)
 
     def _example(self, index: int) -> tuple[Tensor, int | None]:
         """The index-th example that training saw, and its label."""
@@ -156,12 +169,15 @@ class Scenes:
         cond = self.condition(seed, label, 1)
         key = (seed, None if cond is None else int(cond["label"]))
         if key not in self._generated:
-            self._generated[key] = list(self._walk(1, seed, cond, "choose a training example or draw an image"))
+            self._generated[key] = self._walk(seed, cond)
             while len(self._generated) > KEPT:
                 self._generated.popitem(last=False)
-        states = self._generated[key]
+        states, how = self._generated[key]
+        noise, x0 = states[0][1], states[-1][1]
+        if how:
+            return self._mixed(x0, noise, t)._replace(cond=cond, drawn=how)
         time, x = min(states, key=lambda state: abs(state[0] - t))
-        return Scene(states[-1][1], states[0][1], x, time, cond)
+        return Scene(x0, noise, x, time, cond)
 
     def samples(self, n: int, seed: int, label: int | None, look: Callable[[], None]) -> Tensor:
         """n samples as the run's own configuration draws them; without a label, sample i has i mod classes.
@@ -171,11 +187,15 @@ class Scenes:
         cond = self.condition(0, label, n)
         if cond is not None and label is None:
             cond = {"label": torch.arange(n, device=self.like.device) % (self.run.num_classes or 1)}
-        states = []
-        for _, x in self._walk(n, seed, cond, "ask for fewer samples"):
+        own, process = self.run.config.sampling, self.run.process
+        guided = cond is not None and own.guidance != 1
+        work = n * evaluations_of(process, own.solver, own.steps) * (2 if guided else 1) * self.macs
+        check_work(work, self.like.device, "ask for fewer samples")
+        x = self.like
+        for state in process.trajectory(n, self.run.shape, cond=cond, seed=seed, **build_drawing(own, process, guided)):
             look()
-            states = [x]
-        return states[0] if len(self.run.shape) != 3 or self.run.latent else states[0].clamp(-1, 1)
+            x = state[1]
+        return x if len(self.run.shape) != 3 or self.run.latent else x.clamp(-1, 1)
 
     @property
     def drawn(self) -> str:
@@ -184,14 +204,21 @@ class Scenes:
         guidance = f", guidance {own.guidance:g}" if self.run.num_classes is not None and own.guidance != 1 else ""
         return f"{own.solver}, {own.steps} {'step' if own.steps == 1 else 'steps'}{guidance}"
 
-    def _walk(self, n: int, seed: int, cond: dict[str, Tensor] | None, instead: str) -> Iterator[tuple[float, Tensor]]:
-        """A trajectory as the run's own configuration draws it."""
-        own = self.run.config.sampling
+    def _walk(self, seed: int, cond: dict[str, Tensor] | None) -> _Drawn:
+        """A trajectory as the run's own configuration draws it, or one of few steps where that would take long."""
+        process, own = self.run.process, self.run.config.sampling
         guided = cond is not None and own.guidance != 1
-        evaluations = evaluations_of(self.run.process, own.solver, own.steps) * (2 if guided else 1)
-        check_work(n * evaluations * self.macs, self.like.device, instead)
-        drawing = build_drawing(own, self.run.process, guided)
-        return self.run.process.trajectory(n, self.run.shape, cond=cond, seed=seed, **drawing)
+        passes = 2 if guided else 1
+        affordable = QUICK[self.like.device.type] / self.macs / passes
+        how = ""
+        if evaluations_of(process, own.solver, own.steps) > affordable:
+            solver = "average" if own.solver == "average" else "euler"
+            few = own.model_copy(update={"steps": max(1, min(own.steps, int(affordable))), "solver": solver})
+            how = f"{few.steps} of {solver} in place of {own.steps} of {own.solver}"
+            own = few
+            check_work(own.steps * passes * self.macs, self.like.device, "choose a training example or draw an image")
+        drawing = build_drawing(own, process, guided)
+        return _Drawn(list(process.trajectory(1, self.run.shape, cond=cond, seed=seed, **drawing)), how)
 
     def label(self, default: int | None, label: int | None) -> int | None:
         """The label asked for, −1 being the null label; by default that of the image, which may have none."""

@@ -7,14 +7,14 @@
  * @typedef {"flow" | "patches" | "attention" | "matrix" | "change" | "gates" | "denoise" | "compare"} SectionId
  * @typedef {{layer: number, heads: number, grid: [number, number], tokens: number}} AttentionLayer
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
- *   step: number}} RunSummary
+ *   step: number | null}} RunSummary
  * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "latents" | "external", has_examples: boolean,
  *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow",
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
- *   shape: number[], checkpoints: number[], step: number, num_classes: number | null,
+ *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, last_recording: number | null, num_classes: number | null,
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   condition_tokens: string[], cross_tokens: string[],
- *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null,
+ *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null, latents: {why: string | null} | null,
  *   sampling: {steps: number, solver: string, guidance: number}, draws: number, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run
  * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null}} Setting
@@ -25,11 +25,14 @@
  */
 
 const embeddedNode = document.getElementById("embedded");
-/** @type {{paths: Record<string, Embedded>, choices?: Choices} | null} */
+/** @type {{paths: Record<string, Embedded>, choices?: Choices, section?: SectionId} | null} */
 const embedded = embeddedNode ? JSON.parse(embeddedNode.textContent ?? "null") : null;
 
 /** Is this page a file with its answers inside (true) or served by the lab (false)? */
 export const exported = embedded !== null;
+
+/** The one section that a page within a notebook shows; null for all. @type {SectionId | null} */
+export const part = embedded?.section ?? null;
 
 /** The path of all runs' endpoints. @param {string} run @param {string} rest */
 export const at = (run, rest) => `/api/runs/${encodeURIComponent(run)}${rest}`;
@@ -152,6 +155,18 @@ export async function upload(run, body, type) {
   return (await response.json()).input;
 }
 
+/**
+ * Pictures (n,3,h,w) of latents, by the run's own autoencoder.
+ * @param {string} run
+ * @param {Float32Array<ArrayBuffer>} latents
+ * @param {AbortSignal} signal
+ * @returns {Promise<Tensor>}
+ */
+export async function decodeLatents(run, latents, signal) {
+  const response = await ask(at(run, "/pictures"), { method: "POST", body: latents, headers: { "Content-Type": "application/octet-stream" }, signal });
+  return decode(await response.arrayBuffer()).arrays.pictures;
+}
+
 // --- drawn images: kept in the page's address as their pixels, posted when first asked for ------------------------------
 
 /** @type {Map<string, Promise<string>>} */
@@ -223,6 +238,9 @@ function forgetOldest() {
   }
 }
 
+/** Ask the lab anew the next time: what it said of this path has changed. @param {string} path */
+export const forget = (path) => recent.delete(path);
+
 /**
  * @param {string} path
  * @param {(response: Response) => Promise<{value: any, bytes: number}>} read
@@ -283,6 +301,9 @@ function canonical(path) {
 }
 
 const byPath = new Map(Object.entries(embedded?.paths ?? {}).map(([path, entry]) => [canonical(path), entry]));
+
+/** Can this be asked at all? A file holds some answers, the lab has all. @param {string} path */
+export const answerable = (path) => !exported || byPath.has(canonical(path));
 
 /** @param {string} path @returns {Embedded} */
 function lookUp(path) {

@@ -1,6 +1,6 @@
 // What does each patch look at? The chosen patch's own row (or column) of the attention map, over the image.
 
-import { arrays, at, floats, latest, query } from "./api.js";
+import { answerable, arrays, at, floats, latest, query } from "./api.js";
 import { legend } from "./color.js";
 import { clear, figure, h } from "./dom.js";
 import { Grid } from "./grid.js";
@@ -10,7 +10,7 @@ import { percent } from "./math.js";
 import { numbersTable } from "./numbers.js";
 import { panel, snippet } from "./panel.js";
 import { slider } from "./player.js";
-import { WHERE, onChange, select, selection, where } from "./state.js";
+import { WHERE, onChange, select, selection, where, whichWeights } from "./state.js";
 import { summary } from "./summary.js";
 import { Thumbnails } from "./thumbnails.js";
 
@@ -152,7 +152,7 @@ export function mount(root, run) {
   const numbers = numbersTable(run);
   const reads = cross(run);
   // Of an imported network, or where the images were moved, there are no training images to measure.
-  const overMany = run.has_examples ? summary(run) : null;
+  const overMany = run.has_examples && answerable(at(run.id, `/attention/summary${query(whichWeights())}`)) ? summary(run) : null;
   const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
   const frame = panel({
     id: "attention", title: "What does each patch look at?", intro: intro(run),

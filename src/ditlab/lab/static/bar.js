@@ -2,6 +2,7 @@
 
 import { choices } from "./api.js";
 import { h } from "./dom.js";
+import { onNews } from "./live.js";
 import { slider } from "./player.js";
 import { onChange, select, selection } from "./state.js";
 
@@ -33,8 +34,18 @@ function choice(id, label, options, read, write, key, title) {
 const runChoice = (runs) => choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
 
 /** @param {Run} run */
-const stepChoice = (run) => choice("choose-step", "Checkpoint", run.checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]),
-  () => String(selection.step), (value) => ({ step: Number(value) }), "step");
+function stepChoice(run) {
+  /** @returns {[string, string][]} */
+  const options = () => run.checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]);
+  const field = choice("choose-step", "Checkpoint", options(), () => String(selection.step), (value) => ({ step: Number(value) }), "step");
+  const list = /** @type {HTMLSelectElement} */ (field.querySelector("select"));
+  onNews((news) => {
+    if (!news.checkpoints) return;
+    list.replaceChildren(...options().map(([value, text]) => h("option", { value }, text)));
+    list.value = String(selection.step);
+  });
+  return field;
+}
 
 const weightsChoice = () => !choices() && choice("choose-weights", "Weights", [["ema", "averaged (EMA)"], ["raw", "raw"]], () => selection.weights,
   (value) => ({ weights: value }), "weights",
@@ -108,10 +119,12 @@ function headChoice(run) {
   return choice("choose-head", "Head", [["mean", "average"], ...options], () => String(selection.head), (value) => ({ head: value === "mean" ? "mean" : Number(value) }), "head");
 }
 
-/** @param {Run} run @param {RunSummary[]} runs @returns {HTMLElement} */
-export function bar(run, runs) {
+/** @param {Run} run @param {RunSummary[]} runs @param {HTMLElement} badge @returns {HTMLElement} */
+export function bar(run, runs, badge) {
   const images = run.data !== "points";
-  return h("div", { class: "choices", role: "region", "aria-label": "What is shown" },
+  const region = { class: "choices", role: "region", "aria-label": "What is shown" };
+  if (run.step === null) return h("div", region, badge, h("div", { class: "choices-part" }, runChoice(runs)));
+  return h("div", region, badge,
     h("div", { class: "choices-part" }, runChoice(runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
     // Points have no image to look at: Denoise has its own time.
     images && h("div", { class: "choices-part choices-live" }, timeChoice(), layerChoice(run), headChoice(run)));

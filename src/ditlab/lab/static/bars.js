@@ -11,8 +11,8 @@ import { announce } from "./announce.js";
 const HEIGHT = 270;
 let count = 0;
 
-/** A chart of bars that fits its parent; `update` changes the heights and nothing else.
- * @param {BarOptions} options @returns {{svg: SVGSVGElement, update: (pairs: [Bar, Bar][]) => void}} */
+/** A chart of bars that fits its parent; `update` changes the heights, and the top of the scale where it is given.
+ * @param {BarOptions} options @returns {{svg: SVGSVGElement, update: (pairs: [Bar, Bar][], top?: number) => void}} */
 export function pairedBars(options) {
   const id = `bars-${++count}`;
   let { pairs } = options;
@@ -47,8 +47,9 @@ export function pairedBars(options) {
     seen = wide;
   }).observe(svg);
   draw();
-  return { svg, update: (next) => {
+  return { svg, update: (next, top = options.top) => {
     pairs = next;
+    options.top = top;
     draw();
   } };
 }

@@ -283,6 +283,15 @@ export function lineChart(options) {
   return svg;
 }
 
+/** The same chart of other numbers.
+ * @param {SVGElement} svg @param {Partial<ChartOptions>} changes */
+export function redraw(svg, changes) {
+  const chart = charts.get(svg);
+  if (!chart) return;
+  Object.assign(chart.options, changes);
+  chart.draw();
+}
+
 /** Move the marker of a chart without drawing the rest again.
  * @param {SVGElement} svg @param {number} x */
 export function setMarker(svg, x) {

@@ -71,7 +71,9 @@ export function chooser(run, panel, current) {
   const details = h("div", { class: "chooser-details" });
   /** @type {Kind} */
   let shown = kindOf() === "own" ? "own" : kindOf();
-  const kinds = KINDS.filter(([kind]) => kind !== "data" || run.has_examples);
+  // A latent is neither drawn nor a picture in a file.
+  const drawable = [1, 3].includes(run.shape[0]);
+  const kinds = KINDS.filter(([kind]) => (kind === "data" ? run.has_examples : drawable || kind === "sample"));
   const radios = kinds.map(([kind, label]) => {
     const id = `kind-${kind}`;
     const radio = h("input", { type: "radio", name: "kind", id, value: kind, checked: kind === shown, onchange: () => open(kind) });

@@ -1,6 +1,7 @@
 /** How images denoise: xₜ, the predicted clean image and the predicted noise or velocity, and a film of all steps. */
 import { h } from "./dom.js";
 import { floats } from "./api.js";
+import { decoded } from "./decoded.js";
 import { legend } from "./color.js";
 import { nearest } from "./math.js";
 import { imageCanvas } from "./paint.js";
@@ -96,9 +97,10 @@ class Film {
 function side(run, third, onPick) {
   const [x, x0, said] = [frame("xₜ", "The image at time t"), frame("predicted x₀", "The clean image the network predicts"), frame("predicted velocity", "The predicted velocity")];
   const film = new Film(run.shape, onPick);
+  const seen = decoded(run, ["xₜ", "predicted x₀"]);
   return {
     film,
-    root: h("div", { class: "denoise-side" }, h("div", { class: "picture-row" }, x.root, x0.root, said.root), film.root),
+    root: h("div", { class: "denoise-side" }, h("div", { class: "picture-row" }, x.root, x0.root, said.root), seen?.root ?? "", film.root),
     show: (answer, index) => {
       const paint = (/** @type {string} */ name, look = {}) => imageCanvas({ shape: run.shape, data: sample(answer, name, index) }, look);
       copy(x.canvas, paint("x"));
@@ -107,6 +109,7 @@ function side(run, third, onPick) {
       said.words.textContent = third() === "velocity" ? "predicted velocity" : "predicted noise ε";
       said.canvas.setAttribute("aria-label", third() === "velocity" ? "The velocity the network predicts" : "The noise in xₜ, as the network sees it");
       film.show(answer, index);
+      seen?.show([sample(answer, "x", index), sample(answer, "x0", index)]);
     },
   };
 }

@@ -1,10 +1,12 @@
 /** Section 5, Watch the gates open: what training recorded of every gate, and what the network drew at that step. */
 import { h, table } from "./dom.js";
-import { arrays, at, floats, picture, query } from "./api.js";
+import { arrays, at, floats, forget, picture, query } from "./api.js";
 import { onChange, select, selection, whichWeights } from "./state.js";
 import { panel, snippet } from "./panel.js";
 import { slider } from "./player.js";
-import { lineChart, number, setMarker } from "./chart.js";
+import { lineChart, number, redraw, setMarker } from "./chart.js";
+import { onNews } from "./live.js";
+import { addLosses, joined, lossLine } from "./losses.js";
 import { nearest } from "./math.js";
 import { pairedBars } from "./bars.js";
 
@@ -13,6 +15,7 @@ import { pairedBars } from "./bars.js";
  * @typedef {import("./api.js").Arrays} Arrays
  * @typedef {import("./panel.js").Panel} Panel
  * @typedef {import("./bars.js").Bar} Bar
+ * @typedef {import("./live.js").News} News
  * @typedef {{mean: number, low: number, high: number}} Spread
  */
 
@@ -29,16 +32,26 @@ function spread(values) {
 class Recording {
   /** @param {Arrays} answer */
   constructor({ arrays: found, meta }) {
-    this.found = found;
-    this.steps = [...floats(found.step)];
+    this.found = { ...found };
     this.t = floats(found.t);
-    this.gate = floats(found.gate);
-    this.depths = floats(found.effective_depth);
-    this.lossStep = floats(found.loss_step);
-    this.loss = floats(found.loss);
     this.layers = found.gate.shape[2];
     /** @type {number[]} */
     this.previews = JSON.parse(meta.previews ?? "[]");
+    this.steps = [...floats(found.step)];
+    this.gate = floats(found.gate);
+    this.depths = floats(found.effective_depth);
+  }
+
+  /** Later steps of the same run. @param {Arrays} answer */
+  add({ arrays: later }) {
+    for (const name of ["step", "gate", "contribution", "effective_depth"]) {
+      const [first, ...rest] = this.found[name].shape;
+      const { data } = joined(this.found[name], [...floats(later[name])]);
+      this.found[name] = { shape: [first + later[name].shape[0], ...rest], data };
+    }
+    this.steps = [...floats(this.found.step)];
+    this.gate = floats(this.found.gate);
+    this.depths = floats(this.found.effective_depth);
   }
 
   /** @param {number} index of the step @param {number} layer @param {number} branch @returns {Spread} over t */
@@ -77,11 +90,14 @@ class Gates {
   /** @param {Run} run */
   constructor(run) {
     this.run = run;
+    this.path = at(run.id, `/gates${query(whichWeights())}`);
     /** @type {Recording | null} */
     this.recording = null;
     /** @type {(index: number) => void} */
     this.update = () => {};
+    this.grow = () => {};
     this.index = 0;
+    this.turn = Promise.resolve();
     this.panel = panel({
       id: "gates",
       title: "Watch the gates open",
@@ -94,10 +110,38 @@ class Gates {
   }
 
   async load() {
+    if (this.run.step === null && this.run.last_recording === null) return this.panel.status("Nothing is recorded yet.");
+    this.panel.status("");
     await this.panel.attempt(async () => {
-      this.recording = new Recording(await arrays(at(this.run.id, `/gates${query(whichWeights())}`)));
+      this.recording = new Recording(await arrays(this.path));
       this.build(this.recording);
     });
+  }
+
+  /** What a run that is still training has done since, one thing after the other. @param {News} news */
+  follow(news) {
+    this.turn = this.turn.then(() => this.take(news));
+  }
+
+  /** @param {News} news */
+  async take(news) {
+    const { recording } = this;
+    if (!recording || news.cut) {
+      this.run.last_recording = news.recorded ?? this.run.last_recording;
+      forget(this.path);
+      if (news.cut || typeof news.recorded === "number") await this.load();
+      return;
+    }
+    if (news.losses) addLosses(recording.found, news.losses);
+    if (news.previews) recording.previews = news.previews;
+    const last = recording.steps[recording.steps.length - 1];
+    const atEnd = this.index === recording.steps.length - 1;
+    if ((news.recorded ?? 0) > last) {
+      await this.panel.attempt(async () => recording.add(await arrays(at(this.run.id, `/gates${query({ after: last })}`))));
+      if (atEnd && selection.train !== null) select({ train: recording.steps[recording.steps.length - 1] });
+    } else if (!news.losses && !news.previews) return;
+    this.grow();
+    this.move();
   }
 
   /** @param {Recording} recording */
@@ -105,7 +149,7 @@ class Gates {
     const { steps } = recording;
     // Good before the first click: the end of training, or what the address says.
     this.index = nearest(steps, selection.train ?? steps[steps.length - 1]);
-    const choose = (/** @type {number} */ step) => select({ train: steps[nearest(steps, step)] });
+    const choose = (/** @type {number} */ step) => select({ train: recording.steps[nearest(recording.steps, step)] });
     const control = slider({ label: "Training step", values: steps, value: steps[this.index], format: (step) => step.toLocaleString("en"), play: true }, choose);
     const loss = lossChart(recording, choose);
     const depth = depthChart(recording, choose);
@@ -123,13 +167,19 @@ class Gates {
         drawn.root),
     );
     this.update = (index) => {
+      const step = recording.steps[index];
       this.index = index;
-      control.set(steps[index]);
-      setMarker(loss, steps[index]);
-      setMarker(depth, steps[index]);
-      bars.update(recording.pairs(index));
+      control.set(step);
+      setMarker(loss, step);
+      setMarker(depth, step);
+      bars.update(recording.pairs(index), recording.top);
       tiles.update(index);
-      drawn.update(steps[index]);
+      drawn.update(index === recording.steps.length - 1 ? Infinity : step);
+    };
+    this.grow = () => {
+      control.setValues(recording.steps);
+      redraw(loss, lossLine(recording.found));
+      redraw(depth, depthLine(recording));
     };
     this.update(this.index);
   }
@@ -158,19 +208,23 @@ const titled = (title, chart) => h("div", { class: "gates-chart" }, h("h3", { cl
 /** @param {Recording} recording @param {(step: number) => void} onPick */
 function lossChart(recording, onPick) {
   return lineChart({
-    title: "Training loss over training steps", x: recording.lossStep, series: [{ name: "loss", y: recording.loss }],
+    title: "Training loss over training steps", ...lossLine(recording.found),
     xLabel: "training step", yLabel: "loss", height: 190, onPick,
   });
 }
 
 /** @param {Recording} recording @param {(step: number) => void} onPick */
 function depthChart(recording, onPick) {
-  const spreads = recording.steps.map((_, i) => recording.depth(i));
   return lineChart({
-    title: "Effective depth over training steps", x: recording.steps, xLabel: "training step", yLabel: "mean over t; band: its spread", height: 190, onPick,
-    series: [{ name: "effective depth", y: spreads.map((one) => one.mean), low: spreads.map((one) => one.low), high: spreads.map((one) => one.high), }],
-    yMax: 2 * recording.layers,
+    title: "Effective depth over training steps", xLabel: "training step", yLabel: "mean over t; band: its spread", height: 190, onPick,
+    ...depthLine(recording), yMax: 2 * recording.layers,
   });
+}
+
+/** @param {Recording} recording */
+function depthLine(recording) {
+  const spreads = recording.steps.map((_, i) => recording.depth(i));
+  return { x: recording.steps, series: [{ name: "effective depth", y: spreads.map((one) => one.mean), low: spreads.map((one) => one.low), high: spreads.map((one) => one.high) }] };
 }
 
 /** The two numbers of the step. @param {Recording} recording */
@@ -207,7 +261,8 @@ function preview(run, recording) {
     shown = found;
     image.src = picture(at(run.id, `/samples/${found}`));
     image.alt = `Samples from the same noise at every step, drawn after ${found.toLocaleString("en")} training steps`;
-    caption.textContent = `Samples after ${found.toLocaleString("en")} steps, the newest picture up to the chosen step. Their noise is the same at every step.`;
+    caption.textContent = `Samples after ${found.toLocaleString("en")} steps, the newest picture up to the chosen step. Their noise is the same at every step.`
+      + (run.data === "latents" ? " These are false colours of latents, which were not kept: they cannot be decoded." : "");
   } };
 }
 
@@ -216,5 +271,6 @@ export function mount(root, run) {
   const section = new Gates(run);
   root.append(section.panel.root);
   onChange(["train"], () => section.move());
-  void section.load();
+  onNews((news) => section.follow(news));
+  section.turn = section.load();
 }

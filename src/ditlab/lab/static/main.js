@@ -1,8 +1,10 @@
 // The page: which run, its bar of choices, its sections.
 
-import { at, choices, decodeDrawing, exported, json } from "./api.js";
+import { at, choices, decodeDrawing, exported, forget, json, part } from "./api.js";
 import { bar } from "./bar.js";
 import { clear, h } from "./dom.js";
+import { forgetNews, liveBadge } from "./live.js";
+import { mountLosses } from "./losses.js";
 import { nearest } from "./math.js";
 import { absent } from "./panel.js";
 import { forgetListeners, fromAddress, onChange, select, selection } from "./state.js";
@@ -56,6 +58,7 @@ function describe(run) {
     ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
     : "";
   const kind = run.network === "mlp" ? "an MLP, a multilayer perceptron," : NETWORKS[run.network];
+  if (run.step === null) return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, to be trained on ${what}. It has no checkpoint yet: this is what it has recorded so far, and the rest waits for the first one.`;
   return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${run.process === "meanflow" ? MEAN : TARGETS[run.target]}.${cut}`;
 }
 
@@ -98,8 +101,15 @@ function settle(run) {
 
 /** @param {HTMLElement} main @param {Run} run */
 function mountSections(main, run) {
-  for (const { id, title, mount } of SECTIONS) {
+  // Before the first checkpoint there is one section to look at.
+  const first = (/** @type {SectionId} */ id) => Number(run.step === null && id === "gates");
+  for (const { id, title, mount } of SECTIONS.filter((one) => !part || one.id === part).sort((a, b) => first(b.id) - first(a.id))) {
     const why = run.sections[id];
+    // What a run wrote down of itself is shown without gates, too.
+    if (why && id === "gates" && (run.last_loss !== null || run.step === null)) {
+      mountLosses(main, run, why);
+      continue;
+    }
     if (why) {
       main.append(absent(id, title, why));
       continue;
@@ -118,6 +128,7 @@ async function show(runs, id) {
   /** @type {Run} */
   const run = await json(at(id, ""));
   forgetListeners();
+  forgetNews();
   settle(run);
   await null; // Those changes are announced now, before there is anybody to draw twice.
   document.title = `${run.name} · ditlab lab`;
@@ -125,13 +136,21 @@ async function show(runs, id) {
   place("lead").textContent = describe(run);
   place("lead").removeAttribute("role");
   const main = clear(place("main"));
-  clear(place("bar")).append(bar(run, runs));
+  clear(place("bar")).append(bar(run, runs, liveBadge(run, () => void reload(runs, id))));
   clear(place("contents")).append(h("ul", null, SECTIONS.map(({ id: section, short }) =>
     h("li", null, h("a", { href: `#${section}`, class: run.sections[section] ? "off" : null, onclick: jump }, short)))));
   mountSections(main, run);
-  guide.follow(run);
+  if (!part) guide.follow(run);
   onChange(["run"], () => change(runs));
   if (!exported && location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+
+/** The run that is shown has weights now, and had none. @param {RunSummary[]} runs @param {string} id */
+async function reload(runs, id) {
+  forget(at(id, ""));
+  select({ layer: -1, input: "data:0" });
+  await show(runs, id).catch(fail);
+  document.getElementById("choose-step")?.focus();
 }
 
 /** In an exported file the address's fragment holds the selection: go to a section without it. @param {Event} event */
@@ -165,6 +184,7 @@ function fail(error) {
 }
 
 async function begin() {
+  document.documentElement.classList.toggle("part", part !== null);
   place("theme").append(guide.button, themeChooser());
   place("bar").after(guide.card);
   /** @type {RunSummary[]} */

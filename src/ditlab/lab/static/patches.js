@@ -2,6 +2,7 @@
 
 import { floats, latest } from "./api.js";
 import { chooser } from "./chooser.js";
+import { decoded, valuesOf } from "./decoded.js";
 import { legend } from "./color.js";
 import { clear, figure, h } from "./dom.js";
 import { Grid } from "./grid.js";
@@ -109,6 +110,10 @@ function quantile(values, share) {
 /** How x_t was mixed. @param {Run} run @param {Record<string, string>} meta of the answer */
 function mixture(run, meta) {
   const label = run.num_classes === null ? "" : Number(meta.label) === run.num_classes ? "; label: none" : `; label: ${meta.label}`;
+  if (meta.drawn) {
+    const [few, whole] = meta.drawn.split(" in place of ");
+    return `x₀ was drawn in fewer steps (${few}) than this network is made for (${whole}), which would take minutes; xₜ = ${Number(meta.a).toFixed(2)} · x₀ + ${Number(meta.s).toFixed(2)} · noise${label}`;
+  }
   // Generated images are shown in the state nearest to the chosen time: its own time is the true one.
   if (selection.input.startsWith("sample:")) return `xₜ is the state at t = ${Number(meta.t).toFixed(2)} of its trajectory, from this noise to the generated image x₀${label}`;
   const [a, s] = [Number(meta.a), Number(meta.s)]; // the path's own coefficients, whatever its shape
@@ -128,6 +133,7 @@ export function mount(root, run) {
     picture: () => view.tables.tokens.canvas,
     table: () => view.tables.tokens.table(`Tokens with positions, t = ${selection.t.toFixed(2)}`, { rowName: (row) => `token ${row}` }),
   });
+  const seen = decoded(run, ["x₀", "xₜ", "predicted x₀"]);
   const formula = h("p", { class: "mixture" });
   const scale = h("div");
   const shapes = frame.root.querySelector(".shape");
@@ -139,6 +145,7 @@ export function mount(root, run) {
     const values = run.shape[0] * cut.size ** 2;
     if (shapes && width) shapes.textContent = `(${cut.tokens}, ${values}) → (${cut.tokens}, ${width})`;
     show(view, answer, cut, scale);
+    seen?.show(valuesOf(answer.arrays, ["x0", "x", "denoised"]));
   });
   const clean = () => {
     const x0 = view.state.answer?.arrays.x0;
@@ -146,7 +153,7 @@ export function mount(root, run) {
   };
   frame.body.append(
     h("div", { class: "trio-and-chooser" }, chooser(run, frame, clean), h("div", { class: "trio" }, figure("x₀", "clean", view.pictures.x0.root),
-      figure("noise", "", view.pictures.noise.root), figure("xₜ", "what the network sees", view.pictures.x.root), formula)),
+      figure("noise", "", view.pictures.noise.root), figure("xₜ", "what the network sees", view.pictures.x.root), formula, seen?.root ?? "")),
     h("div", { class: "patches-row" }, figure("Patches of xₜ", "", view.image.root), h("div", { class: "token-maps" },
       figure("Embedded", "one row for each patch", view.tables.embedded.root), figure("With positions", "what enters the first block", view.tables.tokens.root), scale)));
   root.append(frame.root);

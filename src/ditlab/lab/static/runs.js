@@ -225,7 +225,8 @@ export function mount(root, run) {
   // Its place in the page is kept while the list of runs is on its way.
   const place = h("div");
   root.append(place);
-  void json("/api/runs").then(({ runs }) => {
+  void json("/api/runs").then((/** @type {{runs: RunSummary[]}} */ { runs: all }) => {
+    const runs = all.filter(({ step }) => step !== null); // Before its first checkpoint a run has no network to compare.
     if (!place.isConnected) return;
     const section = new Compare(run, runs);
     section.mount(place);

@@ -97,7 +97,7 @@ export function placed(column, run, index, { same, seed }) {
   const together = same.includes("h");
   const layer = layerOf(run, (together ? null : column.layer) ?? selection.layer);
   const head = (together ? null : column.head) ?? selection.head;
-  const here = run.id === selection.run && selection.step !== null ? selection.step : run.step;
+  const here = run.id === selection.run && selection.step !== null ? selection.step : run.step ?? 0;
   return {
     letter: LETTERS[index], index, column, run, layer,
     step: column.step !== null && run.checkpoints.includes(column.step) ? column.step : here,

@@ -72,6 +72,7 @@ export function fromAddress() {
 }
 
 function write() {
+  if (location.protocol === "about:") return; // A page within a notebook has no address of its own.
   const params = new URLSearchParams();
   for (const key of KEYS) {
     if (current[key] !== null && current[key] !== "") params.set(key, String(current[key]));

@@ -1,0 +1,283 @@
+"""A run that is still training, looked at: what its files say arrives, and training does not notice."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from ditlab.errors import InputError
+from ditlab.lab import Lens
+from ditlab.lab.api import create_app
+from ditlab.lab.connection import Limits
+from ditlab.lab.library import Library
+from ditlab.lab.live import Watch
+from ditlab.lab.worker import Worker
+from ditlab.run import RunFolder
+from tests.lab.shell import PATIENCE, ask, eventually, serving
+from tests.lab.test_page import opened, section
+
+TRAIN = ["--steps", "90", "--batch-size", "16", "--precision", "fp32", "--log-every", "5", "--record-every", "10"]
+TRAIN += ["--preview-every", "30", "--checkpoint-every", "40", "--sampling.steps", "3"]
+
+
+def train(folder, *words):
+    """``ditlab train`` in a process of its own, working in that folder."""
+    command = [sys.executable, "-m", "ditlab", "train", "circles", *TRAIN, "--name", "run", *words]
+    folder.mkdir()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+
+
+@contextmanager
+def serve(path, **options):
+    """(port, id of the first run)"""
+    worker, library = Worker(), Library(path)
+    with serving(create_app(library, worker), **options) as port:
+        yield port, next(iter(library.folders()))
+    worker.close()
+
+
+@contextmanager
+def following(port, run, after=-1, headers=()):
+    """The events of a run, one by one, and the socket they come through."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection.request("GET", f"/api/runs/{run}/live?after={after}", headers=dict(headers))
+    response = connection.getresponse()
+    assert (response.status, response.getheader("content-type")) == (200, "text/event-stream; charset=utf-8")
+
+    def events():
+        with suppress(ConnectionError, http.client.HTTPException):
+            while line := response.readline():
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+
+    try:
+        yield events()
+    finally:
+        connection.close()
+
+
+def copied(run, folder):
+    """A run that may be written into."""
+    return RunFolder(shutil.copytree(run, folder / "run"))
+
+
+def test_a_look_says_what_is_new_and_no_more(runs, tmp_path):
+    folder = copied(runs / "circles", tmp_path)
+    watch = Watch(folder, after=20)
+    first = watch.look()
+    logged = {line["step"]: line["loss"] for line in folder.read_metrics() if "loss" in line}
+    assert first["losses"] == [(step, loss) for step, loss in logged.items() if step > 20]
+    assert (first["step"], first["steps"], first["training"], first["seconds_left"]) == (40, 40, False, None)
+    assert (first["checkpoints"], first["previews"], first["recorded"]) == ([20, 40], [0, 20, 40], 40)
+    assert watch.look() == {}
+    shutil.copytree(folder.checkpoints / "step-00000040", folder.checkpoints / "step-00000060")
+    with folder.metrics_file.open("a") as stream:
+        stream.write('{"step": 50, "loss": 0.5, "images_per_s": 32, "seconds": 9}\nnonsense\n{"step": 60, "lo')
+    assert watch.look() == {"checkpoints": [20, 40, 60], "losses": [(50, 0.5)], "step": 50, "loss": 0.5}
+    with folder.metrics_file.open("a") as stream:
+        stream.write('ss": 0.25, "seconds": 9}\n')
+    assert watch.look() == {"losses": [(60, 0.25)], "step": 60, "loss": 0.25}
+    config = folder.read_config()
+    with folder.locked():
+        folder.write_config(config.model_copy(update={"steps": 100}))
+        news = watch.look()
+        assert news == {"training": True, "steps": 100, "seconds_left": round(40 * config.batch_size / 32)}
+    assert watch.look() == {"training": False, "seconds_left": None}
+
+
+def test_steps_that_are_cut_off_are_told(runs, tmp_path):
+    folder = copied(runs / "circles", tmp_path)
+    watch = Watch(folder, after=40)
+    assert "cut" not in watch.look()
+    with folder.locked():
+        folder.cut(20)
+    news = watch.look()
+    assert news["cut"]
+    assert [step for step, _ in news["losses"]] == [10, 20]
+    assert (news["checkpoints"], news["recorded"], news["previews"]) == ([20], 20, [0, 20])
+    assert Watch(folder, after=40).look()["cut"], "one who comes back after the cut is told, too"
+
+
+def test_asking_whether_a_run_is_trained_leaves_nothing_behind(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert not folder.is_locked
+    assert not list(tmp_path.iterdir())
+    with folder.locked():
+        assert folder.is_locked
+    assert not folder.is_locked
+    stop = threading.Event()
+
+    def ask_on():
+        while not stop.is_set():
+            _ = folder.is_locked
+
+    askers = [threading.Thread(target=ask_on) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(50):
+            with folder.locked():
+                pass
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
+
+
+def test_a_stream_goes_on_from_where_it_broke(runs):
+    with serve(runs / "circles") as (port, run):
+        with following(port, run, headers={"Last-Event-ID": "30"}) as events:
+            assert [step for step, _ in next(events)["losses"]] == [40]
+        assert ask(port, f"/api/runs/{run}/live?after=x").status == 400
+        assert ask(port, "/api/runs/000000000000/live").status == 404
+
+
+def test_streams_outlive_the_clocks_and_give_way_to_questions(runs, tmp_path):
+    folder = copied(runs / "circles", tmp_path)
+    limits = Limits(request_seconds=0.2, write_seconds=0.2, connections=3)
+    with serve(folder.path, limits=limits) as (port, run), following(port, run) as first:
+        next(first)
+        time.sleep(1)
+        folder.append_metrics({"step": 50, "loss": 0.5, "seconds": 9})
+        assert next(first)["step"] == 50
+        with following(port, run) as second, following(port, run) as third:
+            next(second), next(third)
+            for _ in range(5):
+                assert ask(port, f"/api/runs/{run}").status == 200
+            assert list(first) == [], "the oldest should have been closed to make room"
+
+
+def test_too_many_are_told_so_and_those_who_leave_make_room(runs, monkeypatch):
+    monkeypatch.setattr("ditlab.lab.api.MAX_STREAMS", 1)
+    with serve(runs / "circles") as (port, run):
+        with following(port, run) as events:
+            next(events)
+            answer = ask(port, f"/api/runs/{run}/live")
+            assert (answer.status, answer.header("retry-after")) == (503, "1")
+        eventually(lambda: not_full(port, run))
+
+
+def not_full(port, run):
+    """Whether a stream can be had."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection.request("GET", f"/api/runs/{run}/live")
+    status = connection.getresponse().status
+    connection.close()
+    return status == 200
+
+
+def test_the_server_stops_with_streams_open(runs):
+    with serve(runs / "circles") as (port, run), following(port, run) as events:
+        next(events)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_a_run_without_a_checkpoint_shows_what_it_recorded(runs, tmp_path):
+    folder = copied(runs / "circles", tmp_path)
+    shutil.rmtree(folder.checkpoints)
+    library = Library(folder.path)
+    (run,) = library.folders()
+    found = library.describe(run, None, "ema")
+    assert (found["checkpoints"], found["step"], found["last_loss"]) == ([], None, 40)
+    assert found["parameters"] == sum(p.numel() for p in Lens(runs / "circles").network.parameters())
+    assert found["sections"].pop("gates") is None
+    assert all("first checkpoint" in why for why in found["sections"].values())
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        library.lens(run)
+    shutil.rmtree(folder.samples)
+    folder.metrics_file.unlink()
+    with pytest.raises(InputError, match="has a checkpoint yet"):
+        Library(folder.path)
+
+
+def files(run):
+    """Everything that training made and that bears no clock."""
+    made = {}
+    for pattern in ("checkpoints/*/*", "samples/*", "probes/*", "averages/*"):
+        made |= {str(file.relative_to(run)): file.read_bytes() for file in run.glob(pattern)}
+    return made
+
+
+def ask_away(port, run, stop, asked):
+    """A stream that is opened and closed, and questions in between, until told to stop."""
+    while not stop.is_set():
+        with following(port, run) as events:
+            next(events)
+        for path in ("", "/gates", "/flow", "/attention", "/trajectory?steps=3"):
+            asked.append(ask(port, f"/api/runs/{run}{path}").status)
+        time.sleep(0.5)
+
+
+def test_a_page_grows_with_the_run_and_training_does_not_notice(chromium, tmp_path):
+    alone = train(tmp_path / "alone")
+    watched = train(tmp_path / "watched")
+    folder = RunFolder(tmp_path / "watched" / "runs" / "run")
+    stop, asked = threading.Event(), []
+    try:
+        eventually(folder.metrics_file.exists, 60)
+        watched.send_signal(signal.SIGSTOP)  # so that there is time to look: it holds its lock all the same
+        with serve(folder.path) as (port, run):
+            viewer = threading.Thread(target=ask_away, args=(port, run, stop, asked))
+            viewer.start()
+            try:
+                with opened(chromium, f"http://127.0.0.1:{port}/", bypass_csp=True) as page:
+                    see_it_grow(page, folder, watched)
+            finally:
+                stop.set()
+                viewer.join()
+        assert alone.wait(60) == 0
+    finally:
+        for process in (alone, watched):
+            process.kill()
+            process.wait()
+    assert asked.count(200) > 5
+    expected, found = files(tmp_path / "alone" / "runs" / "run"), files(folder.path)
+    assert len(expected) > 20
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def see_it_grow(page, folder, process):
+    """From before the first checkpoint to the end of training."""
+    badge = page.locator(".live")
+    page.get_by_text("This waits for the run’s first checkpoint.").first.wait_for()
+    badge.get_by_text("training: just begun").wait_for()
+    process.send_signal(signal.SIGCONT)
+    eventually(lambda: folder.step is not None, 60)
+    process.send_signal(signal.SIGSTOP)
+    badge.get_by_text(re.compile(r"^training: step \d+ of 90, loss [\d.]+, \d+ s left$")).wait_for()
+    result = Axe().run(page)
+    assert result.violations_count == 0, result.generate_report()
+    page.get_by_role("button", name="Step 40 is there: show it").click()
+    section(page, "Shape flow").locator("svg").first.wait_for()
+    gates = section(page, "Watch the gates open")
+    gates.get_by_role("button", name="Show as table").click()
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+    badge.get_by_text("Training has ended at step 90").wait_for()
+    recorded = Lens(folder.path).gates()
+    gates.get_by_text("mean |gate| at training step 90").wait_for()
+    rows = gates.get_by_role("table").locator("tbody tr").all()
+    shown = [float(row.locator("td").first.inner_text()) for row in rows]
+    means = recorded["gate"][-1].mean(0).ravel()
+    assert shown == pytest.approx([*means, recorded["effective_depth"][-1].mean()], rel=6e-3)
+    gates.get_by_role("img", name=re.compile("drawn after 90")).wait_for()
+    losses = gates.get_by_role("application", name="Training loss over").locator("desc").text_content()
+    ends = [float(text) for text in re.search(r"from ([\d.]+) to ([\d.]+)\.", losses).groups()]
+    assert ends == pytest.approx([recorded["loss"][0], recorded["loss"][-1]], rel=6e-3)
+    # What a person looks at stays until they want the newest.
+    assert page.get_by_role("combobox", name="Checkpoint").input_value() == "40"
+    page.get_by_role("button", name="Step 90 is there: show it").click()
+    page.wait_for_url(re.compile("step=90"))
