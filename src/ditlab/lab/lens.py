@@ -145,9 +145,8 @@ class Lens:
             arrays |= {"embedded": embedded, "positions": positions, "tokens": embedded + positions}
         c = self.process.path(torch.tensor(scene.t, dtype=torch.float64))
         label_word = str(None if scene.cond is None else int(scene.cond["label"]))
-        return Answer(
-            arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word, drawn=scene.drawn
-        )
+        how = {"drawn": scene.drawn} if scene.drawn else {}
+        return Answer(arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word, **how)
 
     # ---- attention
 
