@@ -181,8 +181,8 @@ def test_sigterm_to_one_of_them_stops_all_after_the_same_step(jobs, tmp_path):
 
 def test_last_save_longer_than_the_patience(jobs, tmp_path):
     """The second process, which has nothing to write, waits for the first one as long as that gives signs of life."""
-    words = ["circles", *TINY, "--steps", "10000", "--checkpoint-every", "10000", "--stall-after", "2"]
-    forks = jobs.start(tmp_path, [*words, "--name", "run"], 2, slow=0.7)
+    words = ["circles", *TINY, "--steps", "10000", "--checkpoint-every", "10000", "--stall-after", "5"]
+    forks = jobs.start(tmp_path, [*words, "--name", "run"], 2, slow=1.2)
     wait_for(tmp_path / "log.1", 4)
     os.kill(forks[0], signal.SIGTERM)
     assert jobs.end() == [143, 143], (tmp_path / "log.1.err").read_text()
