@@ -14,7 +14,7 @@ def test_the_lab_opens_and_says_what_is_not_there(tmp_path):
     (name,) = library.folders()
     found = library.describe(name, None, "ema")
     assert (found["data"], found["shape"], found["num_classes"]) == ("external", [4, 8, 8], 10)
-    assert [why for section, why in found["sections"].items() if section != "gates"] == [None] * 5
+    assert [why for section, why in found["sections"].items() if section != "gates"] == [None] * 7
     assert "was imported" in found["sections"]["gates"]
     lens = library.lens(name)
     assert lens.input(input="sample:1")["x"].shape == (4, 8, 8)

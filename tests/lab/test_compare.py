@@ -14,8 +14,9 @@ from ditlab.evaluation.measures import measure_circles
 from ditlab.lab import Lens
 from ditlab.lab.answer import look_away
 from ditlab.lab.api import create_app
-from ditlab.lab.comparing import configuration, curves, looking, quality
+from ditlab.lab.comparing import configuration, looking, quality
 from ditlab.lab.library import Library
+from ditlab.lab.recordings import losses
 from ditlab.lab.worker import Gone, Worker
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
@@ -51,16 +52,10 @@ def leave_after(passes):
 def test_the_loss_is_that_of_the_metrics(runs):
     lines = [json.loads(line) for line in (runs / "circles" / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss" in line]
-    found = curves(RunFolder(runs / "circles"))
-    assert found["step"].tolist() == [line["step"] for line in lines] == [10, 20, 30, 40]
+    found = losses(RunFolder(runs / "circles"))
+    assert found["loss_step"].tolist() == [line["step"] for line in lines] == [10, 20, 30, 40]
     np.testing.assert_allclose(found["loss"], [line["loss"] for line in lines], rtol=1e-6)
-    np.testing.assert_allclose(found["seconds"], [line["seconds"] for line in lines], rtol=1e-6)
-
-
-def test_a_run_that_wrote_down_no_loss_says_so(runs, tmp_path):
-    (tmp_path / "config.json").write_text((runs / "circles" / "config.json").read_text())
-    with pytest.raises(InputError, match="wrote down no loss"):
-        curves(RunFolder(tmp_path))
+    np.testing.assert_allclose(found["loss_seconds"], [line["seconds"] for line in lines], rtol=1e-6)
 
 
 def test_settings_go_by_the_names_of_their_options(runs):
@@ -169,11 +164,11 @@ def test_the_api_answers_and_refuses_in_one_line(library, names):
             return answer.status, answer.body.decode(errors="replace")
 
         assert json.loads(get("digits", "/config")[1])["data"] == "digits"
-        assert get("circles", "/curves")[0] == 200
+        assert get("circles", "/losses")[0] == 200
         assert get("points", "/samples?n=400&seed=2")[0] == 200
         assert json.loads(get("points", f"/quality?n={N}")[1])["n"] == N
         for run, path, status, word in (
-            ("circles", "/curves?x=1", 400, "x"),
+            ("circles", "/losses?x=1", 400, "x"),
             ("circles", "/samples?n=17", 400, "at most 16"),
             ("circles", "/samples?label=1", 400, "without labels"),
             ("circles", "/quality?n=0", 400, "n:"),
@@ -184,5 +179,5 @@ def test_the_api_answers_and_refuses_in_one_line(library, names):
             found = get(run, path)
             assert found[0] == status, (path, found)
             assert word in json.loads(found[1])["error"]
-        assert ask(port, "/api/runs/000000000000/curves").status == 404
+        assert ask(port, "/api/runs/000000000000/losses").status == 404
     worker.close()

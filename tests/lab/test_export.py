@@ -59,11 +59,11 @@ def test_large_maps_are_refused_and_middling_ones_thinned():
             "attention": [{"layer": i, "heads": 4, "tokens": tokens} for i in range(4)],
         }
 
-    assert _affordable(run(16)) == (list(INPUTS), list(TIMES))
-    inputs, times = _affordable(run(256))
+    assert _affordable(run(16), INPUTS) == (list(INPUTS), list(TIMES))
+    inputs, times = _affordable(run(256), INPUTS)
     assert 1 <= len(inputs) * len(times) < len(INPUTS) * len(TIMES)
     with pytest.raises(InputError, match="ditlab lab"):
-        _affordable(run(1024))
+        _affordable(run(1024), INPUTS)
 
 
 def test_no_path_of_this_machine_is_in_it(page, runs):

@@ -92,7 +92,7 @@ if __name__ == "__main__":
                 if done:
                     ended[child] = os.waitstatus_to_exitcode(status)
                     since = since or (time.monotonic() if ended[child] else None)
-            if since and time.monotonic() - since > 30:  # as torchrun does with what is left of a job
+            if since and time.monotonic() - since > 10:  # as torchrun does with what is left of a job
                 for child in set(forks) - set(ended):
                     os.kill(child, signal.SIGKILL)
             time.sleep(0.002)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ditlab.config import SolverName
 from ditlab.errors import InputError, Missing
 from ditlab.lab.answer import Answer, Look
-from ditlab.lab.comparing import configuration, curves
+from ditlab.lab.comparing import configuration
 from ditlab.lab.guard import exception_handlers, problem
 from ditlab.lab.images import from_file, from_pixels
 from ditlab.lab.lens import MAX_STEPS, Lens
@@ -159,9 +159,6 @@ QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
 }
 
 
-READINGS: dict[str, Callable[[RunFolder], Any]] = {"config": configuration, "curves": curves}
-
-
 def _few(lens: Lens, query: Walk | Drawn) -> Lens:
     """The lens, if it is not asked for too many images."""
     if len(lens.run.shape) == 3 and query.n > MAX_IMAGES:
@@ -176,13 +173,13 @@ def create_app(library: Library, worker: Worker) -> Starlette:
         Route("/runs/{run}", _describe),
         Route("/runs/{run}/samples/{step}", _picture),
         Route("/runs/{run}/inputs", _bring, methods=["POST"]),
+        Route("/runs/{run}/config", _settings),
         Route("/runs/{run}/quality", _quality),
         Route("/runs/{run}/pictures", _decode, methods=["POST"]),
         Route("/runs/{run}/gates", _recorded(gate_recordings)),
         Route("/runs/{run}/losses", _recorded(losses)),
         Route("/runs/{run}/live", _live),
         *[Route(f"/runs/{{run}}/{name}", _asking(*question)) for name, question in QUESTIONS.items()],
-        *[Route(f"/runs/{{run}}/{name}", _reading(read)) for name, read in READINGS.items()],
     ]
     app = Starlette(
         routes=[Mount("/api", routes=api), Mount("/", StaticFiles(directory=PAGE, html=True))],
@@ -212,15 +209,11 @@ def _asking(model: type[Query], ask: Ask) -> Callable[[Request], Awaitable[Respo
     return endpoint
 
 
-def _reading(read: Callable[[RunFolder], Any]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint that tells what is written in a run's folder: its network is not loaded."""
-
-    async def endpoint(request: Request) -> Response:
-        Nothing.model_validate(_single(request))
-        folder = request.app.state.library.folder(request.path_params["run"])
-        return answer(request, await run_in_threadpool(read, folder))
-
-    return endpoint
+async def _settings(request: Request) -> Response:
+    """A run's configuration: its network is not loaded."""
+    Nothing.model_validate(_single(request))
+    folder = request.app.state.library.folder(request.path_params["run"])
+    return answer(request, await run_in_threadpool(configuration, folder))
 
 
 def _recorded(read: Callable[[RunFolder, int], dict[str, Tensor]]) -> Callable[[Request], Awaitable[Response]]:

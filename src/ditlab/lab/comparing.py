@@ -1,4 +1,4 @@
-"""What runs are compared by beside a lens: their configuration, their loss, and the figures of their checkpoints."""
+"""What runs are compared by beside a lens: their configuration, and the figures of their checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from ditlab.build import build_dataset
@@ -14,7 +13,7 @@ from ditlab.config import ImagesData
 from ditlab.data.images.dataset import Images
 from ditlab.errors import InputError
 from ditlab.evaluate import evaluate
-from ditlab.lab.answer import Answer, Look, look_away
+from ditlab.lab.answer import Look, look_away
 from ditlab.lab.scenes import check_work, evaluations_of
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import Run, RunFolder
@@ -27,19 +26,6 @@ def configuration(folder: RunFolder) -> dict[str, Any]:
         InputError: the configuration is damaged.
     """
     return dict(_flat("", folder.read_config().model_dump(mode="json")))
-
-
-def curves(folder: RunFolder) -> Answer:
-    """The loss that training wrote down: ``step``, ``seconds`` of training and ``loss``, one each a line.
-
-    Raises:
-        InputError: it wrote down none, as with an imported run.
-    """
-    lines = [line for line in folder.read_metrics() if "loss" in line]
-    if not lines:
-        raise InputError(f"{folder.path.name} wrote down no loss")
-    names = ("step", "seconds", "loss")
-    return Answer({name: torch.tensor([float(line[name]) for line in lines]) for name in names})
 
 
 def quality(run: Run, *, n: int = 200, seed: int = 0, look: Look = look_away) -> dict[str, Any]:

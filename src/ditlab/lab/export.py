@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from ditlab.errors import InputError
 from ditlab.inspection.interventions import single_edits
 from ditlab.lab.answer import Answer
 from ditlab.lab.api import PAGE, encode
-from ditlab.lab.comparing import configuration, curves
+from ditlab.lab.comparing import configuration
 from ditlab.lab.lens import Lens
 from ditlab.lab.library import Library, describe_run
 from ditlab.lab.maps import WHOLE
@@ -67,8 +66,7 @@ def embed(library: Library, name: str) -> dict[str, Any]:
     base, folder = f"/api/runs/{name}", library.folder(name)
     settings = configuration(folder)  # but not where the data lie on this machine
     paths[f"{base}/config"] = _packed({key: value for key, value in settings.items() if not key.startswith("data.")})
-    with suppress(InputError):  # a short run may have written down no loss
-        paths[f"{base}/curves"] = _packed(curves(folder))
+    paths[f"{base}/losses"] = _packed(Answer(losses(folder)))
     for step in run["previews"]:
         picture = (lens.run.folder.samples / f"{step_name(step)}.png").read_bytes()
         paths[f"{base}/samples/{step}"] = {"type": "image", "body": _base64(picture)}
@@ -108,7 +106,7 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
     elif run["last_loss"] is not None:
         yield "losses", {}, Answer(losses(lens.run.folder), previews=repr(lens.previews()))
     if len(lens.run.shape) == 3:
-        choices["input"], choices["t"] = _affordable(run)
+        choices["input"], choices["t"] = _affordable(run, INPUTS)
         if run["attention"] and run["has_examples"]:
             yield "attention/summary", {}, lens.attention_summary()
         yield from _looks(lens, run, choices)
@@ -145,9 +143,7 @@ def _attention_alone(
         yield path, query, value
 
 
-def _affordable(
-    run: dict[str, Any], inputs: tuple[str, ...] = INPUTS, most: int = MAX_BYTES
-) -> tuple[list[str], list[float]]:
+def _affordable(run: dict[str, Any], inputs: tuple[str, ...], most: int = MAX_BYTES) -> tuple[list[str], list[float]]:
     """Inputs and times whose attention maps fit into a file that opens: fewer of them for larger networks."""
     cells = [(layer["heads"] + 1) * layer["tokens"] ** 2 for layer in run["attention"]]
     if any(layer["tokens"] > WHOLE for layer in run["attention"]) or 6 * sum(cells) > most:

@@ -38,12 +38,10 @@ def gate_recordings(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
 
 
 def losses(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
-    """The loss at each step that was logged, beyond ``after``."""
-    found = [(line["step"], line["loss"]) for line in folder.read_metrics() if "loss" in line and line["step"] > after]
-    return {
-        "loss_step": torch.tensor([step for step, _ in found]),
-        "loss": torch.tensor([loss for _, loss in found]),
-    }
+    """The loss at each step that was logged, beyond ``after``, and the seconds of training until then."""
+    lines = [line for line in folder.read_metrics() if "loss" in line and line["step"] > after]
+    names = {"loss_step": "step", "loss": "loss", "loss_seconds": "seconds"}
+    return {name: torch.tensor([float(line[key]) for line in lines]) for name, key in names.items()}
 
 
 def last_loss(folder: RunFolder) -> int | None:

@@ -74,8 +74,12 @@ export class Loss {
     for (const group of ofEachRun(places)) {
       const [{ run, index }] = group;
       try {
-        const found = (await arrays(at(run.id, "/curves"), { signal })).arrays;
-        const curve = { step: floats(found.step), seconds: floats(found.seconds), loss: floats(found.loss) };
+        const found = (await arrays(at(run.id, "/losses"), { signal })).arrays;
+        const curve = { step: floats(found.loss_step), seconds: floats(found.loss_seconds), loss: floats(found.loss) };
+        if (!curve.loss.length) {
+          missing.push(`${lettersOf(group)}: ${run.name} wrote down no loss.`);
+          continue;
+        }
         this.curves.set(run.id, curve);
         series.push({ name: groupName(group), x: curve[axis], y: curve.loss, colour: index });
       } catch (error) {
