@@ -48,7 +48,7 @@ def several(tmp_path_factory):
         assert main(["train", "latents", "--data.path", "store", *TINY, "--name", "latents"]) == 0
         torch.save(facebook_state(depth=2, rows=11, size=8, dim=64), "small.pt")
         folder = import_checkpoint(root / "small.pt", "facebook-dit", root / "runs" / "imported", heads=4).folder
-        config = folder.read_config()  # of 250 steps, as published
+        config = folder.read_config()  # published: 250 steps
         folder.write_config(config.model_copy(update={"sampling": config.sampling.model_copy(update={"steps": 5})}))
     return root / "runs"
 
@@ -130,7 +130,7 @@ def test_a_network_too_large_for_its_own_sampling_draws_in_few_steps(several, mo
     lens = Lens(several / "imported")
     monkeypatch.setitem(ditlab.lab.scenes.QUICK, "cpu", 2 * 3 * lens.scenes.macs)
     answer = lens.input(input="sample:1", t=0.4)
-    assert answer.meta["drawn"] == "3 of euler in place of 250 of ancestral"
+    assert answer.meta["drawn"] == "3 of euler in place of 5 of ancestral"
     cond = {"label": torch.tensor([1])}
     sampling = lens.run.config.sampling
     guidance = ditlab.ClassifierFree(sampling.guidance, sampling.guidance_channels)
