@@ -6,12 +6,12 @@ from axe_playwright_python.sync_playwright import Axe
 from tests.lab.test_page import opened, serve
 
 TITLES = [
-    "From noise to data",
-    "An image becomes a list",
+    "From noise to a result",
+    "A picture becomes a list",
     "The way through the blocks",
-    "Patches look at each other",
-    "Many heads, many questions",
-    "The same network, at every noise level",
+    "Patches listen to each other",
+    "Many heads, many ways to listen",
+    "One network for every noise level",
     "Gates that open in training",
     "Is it needed? Switch it off",
 ]
@@ -64,10 +64,11 @@ def test_it_shows_what_it_speaks_of(chromium, address):
         for _ in range(6):
             press(page, "Next")
         assert title(page) == "Gates that open in training"
-        press(page, "Show me")
         page.wait_for_url("**train=0*")
         assert page.locator("#gates .slider-value").inner_text() == "0"
-        press(page, "Go there")
+        press(page, "Do it for me")
+        page.wait_for_url("**train=40*")
+        card(page).get_by_role("button", name="To the section, by keyboard").press("Enter")
         assert page.evaluate("document.activeElement.id") == "gates-title"
 
 
@@ -92,19 +93,19 @@ def test_of_other_networks_it_tells_what_they_have(chromium, address):
         page.get_by_role("heading", name="Inside an MLP").wait_for()
         assert "a cloud of points that nobody drew" in card(page).inner_text()
         seen, _ = walked(page)
-        assert "Patches look at each other" not in seen
+        assert "Patches listen to each other" not in seen
 
 
 def test_in_a_file(chromium, exported):
     with opened(chromium, exported.as_uri(), ("data:", "blob:", "file:")) as page:
         page.get_by_role("button", name="Take the tour").click()
-        while title(page) != "The same network, at every noise level":
+        while title(page) != "One network for every noise level":
             press(page, "Next")
-        press(page, "Show me")  # 0.9 is not in this file: the nearest time is chosen
+        press(page, "Do it for me")  # 0.9 is not in this file: the nearest time is chosen
         page.get_by_text("0.50").first.wait_for()
         page.reload()
         page.get_by_role("button", name="Go on with the tour").click()
-        assert title(page) == "The same network, at every noise level"
+        assert title(page) == "One network for every noise level"
 
 
 def test_on_a_small_screen_nothing_overflows(chromium, address):

@@ -185,7 +185,8 @@ function fail(error) {
 
 async function begin() {
   document.documentElement.classList.toggle("part", part !== null);
-  place("theme").append(guide.button, themeChooser());
+  place("theme").append(themeChooser());
+  place("lead").after(guide.button);
   place("bar").after(guide.card);
   /** @type {RunSummary[]} */
   const runs = (await json("/api/runs")).runs;

@@ -31,9 +31,8 @@ function remember(id) {
   }
 }
 
-/** Choose what a step shows, as far as it can be chosen here: a file holds some times only. @param {Step} step @param {Run} run */
-function choose(step, run) {
-  const wanted = step.show?.(run) ?? {};
+/** Choose what a step shows, as far as it can be chosen here: a file holds some times only. @param {Partial<import("./state.js").Selection>} wanted */
+function choose(wanted) {
   const times = choices()?.t;
   if (wanted.t !== undefined && times?.length) wanted.t = times[nearest(times, wanted.t)];
   select(wanted);
@@ -67,7 +66,7 @@ class Tour {
 
   label() {
     this.button.setAttribute("aria-expanded", String(this.open));
-    this.button.textContent = this.open ? "End the tour" : this.index > 0 ? `Go on with the tour (${this.index + 1} of ${this.steps.length})` : "Take the tour";
+    this.button.textContent = this.open ? "End the tour" : this.index > 0 ? `Go on with the tour (${this.index + 1} of ${this.steps.length})` : "New here? Take the tour";
   }
 
   start() {
@@ -79,6 +78,7 @@ class Tour {
   go(index) {
     this.index = index;
     remember(this.steps[index].id);
+    if (this.run) choose(this.steps[index].scene?.(this.run) ?? {});
     this.draw();
     this.place.querySelector("h2")?.focus({ preventScroll: true });
     this.spot()?.scrollIntoView({ block: "start" });
@@ -123,11 +123,11 @@ class Tour {
       button("✕", () => this.close(), { class: "tool tour-close", "aria-label": "Close the tour; it remembers this step" }),
       h("div", { class: "tour-words" }, h("h2", { tabindex: -1, id: "tour-title" }, h("span", { class: "quiet" }, `${index + 1} of ${steps.length} `), step.title),
         h("p", null, step.text(run))),
-      h("div", { class: "tour-words" }, h("p", { class: "fact" }, h("b", null, "Try it. "), step.attempt(run)), h("p", { class: "quiet" }, step.see)),
+      h("div", { class: "tour-words" }, h("p", { class: "fact" }, h("b", null, "Try it. "), step.attempt(run)), h("p", { class: "quiet" }, step.see(run))),
       h("div", { class: "tools" },
         button("Back", () => this.go(index - 1), { disabled: index === 0 }),
-        step.show && button("Show me", () => choose(step, run)),
-        button("Go there", () => this.visit()),
+        step.show && button("Do it for me", () => choose(step.show?.(run) ?? {})),
+        button("To the section, by keyboard", () => this.visit(), { class: "tour-visit" }),
         last ? button("Done", () => this.end(), { class: "tour-next" }) : button("Next", () => this.go(index + 1), { class: "tour-next" })));
     this.place.hidden = false;
     this.place.scrollTop = 0;
@@ -146,7 +146,7 @@ class Tour {
 
 /** The tour's button and its card. @returns {{button: HTMLButtonElement, card: HTMLElement, follow: (run: Run) => void}} */
 export function tour() {
-  const button = h("button", { type: "button", class: "tool", "aria-controls": "tour", hidden: true });
+  const button = h("button", { type: "button", class: "tour-start", "aria-controls": "tour", hidden: true });
   const card = h("aside", { id: "tour", "aria-labelledby": "tour-title", hidden: true });
   const made = new Tour(card, button);
   return { button, card, follow: (run) => made.follow(run) };
