@@ -303,6 +303,7 @@ class Lens:
         self, *, n: int = 10, seed: int = 0, label: int | None = None, edits: str = "", look: Look = look_away
     ) -> Answer:
         """``samples`` (n, *shape), those of ``ditlab sample``; ``meta["drawn"]`` says how the run's settings draw."""
+        self.scenes.check_samples(n, label)  # before anything is changed: the whole network's work counts
         with intervened(self.network, edits):
             return Answer({"samples": self.scenes.samples(n, seed, label, look)}, drawn=self.scenes.drawn)
 
