@@ -357,7 +357,7 @@ async def _decode(request: Request) -> Response:
     run, body = request.path_params["run"], await request.body()
 
     def job(_: Look) -> dict[str, np.ndarray]:
-        return {"pictures": library.lens(run).decoding.pictures(body)}
+        return {"pictures": library.decoding(run).pictures(body)}
 
     found = await request.app.state.worker.run(job, request.is_disconnected)
     return Response(save(found), media_type="application/octet-stream")
