@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -143,6 +144,7 @@ class Library:
         folder = self.folder(name)
         config = folder.read_config()
         kind = (config.latent_space, config.data)
+        use_threads(math.inf)  # decoding is worth them
         with self._lock:
             if self._decoding is None or self._decoding[0] != kind:
                 self._decoding = kind, Decoding(folder, config, self.device)
