@@ -161,6 +161,17 @@ def test_time_that_is_held_is_all_the_network_hears(kind):
 
 
 @torch.no_grad()
+def test_an_interval_ends_at_data_where_time_is_held():
+    network = shaken(ditlab.DiT(interval=True))
+    x, t = inputs()
+    length = torch.tensor([0.1, 0.3, 1.0])
+    expected = network(x, torch.full((3,), 0.3), {"interval": torch.tensor([0.1, 0.3, 0.3])})
+    assert torch.equal(answers(network, "time:0.3", x, t, {"interval": length}), expected)
+    with intervened(network, "time:0.3"):
+        assert torch.equal(network(x, t=t, cond={"interval": length}), expected)
+
+
+@torch.no_grad()
 def test_the_coefficients_of_the_path_keep_their_time(dit):
     process = ditlab.FlowMatching(dit)
     x, _ = inputs()

@@ -4,6 +4,7 @@ import torch
 import ditlab
 from ditlab.chance import generator_for
 from ditlab.inspection.branches import effective_depth, measure_branches
+from ditlab.inspection.interventions import intervened
 from tests.diffusion.test_process import shaken
 
 
@@ -49,6 +50,17 @@ def test_only_what_is_asked_for(setting):
     assert list(part.attention) == [2]
     assert part.gates == {}
     torch.testing.assert_close(part.attention[2], whole.attention[2][:, [1, 3]][:, :, [0, 7, 9]])
+
+
+def test_queries_of_narrowed_attention_are_rows_of_its_map(setting):
+    network, x, t = setting
+    with intervened(network, "local:1.1"):
+        with ditlab.probe(network, layers=[1]) as whole:
+            network(x, t)
+        for queries in ([3, 4], [3]):
+            with ditlab.probe(network, layers=[1], queries=queries) as part:
+                network(x, t)
+            torch.testing.assert_close(part.attention[1], whole.attention[1][:, :, queries])
 
 
 def test_gates_are_the_modulation(setting):

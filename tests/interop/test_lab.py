@@ -4,6 +4,7 @@ import pytest
 
 from ditlab.errors import InputError
 from ditlab.interop.imports import import_checkpoint
+from ditlab.lab.export import embed
 from ditlab.lab.library import Library
 from tests.interop.test_imports import saved, small
 
@@ -21,3 +22,4 @@ def test_the_lab_opens_and_says_what_is_not_there(tmp_path):
     assert lens.attention(input="sample:1", layer=1, head=2)["map"].shape == (16, 16)
     with pytest.raises(InputError, match="was trained elsewhere"):
         lens.input(input="data:0")
+    assert not any("gates" in path for path in embed(library, name)["paths"])

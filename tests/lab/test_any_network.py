@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ditlab.interop.imports import import_checkpoint
 from ditlab.interop.latents import decoder
 from ditlab.lab import Lens
 from ditlab.lab.api import create_app
+from ditlab.lab.decoding import Decoding, why_not
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Worker
 from ditlab.run import RunFolder
@@ -108,6 +110,7 @@ def test_what_cannot_be_decoded_is_said(several, monkeypatch):
         latents = np.zeros((2, 4, 2, 2))
         answer = send("latents", latents)
         assert load_arrays(answer.body)["pictures"].shape == (2, 3, 8, 8)
+        assert not library._lenses, "the autoencoder alone decodes"
         for name, sent, word in (
             ("latents", latents[0, 0], "one to 4 latents of shape (4, 2, 2), 64 bytes each"),
             ("latents", np.zeros((5, 4, 2, 2)), "one to 4"),
@@ -119,11 +122,45 @@ def test_what_cannot_be_decoded_is_said(several, monkeypatch):
             assert answer.status == 400
             assert word in json.loads(answer.body)["error"]
     worker.close()
+    (weights,) = (several.parent / "vae").glob("*.safetensors")
+    weights.rename(several.parent / "weights")
+    try:
+        assert "is not here" in why_not(RunFolder(several / "latents").read_config())
+    finally:
+        (several.parent / "weights").rename(weights)
     (several.parent / "vae").rename(several.parent / "vae-moved")
     try:
-        assert "the autoencoder is not here" in Lens(several / "latents").decoding.why
+        assert why_not(RunFolder(several / "latents").read_config()) == "the autoencoder is not here: vae"
     finally:
         (several.parent / "vae-moved").rename(several.parent / "vae")
+
+
+def test_nothing_is_fetched_for_looking(several, tmp_path, monkeypatch):
+    asked = []
+
+    def nobody(*place, **_):
+        asked.append(place)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", nobody)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = RunFolder(several / "latents")
+    config = folder.read_config()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"vae": "someone/vae"})})
+    cached = tmp_path / "models--someone--vae"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    vae, snapshot = several.parent / "vae", cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(vae / "config.json", snapshot)
+    assert why_not(config) == "the autoencoder is not here: someone/vae"
+    for file in vae.glob("*.safetensors"):
+        shutil.copy(file, snapshot)
+    assert why_not(config) is None
+    body = np.zeros((1, 4, 2, 2), np.float32).tobytes()
+    expected = Decoding(folder, folder.read_config()).pictures(body)
+    np.testing.assert_array_equal(Decoding(folder, config).pictures(body), expected)
+    assert not asked
 
 
 def test_a_network_too_large_for_its_own_sampling_draws_in_few_steps(several, monkeypatch):

@@ -12,11 +12,13 @@ from safetensors.numpy import load as load_arrays
 import ditlab
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.errors import InputError
+from ditlab.inspection.interventions import single_edits
 from ditlab.lab import Lens
 from ditlab.lab.api import create_app
 from ditlab.lab.costs import TIMES
 from ditlab.lab.export import _held_changes
 from ditlab.lab.library import Library
+from ditlab.lab.scenes import MAX_WORK
 from ditlab.lab.worker import Worker
 from ditlab.run import Run, RunFolder
 from tests.lab.shell import ask, serving
@@ -112,14 +114,18 @@ def test_costs_are_those_of_a_direct_loop(lens):
 
 def test_costs_are_measured_once_and_can_be_left(runs):
     lens, looks = Lens(runs / "circles"), []
+    passes = []
 
-    def left():
-        looks.append(1)
-        if len(looks) == 70:
+    def left(*_):
+        passes.append(any(m._forward_hooks for m in lens.network.modules()))
+        if len(passes) == 3 * len(TIMES):  # while the second part is off
             raise TimeoutError
 
+    handle = lens.network.blocks[0].mlp.register_forward_pre_hook(left)
     with pytest.raises(TimeoutError):
-        lens.costs(look=left)
+        lens.costs()
+    handle.remove()
+    assert passes[-1]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lens.network.modules())
     first = lens.costs(look=lambda: looks.append(1))
     before = len(looks)
@@ -133,6 +139,18 @@ def test_where_there_are_no_examples_costs_are_measured_on_generated_images(runs
     answer = Lens(runs / "unet").costs()
     assert (answer.meta["images"], answer.meta["source"]) == ("16", "generated")
     assert sorted(answer.meta["edits"].split()) == [f"head:0.{head}" for head in range(4)]
+
+
+def test_work_is_that_of_the_whole_network_and_counts_what_has_to_be_drawn(runs, monkeypatch):
+    lens = Lens(runs / "circles")
+    lens.samples(n=1, edits="block:0 block:1 head:2.0")
+    assert lens.scenes.macs == Lens(runs / "circles").scenes.macs
+    monkeypatch.setattr("ditlab.lab.scenes.Scenes.has_examples", False)
+    lens = Lens(runs / "unet")
+    passes = (len(single_edits(lens.network)) + 1) * len(TIMES) * lens.scenes.macs
+    monkeypatch.setitem(MAX_WORK, "cpu", 4 * passes)  # enough for what is measured, if it were there
+    with pytest.raises(InputError, match="switch single parts off"):
+        lens.costs()
 
 
 def test_what_is_too_large_or_not_there_is_refused(runs, tmp_path):

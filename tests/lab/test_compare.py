@@ -146,8 +146,8 @@ def test_four_columns_stay_loaded_unless_they_are_large(runs, names, monkeypatch
     lenses = [library.lens(names[run]) for run in names]
     assert [library.lens(names[run]) for run in names] == lenses
     monkeypatch.setattr("ditlab.lab.library.MOST_BYTES", 1)
-    library.lens(names["circles"], 20)
-    assert len(library._lenses) == 3
+    last = library.lens(names["circles"], 20)
+    assert [*library._lenses.values()] == [lenses[-1], last]
     monkeypatch.setattr("ditlab.lab.library.MOST_BYTES", 1e9)
     monkeypatch.setattr("ditlab.lab.library.MOST_LOADED", 4)
     for run in names:

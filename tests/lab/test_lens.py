@@ -294,6 +294,31 @@ def test_a_library_names_runs_opaquely_and_forgets_none(runs, tmp_path):
         library.lens(names["circles"], 30)
     with pytest.raises(InputError, match="no run"):
         Library(tmp_path / "nothing")
+    with pytest.raises(InputError, match="device 'tpu' is not available"):
+        Library(runs, "tpu")
+
+
+def test_a_new_run_of_an_old_name_is_looked_at_itself(runs, tmp_path):
+    """And one whose checkpoint is thinned out goes on being shown."""
+    library = Library(shutil.copytree(runs / "circles", tmp_path / "run"))
+    (name,) = library.folders()
+    lens = library.lens(name, 20)
+    figures = library.quality(name, 20, "ema", 100, 0, lambda: None)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000020")
+    assert library.lens(name, 20) is lens
+    found = library.describe(name, 20, "ema")
+    assert (found["step"], found["checkpoints"]) == (20, [20, 40])
+    assert library.describe(name, None, "ema")["checkpoints"] == [40]
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(runs / "digits", tmp_path / "run")
+    assert library.lens(name, 20).run.num_classes == 10
+    assert library.quality(name, 20, "ema", 100, 0, lambda: None) != figures
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000020")
+    shutil.copytree(runs / "circles" / "checkpoints" / "step-00000040", tmp_path / "run/checkpoints/step-00000040")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"seconds": ', '"seconds": 1', 1))
+    with pytest.raises(Missing, match="no checkpoint of step 20"):
+        library.lens(name, 20)
 
 
 def test_damaged_runs_and_files_are_left_out(runs, tmp_path):

@@ -1,5 +1,6 @@
 """A run that is still training, looked at: what its files say arrives, and training does not notice."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -109,6 +110,54 @@ def test_steps_that_are_cut_off_are_told(runs, tmp_path):
     assert Watch(folder, after=40).look()["cut"], "one who comes back after the cut is told, too"
 
 
+def written(file, steps, speed):
+    """Metrics of a run that took so many seconds a step."""
+    file.write_text("".join(f'{{"step": {i}, "loss": {speed / i}, "seconds": {speed * i}}}\n' for i in steps))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_other_metrics_are_told_from_their_beginning_however_far_they_have_gone(runs, tmp_path, in_place):
+    folder = copied(runs / "circles", tmp_path)
+    file = folder.metrics_file
+    written(file, range(10, 50, 10), 1.5)
+    watch = Watch(folder)
+    assert len(watch.look()["losses"]) == 4
+    if not in_place:  # in place: a new file may take the inode of one that is gone
+        file.unlink()
+        assert watch.look()["cut"]
+    written(file, range(10, 70, 10), 2.5)
+    news = watch.look()
+    assert "cut" in news or not in_place
+    assert [step for step, _ in news["losses"]] == [10, 20, 30, 40, 50, 60]
+    assert "losses" not in watch.look()
+
+
+def test_the_limit_of_streams_counts_those_that_have_not_begun(runs, monkeypatch):
+    monkeypatch.setattr("ditlab.lab.api.MAX_STREAMS", 1)
+    worker, library = Worker(), Library(runs / "circles")
+    app, (run,) = create_app(library, worker), library.folders()
+    sent = []
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            sent.append((message["status"], app.state.streams))
+            await asyncio.sleep(0)  # before its first event, let the other one ask
+        raise OSError("the client is gone")
+
+    async def ask_twice():
+        path = f"/api/runs/{run}/live"
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "app": app}
+        await asyncio.gather(*(app(dict(scope), gone, send) for _ in range(2)), return_exceptions=True)
+
+    asyncio.run(ask_twice())
+    assert sorted(sent) == [(200, 1), (503, 1)]
+    assert app.state.streams == 0
+    worker.close()
+
+
 def test_asking_whether_a_run_is_trained_leaves_nothing_behind(tmp_path):
     folder = RunFolder(tmp_path)
     assert not folder.is_locked
@@ -178,10 +227,13 @@ def not_full(port, run):
 
 
 def test_the_server_stops_with_streams_open(runs):
-    with serve(runs / "circles") as (port, run), following(port, run) as events:
-        next(events)
-        begun = time.monotonic()
-    assert time.monotonic() - begun < PATIENCE / 2
+    with ExitStack() as streams:  # closed after the server has stopped
+        with serve(runs / "circles") as (port, run):
+            events = streams.enter_context(following(port, run))
+            next(events)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < PATIENCE / 2
+        assert list(events) == []
 
 
 def test_a_run_without_a_checkpoint_shows_what_it_recorded(runs, tmp_path):

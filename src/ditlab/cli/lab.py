@@ -30,7 +30,7 @@ def lab(arguments: Sequence[str]) -> int:
         raise InputError(f"--export {options.export} must end in .html")
     from ditlab.lab.library import Library
 
-    library = Library(options.run)
+    library = Library(options.run, options.device)
     return _serve(library, options) if options.export is None else _export(library, options)
 
 

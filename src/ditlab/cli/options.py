@@ -120,6 +120,7 @@ class LabOptions(Section):
     export: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = Field(
         None, description="write the page of one run to this file instead, and stop"
     )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute; auto prefers a GPU")
     as_json: Json = False
 
 

@@ -10,7 +10,8 @@ An edit is a word, and several edits are words with blanks between:
                        sight
 ``gate:3.attn``        the gate of block 3's attention is 0; ``gate:3.mlp``: of its MLP
 ``block:3``            block 3 gives what it gets
-``time:0.5``           the network is told t = 0.5, whatever the time of x_t is
+``time:0.5``           the network is told t = 0.5, whatever the time of x_t is; of an interval t − r
+                       (MeanFlow) it is told at most 0.5, for r is never below 0
 =====================  ===============================================================================================
 
 A head that is switched off is off, whatever else its layer is told.
@@ -207,12 +208,20 @@ def within(grid: tuple[int, int], radius: int) -> Bool[Tensor, "N N"]:
 
 
 def _with_time(time: float) -> Callable[..., Any]:
-    """A hook before the network that puts another time in the place of t."""
+    """A hook before the network that puts another time in the place of t; an interval from it ends at 0 at most."""
+
+    def held(cond: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        if cond is None or "interval" not in cond:
+            return cond
+        return cond | {"interval": cond["interval"].clamp(max=time)}
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if "cond" in named:
+            named = named | {"cond": held(named["cond"])}
         if "t" in named:
             return inputs, named | {"t": torch.full_like(named["t"], time)}
-        return (inputs[0], torch.full_like(inputs[1], time), *inputs[2:]), named
+        x, t, *rest = inputs
+        return (x, torch.full_like(t, time), *map(held, rest)), named
 
     return hook
 

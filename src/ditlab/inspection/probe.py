@@ -135,13 +135,15 @@ def attention_map(
 ) -> Tensor:
     """softmax(q kᵀ / √d) in fp32: (B, h, N, d), (B, h, M, d) → (B, h, N, M), rows and heads as asked for.
 
-    Keys where the mask (B, 1, 1, M) is False get nothing.
+    Keys where the mask, (B, 1, 1, M) or (B, 1, N, M) for each query its own, is False get nothing.
     """
     q, k = q.detach().float(), k.detach().float()
     if heads is not None:
         q, k = q[:, list(heads)], k[:, list(heads)]
     if queries is not None:
         q = q[:, :, list(queries)]
+        if mask is not None and mask.shape[2] != 1:
+            mask = mask[:, :, list(queries)]
     with torch.autocast(q.device.type, enabled=False):
         products = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         return torch.softmax(products if mask is None else products.masked_fill(~mask, -torch.inf), dim=-1)

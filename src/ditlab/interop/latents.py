@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ditlab.config import Config
 from ditlab.data.latents.vae import load_vae
 from ditlab.errors import AutoencoderWarning, InputError
-from ditlab.run import Run
+from ditlab.run import Run, RunFolder
 
 Decoder = Callable[[Tensor], Tensor]
 
@@ -31,23 +32,37 @@ def decoder(run: Run, vae: str | Path | None = None) -> Decoder:
     Raises:
         InputError: samples that are no latents, no autoencoder or one for other latents, or diffusers is missing.
     """
-    space = run.config.latent_space
+    device = next(run.process.parameters()).device
+    return decoder_of(run.folder, run.config, run.shape, device, vae)
+
+
+def decoder_of(
+    folder: RunFolder,
+    config: Config,
+    shape: tuple[int, ...],
+    device: torch.device,
+    vae: str | Path | None = None,
+    fetch: bool = True,
+) -> Decoder:
+    """The same of a run whose network is not loaded, on a device; unless ``fetch``, of what is on this machine alone.
+
+    Raises:
+        InputError: as ``decoder``, and of an autoencoder of the Hub that is to be had but was not fetched.
+    """
+    space = config.latent_space
     if space is None:
-        raise InputError(f"samples of {run.folder.path} are no latents: there is nothing to decode, leave --vae out")
+        raise InputError(f"samples of {folder.path} are no latents: there is nothing to decode, leave --vae out")
     given = vae if vae is not None else space.vae
     if given is None:
         raise InputError(
-            f"samples of {run.folder.path} are latents: give --vae FOLDER of the autoencoder that decodes them, "
+            f"samples of {folder.path} are latents: give --vae FOLDER of the autoencoder that decodes them, "
             f"or --out FILE.npz for the latents"
         )
-    device = next(run.process.parameters()).device
-    loaded = load_vae(given)
+    loaded = load_vae(given, fetch)
     autoencoder = loaded.model
     channels = autoencoder.config.latent_channels
-    if channels != run.shape[0]:
-        raise InputError(
-            f"the autoencoder in {given} has {channels} latent channels; {run.folder.path} has {run.shape[0]}"
-        )
+    if channels != shape[0]:
+        raise InputError(f"the autoencoder in {given} has {channels} latent channels; {folder.path} has {shape[0]}")
     if vae is None and space.vae_digest is not None and loaded.digest != space.vae_digest:
         warnings.warn(
             f"the autoencoder in {given} is not the one that the latents were made by: its sha256 is "

@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import save
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from ditlab.config import SolverName
@@ -241,16 +243,22 @@ async def _live(request: Request) -> Response:
     if state.streams >= MAX_STREAMS:
         raise Busy(f"{state.streams} pages watch already; close one")
     request.state.stream = True  # so that it gives way to questions; see ``connection``
+    return _Events(stream(watch, request.is_disconnected), state)
 
-    async def events() -> AsyncIterator[bytes]:
+
+class _Events(StreamingResponse):
+    """Server-sent events that count as a stream from now until they end, be it before the first."""
+
+    def __init__(self, events: AsyncIterator[bytes], state: State) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.state = state
         state.streams += 1
-        try:
-            async for event in stream(watch, request.is_disconnected):
-                yield event
-        finally:
-            state.streams -= 1
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.state.streams -= 1
 
 
 def _single(request: Request) -> Mapping[str, str]:
@@ -349,7 +357,7 @@ async def _decode(request: Request) -> Response:
     run, body = request.path_params["run"], await request.body()
 
     def job(_: Look) -> dict[str, np.ndarray]:
-        return {"pictures": library.lens(run).decoding.pictures(body)}
+        return {"pictures": library.decoding(run).pictures(body)}
 
     found = await request.app.state.worker.run(job, request.is_disconnected)
     return Response(save(found), media_type="application/octet-stream")

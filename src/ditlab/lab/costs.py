@@ -43,10 +43,11 @@ def measure_costs(process: Process, scenes: Scenes, look: Callable[[], None]) ->
     edits = single_edits(process.network)
     if not edits:
         raise InputError("this network has no heads, gates or blocks to switch off")
-    passes = (len(edits) + 1) * len(TIMES) * scenes.macs  # multiply-accumulates for one image
+    passes = (len(edits) + 1) * len(TIMES) * float(scenes.macs)  # multiply-accumulates for one image
+    source, most = ("data", EXAMPLES) if scenes.has_examples else ("sample", GENERATED)
+    passes += 0 if scenes.has_examples else scenes.work_of_sample
     device = scenes.like.device
     check_work(FEWEST * passes, device, "switch single parts off and look at the pictures instead")
-    source, most = ("data", EXAMPLES) if scenes.has_examples else ("sample", GENERATED)
     images = max(FEWEST, affordable(most, passes, device, share=0.025))
     found = []
     for i in range(images):

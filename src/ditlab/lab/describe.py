@@ -10,6 +10,7 @@ from ditlab.config import Config
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import SOLVERS
 from ditlab.inspection.branches import modulated_blocks
+from ditlab.lab.decoding import why_not
 from ditlab.lab.lens import KINDS, MAX_STEPS, Lens
 from ditlab.networks.counts import on_meta, parameter_count
 from ditlab.networks.dit import DiT
@@ -38,7 +39,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "cross_tokens": list(lens.cross_tokens),
         "macs": lens.scenes.macs,
         "draws": _draws(lens),
-        "latents": {"why": lens.decoding.why} if run.latent else None,
+        "latents": {"why": why_not(run.config)} if run.latent else None,
         "sections": _sections(lens),
     }
 

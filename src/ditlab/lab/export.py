@@ -24,7 +24,7 @@ from ditlab.lab.comparing import configuration
 from ditlab.lab.lens import Lens
 from ditlab.lab.library import Library, describe_run
 from ditlab.lab.maps import WHOLE
-from ditlab.lab.recordings import losses
+from ditlab.lab.recordings import losses, recorded
 from ditlab.lab.scenes import affordable, evaluations_of
 from ditlab.training.checkpoint import step_name
 
@@ -101,7 +101,7 @@ def _paths(run: dict[str, Any], answers: Iterable[tuple[str, dict[str, Any], Any
 def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """(path, query, value) of all that is precomputed."""
     yield "flow", {}, lens.flow()
-    if run["has_gates"]:
+    if run["sections"]["gates"] is None and recorded(lens.run.folder):
         yield "gates", {}, lens.gates()
     elif run["last_loss"] is not None:
         yield "losses", {}, Answer(losses(lens.run.folder), previews=repr(lens.previews()))

@@ -21,7 +21,6 @@ from ditlab.inspection.statistics import map_statistics
 from ditlab.lab import maps
 from ditlab.lab.answer import Answer, Look, look_away
 from ditlab.lab.costs import Costs, measure_costs
-from ditlab.lab.decoding import Decoding
 from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
@@ -45,6 +44,7 @@ class Lens:
         step: which checkpoint; None for the newest.
         weights: "ema" for the averaged weights, "raw" for the last ones, or the width of an average that is tracked.
         own: where images that people bring are kept.
+        device: "auto", "cpu", "cuda" or "mps", where a run that is not loaded yet is loaded.
 
     Where a method takes ``input``, it is ``"data:I"`` for the I-th training example, ``"sample:SEED"`` for a generated
     one, or the name that ``own`` returned; ``t`` is the time, 0 for data and 1 for noise. A generated image is drawn as
@@ -63,10 +63,10 @@ class Lens:
         step: int | None = None,
         weights: Literal["ema", "raw"] | float = "ema",
         own: OwnImages | None = None,
+        device: str = "auto",
     ) -> None:
-        self.run = run if isinstance(run, Run) else load(run, weights=weights, step=step)
+        self.run = run if isinstance(run, Run) else load(run, weights=weights, step=step, device=device)
         self.process, self.network = self.run.process, self.run.process.network
-        self.decoding = Decoding(self.run)
         self.scenes = Scenes(self.run, OwnImages() if own is None else own)
         self._costs: Costs | None = None
 
@@ -303,6 +303,7 @@ class Lens:
         self, *, n: int = 10, seed: int = 0, label: int | None = None, edits: str = "", look: Look = look_away
     ) -> Answer:
         """``samples`` (n, *shape), those of ``ditlab sample``; ``meta["drawn"]`` says how the run's settings draw."""
+        self.scenes.check_samples(n, label)  # before anything is changed: the whole network's work counts
         with intervened(self.network, edits):
             return Answer({"samples": self.scenes.samples(n, seed, label, look)}, drawn=self.scenes.drawn)
 

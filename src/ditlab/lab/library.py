@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from ditlab.build import resolve_device
 from ditlab.config import Config
 from ditlab.errors import InputError, Missing
 from ditlab.lab.answer import Look
 from ditlab.lab.comparing import quality
+from ditlab.lab.decoding import Decoding
 from ditlab.lab.describe import describe, describe_waiting
 from ditlab.lab.images import OwnImages
 from ditlab.lab.lens import Lens
@@ -26,8 +29,19 @@ LOADED = 3  # lenses kept in memory, however large
 MOST_LOADED = 12  # lenses kept while their weights together take no more than MOST_BYTES: columns that are compared
 MOST_BYTES = 1e9
 MEASURED = 1000  # figures of checkpoints that are remembered
+MOST_OF_A_LINE = 1000  # bytes
 THREADS = torch.get_num_threads()
 WORTH_THREADS = 1e8  # multiply-accumulates of a pass from which more than one thread pays, also beside a training run
+
+
+class _Key(NamedTuple):
+    """A loaded checkpoint: a new run may have an old one's name, and steps."""
+
+    name: str
+    begun: bytes  # see ``_begun``
+    step: int
+    weights: str
+    written: int  # when, in nanoseconds
 
 
 class Library:
@@ -35,19 +49,23 @@ class Library:
 
     Args:
         path: a run's folder, its name in ``runs/``, or a folder that holds runs.
+        device: "auto", "cpu", "cuda" or "mps", where networks are loaded.
 
     Raises:
         InputError: there is no run that has a checkpoint or is on its way to one.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, device: str = "auto") -> None:
         folder = Path(path)
+        self.device = device
+        resolve_device(device)
         self.several = not (folder / "config.json").is_file() and any(folder.glob("*/config.json"))
         self.root = folder if self.several else RunFolder.find(path).path
         self.own = OwnImages()
-        self._lenses: OrderedDict[tuple[str, int, str], Lens] = OrderedDict()
+        self._lenses: OrderedDict[_Key, Lens] = OrderedDict()
+        self._decoding: tuple[Any, Decoding] | None = None  # the last one asked for: an autoencoder is large
         self._figures: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
-        self._whole: dict[tuple[str, int], int] = {}  # the newest step of a run, and the one to take in its place
+        self._whole: dict[tuple[str, int, int], int] = {}  # the newest checkpoint of a run → the step to take instead
         self._lock = threading.Lock()
         if not self.several:
             RunFolder(self.root).read_config()
@@ -75,17 +93,17 @@ class Library:
         return folder
 
     def lens(self, name: str, step: int | None = None, weights: str = "ema") -> Lens:
-        """A lens on a run, loaded or from among the last ones.
+        """A lens on a run, loaded or from among the last ones; those outlive their checkpoint, not their run.
 
         Raises:
             Missing: no such run or checkpoint.
         """
         folder = self.folder(name)
-        step = self._step(name, folder, step)
-        key = (name, step, weights)
+        key = self._key(name, folder, step, weights)
         with self._lock:
             if key not in self._lenses:
-                self._lenses[key] = Lens(folder.path, step, "raw" if weights == "raw" else "ema", self.own)
+                kind: Any = "raw" if weights == "raw" else "ema"
+                self._lenses[key] = Lens(folder.path, key.step, kind, self.own, self.device)
                 self._forget()
             self._lenses.move_to_end(key)
             use_threads(self._lenses[key].scenes.macs)
@@ -101,14 +119,14 @@ class Library:
             InputError: it cannot be measured.
         """
         folder = self.folder(name)
-        step = self._step(name, folder, step)
-        written = (folder.checkpoints / step_name(step)).stat().st_mtime_ns  # a new run may have an old one's name
-        key = (name, step, weights, n, seed, written)
+        checkpoint = self._key(name, folder, step, weights)
+        key = (*checkpoint, n, seed)
         with self._lock:
-            lens = self._lenses.get((name, step, weights))
+            lens = self._lenses.get(checkpoint)
             if key in self._figures:
                 return self._figures[key]
-        run = load(folder.path, "raw" if weights == "raw" else "ema", step) if lens is None else lens.run
+        kind: Any = "raw" if weights == "raw" else "ema"
+        run = load(folder.path, kind, checkpoint.step, self.device) if lens is None else lens.run
         use_threads(multiply_accumulates(run.process.network, run.shape))
         figures = quality(run, n=n, seed=seed, look=look)
         with self._lock:
@@ -117,18 +135,43 @@ class Library:
                 self._figures.popitem(last=False)
         return figures
 
-    def _step(self, name: str, folder: RunFolder, step: int | None) -> int:
-        """That step, or the newest, if there is a checkpoint of it."""
+    def decoding(self, name: str) -> Decoding:
+        """What turns a run's latents into pictures; it needs no network, and one autoencoder is kept.
+
+        Raises:
+            Missing: no such run.
+        """
+        folder = self.folder(name)
+        config = folder.read_config()
+        kind = (config.latent_space, config.data)
+        use_threads(math.inf)  # decoding is worth them
+        with self._lock:
+            if self._decoding is None or self._decoding[0] != kind:
+                self._decoding = kind, Decoding(folder, config, self.device)
+            return self._decoding[1]
+
+    def _key(self, name: str, folder: RunFolder, step: int | None, weights: str) -> _Key:
+        """What a lens on that step, or on the newest, goes by: of a checkpoint that is there, or loaded."""
         steps = saved_steps(folder.checkpoints)
         step = self._newest(name, folder) if step is None else step
+        begun, written = _begun(folder), None if step is None else _written(folder, step)
+        if step is not None and written is not None:
+            return _Key(name, begun, step, weights, written)
+        with self._lock:
+            for key in reversed(self._lenses):  # training has thinned out what is looked at
+                if key[:4] == (name, begun, step, weights):
+                    return key
         if not steps:
             raise Missing(f"{folder.path.name} has no checkpoint yet")
-        if step is None or step not in steps:
-            raise Missing(f"{folder.path.name} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-        return step
+        raise Missing(f"{folder.path.name} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
 
     def _forget(self) -> None:
-        """Let go of the lenses that were not used for longest, if there are many or they are large."""
+        """Let go of the lenses that were not used for longest, if there are many or they are large.
+
+        Of large ones, one is kept beside the newest.
+        """
+        for key in [key for key in list(self._lenses)[:-1] if _bytes(self._lenses[key]) > MOST_BYTES][:-1]:
+            del self._lenses[key]
         while len(self._lenses) > LOADED:
             if len(self._lenses) <= MOST_LOADED and sum(map(_bytes, self._lenses.values())) <= MOST_BYTES:
                 return
@@ -137,13 +180,15 @@ class Library:
     def _newest(self, name: str, folder: RunFolder) -> int | None:
         """The newest step whose checkpoint is whole: read through once for each new one."""
         newest = folder.step
-        if newest is None:
+        written = None if newest is None else _written(folder, newest)
+        if newest is None or written is None:
             return None
+        key = (name, newest, written)
         with self._lock:
-            if (name, newest) not in self._whole:
+            if key not in self._whole:
                 whole = folder.whole_step
-                self._whole[name, newest] = newest if whole is None else whole
-            return self._whole[name, newest]
+                self._whole[key] = newest if whole is None else whole
+            return self._whole[key]
 
     def catalogue(self) -> dict[str, Any]:
         """The runs, a few words about each."""
@@ -158,7 +203,10 @@ class Library:
     def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
         """All about one run; see ``describe``."""
         folder = self.folder(name)
-        return describe_run(folder, self.lens(name, step, weights) if saved_steps(folder.checkpoints) else None)
+        found = describe_run(folder, self.lens(name, step, weights) if saved_steps(folder.checkpoints) else None)
+        if found["step"] is not None:  # it may be thinned out while it is looked at
+            found["checkpoints"] = sorted({*found["checkpoints"], found["step"]})
+        return found
 
 
 def describe_run(folder: RunFolder, lens: Lens | None) -> dict[str, Any]:
@@ -178,6 +226,23 @@ def describe_run(folder: RunFolder, lens: Lens | None) -> dict[str, Any]:
 def use_threads(macs: float) -> None:
     """More than one thread where a pass of that many multiply-accumulates is worth it."""
     torch.set_num_threads(THREADS if macs > WORTH_THREADS else 1)
+
+
+def _begun(folder: RunFolder) -> bytes:
+    """The first line of a run's metrics, whose seconds tell it from another run of that name; empty without."""
+    try:
+        with folder.metrics_file.open("rb") as stream:
+            return stream.readline(MOST_OF_A_LINE)
+    except OSError:
+        return b""
+
+
+def _written(folder: RunFolder, step: int) -> int | None:
+    """When a checkpoint was written, in nanoseconds; None if it is not there."""
+    try:
+        return (folder.checkpoints / step_name(step)).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _bytes(lens: Lens) -> int:

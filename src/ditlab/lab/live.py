@@ -23,6 +23,7 @@ from ditlab.training.checkpoint import saved_steps
 
 SECONDS_BETWEEN_LOOKS = 1.0
 HEARTBEAT = 15  # quiet looks after which a comment goes out, so that a client which is gone is found out
+KNOWN_AGAIN = 256  # bytes at the end of what was read of a file, by which it is known again
 SETTLED = 2.0  # seconds after which a change of a folder is certain to have another time than the last one
 
 
@@ -124,7 +125,8 @@ class _Metrics:
 
     def __init__(self, file: Path, after: int) -> None:
         self._file, self.last = file, after
-        self._place, self._read = -1, 0  # of which file how many bytes were read
+        self._seen: tuple[int, ...] | None = None  # inode, size and time of change at the last look
+        self._read, self._end = 0, b""  # how many bytes were read, and what the last of them were
         self.line: dict[str, Any] = {}  # the newest value of each name
 
     def read(self) -> tuple[list[tuple[int, float]], bool]:
@@ -132,27 +134,41 @@ class _Metrics:
         try:
             found = self._file.stat()
         except FileNotFoundError:
+            return [], self._forget()
+        seen = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if seen == self._seen:
             return [], False
-        anew = (found.st_ino, self._read <= found.st_size) != (self._place, True)
-        if not anew and found.st_size == self._read:
-            return [], False
-        if anew:
-            self._place, self._read, self.line = found.st_ino, 0, {}
+        self._seen = seen
+        begun, cut = self._read > 0, False
         lines = self._added()
-        cut = anew and self.last > max((line["step"] for line in lines), default=-1)
-        self.last = -1 if cut else self.last
+        if lines is None or (not begun and self.last > max((line["step"] for line in lines), default=-1)):
+            cut = self._forget()
+            lines = self._added() or []
         for line in lines:
             self.line |= {name: line[name] for name in ("step", "loss", "images_per_s") if name in line}
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line and line["step"] > self.last]
         self.last = max((step for step, _ in losses), default=self.last)
         return losses, cut
 
-    def _added(self) -> list[dict[str, Any]]:
-        """Whole lines from where reading stopped; damaged ones are left out."""
+    def _forget(self) -> bool:
+        """Begin anew; whether anything had been told."""
+        told = self.last >= 0
+        self._seen, self._read, self._end, self.line, self.last = None, 0, b"", {}, -1
+        return told
+
+    def _added(self) -> list[dict[str, Any]] | None:
+        """Whole lines from where reading stopped, without damaged ones; None if what was read is no longer there.
+
+        Lines end in seconds of training, so that another file, also one that took this one's inode and has gone
+        further, has others where reading stopped.
+        """
         with self._file.open("rb") as stream:
-            stream.seek(self._read)
-            text, _, rest = stream.read().rpartition(b"\n")
-            self._read = stream.tell() - len(rest)
+            stream.seek(self._read - len(self._end))
+            if stream.read(len(self._end)) != self._end:
+                return None
+            text, newline, _ = stream.read().rpartition(b"\n")
+        self._read += len(text + newline)
+        self._end = (self._end + text + newline)[-KNOWN_AGAIN:]
         lines = []
         for one in text.splitlines():
             with suppress(ValueError, RecursionError):

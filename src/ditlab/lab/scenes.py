@@ -179,18 +179,28 @@ class Scenes:
         time, x = min(states, key=lambda state: abs(state[0] - t))
         return Scene(x0, noise, x, time, cond)
 
+    def check_samples(self, n: int, label: int | None) -> None:
+        """Refuse n samples that would take minutes.
+
+        Raises:
+            InputError: they would, or there is no such label.
+        """
+        own = self.run.config.sampling
+        guided = self.label(0, label) is not None and own.guidance != 1
+        work = n * evaluations_of(self.run.process, own.solver, own.steps) * (2 if guided else 1) * self.macs
+        check_work(work, self.like.device, "ask for fewer samples")
+
     def samples(self, n: int, seed: int, label: int | None, look: Callable[[], None]) -> Tensor:
         """n samples as the run's own configuration draws them; without a label, sample i has i mod classes.
 
-        The noise of sample i depends on (seed, i) and on the shape alone. Images are clamped to [−1, 1].
+        The noise of sample i depends on (seed, i) and on the shape alone. Images are clamped to [−1, 1]. How much work
+        that may be, ``check_samples`` says.
         """
         cond = self.condition(0, label, n)
         if cond is not None and label is None:
             cond = {"label": torch.arange(n, device=self.like.device) % (self.run.num_classes or 1)}
         own, process = self.run.config.sampling, self.run.process
         guided = cond is not None and own.guidance != 1
-        work = n * evaluations_of(process, own.solver, own.steps) * (2 if guided else 1) * self.macs
-        check_work(work, self.like.device, "ask for fewer samples")
         x = self.like
         for state in process.trajectory(n, self.run.shape, cond=cond, seed=seed, **build_drawing(own, process, guided)):
             look()
@@ -203,6 +213,14 @@ class Scenes:
         own = self.run.config.sampling
         guidance = f", guidance {own.guidance:g}" if self.run.num_classes is not None and own.guidance != 1 else ""
         return f"{own.solver}, {own.steps} {'step' if own.steps == 1 else 'steps'}{guidance}"
+
+    @property
+    def work_of_sample(self) -> float:
+        """Multiply-accumulates that it takes to draw one image in ``_walk``, at most."""
+        own = self.run.config.sampling
+        passes = 2 if self.run.num_classes is not None and own.guidance != 1 else 1
+        whole = evaluations_of(self.run.process, own.solver, own.steps)
+        return min(whole * passes * self.macs, max(QUICK[self.like.device.type], passes * self.macs))
 
     def _walk(self, seed: int, cond: dict[str, Tensor] | None) -> _Drawn:
         """A trajectory as the run's own configuration draws it, or one of few steps where that would take long."""

@@ -42,15 +42,15 @@ class Autoencoder(NamedTuple):
         return digest.hexdigest()
 
 
-def vae_folder(path: str | Path) -> Path:
-    """The folder of the autoencoder itself; a name on the Hub, where there is no such folder, is fetched.
+def vae_folder(path: str | Path, fetch: bool = True) -> Path:
+    """The folder of the autoencoder itself; a name on the Hub, where there is no such folder, is fetched if it may be.
 
     Raises:
         InputError: there is none, or it cannot be fetched.
     """
     given = Path(path)
     if not given.exists() and HUB_NAME.fullmatch(str(path)):
-        given = _fetched(str(path))
+        given = _fetched(str(path), fetch)
     folder = given / "vae" if (given / "vae" / "config.json").is_file() else given
     if not (folder / "config.json").is_file():
         raise InputError(f"{path} is no folder of an autoencoder: there is no config.json in it; give --vae FOLDER")
@@ -63,8 +63,8 @@ def vae_folder(path: str | Path) -> Path:
     return folder
 
 
-def _fetched(name: str) -> Path:
-    """Where a repository of the Hub lies here, fetched if it has to be."""
+def _fetched(name: str, fetch: bool) -> Path:
+    """Where a repository of the Hub lies here, fetched if it has to be and may be."""
     if find_spec("huggingface_hub") is None:
         raise InputError(f"there is no folder {name}, and the Hub needs diffusers: pip install 'ditlab[latents]'")
     from huggingface_hub import snapshot_download
@@ -73,14 +73,17 @@ def _fetched(name: str) -> Path:
     disable_progress_bars()
     patterns = [f"{folder}{pattern}" for folder in ("", "vae/") for pattern in WANTED]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=PATIENCE))
+        options: Any = {"allow_patterns": patterns, "etag_timeout": PATIENCE, "local_files_only": not fetch}
+        return Path(snapshot_download(name, **options))
     except Exception as error:  # of the network, the Hub, and of what else they are made
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"there is no folder {name}, and it cannot be fetched from the Hub: {reason}") from None
 
 
-def load_vae(path: str | Path) -> Autoencoder:
+def load_vae(path: str | Path, fetch: bool = True) -> Autoencoder:
     """An autoencoder from a folder that ``AutoencoderKL.save_pretrained`` wrote, a pipeline's, or the Hub.
+
+    Unless ``fetch``, one of the Hub has to be here already.
 
     Raises:
         InputError: there is none, it is damaged or holds no safetensors, it scales each channel in a way of its own, or
@@ -88,7 +91,7 @@ def load_vae(path: str | Path) -> Autoencoder:
     """
     if find_spec("diffusers") is None:
         raise InputError("autoencoders need diffusers: pip install 'ditlab[latents]'")
-    folder = vae_folder(path)
+    folder = vae_folder(path, fetch)
     name = full_path(str(path)) if Path(path).exists() else str(path)
     from diffusers import AutoencoderKL
     from diffusers.utils import logging
