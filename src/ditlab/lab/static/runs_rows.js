@@ -64,18 +64,25 @@ export class Facts {
 
   /** @param {Place[]} places @param {AbortSignal} signal */
   async show(places, signal) {
+    /** @type {(Settings | string)[]} settings, or why they cannot be read */
+    const asked = await Promise.all(places.map(({ run }) => json(at(run.id, "/config"), { signal }).catch((error) => {
+      if (isAbort(error)) throw error;
+      return error instanceof Error ? error.message : String(error);
+    })));
     /** @type {Settings[]} */
-    const all = await Promise.all(places.map(({ run }) => json(at(run.id, "/config"), { signal })));
-    this.data = new Map(places.map((place, i) => [place.run.id, dataOf(all[i], place)]));
+    const all = asked.map((one) => (typeof one === "string" ? {} : one));
+    const read = places.filter((_, i) => typeof asked[i] !== "string");
+    this.data = new Map(read.map((place) => [place.run.id, dataOf(all[places.indexOf(place)], place)]));
     const of = (/** @type {string} */ name) => all.map((settings) => said(settings[name]));
-    const other = [...new Set(all.flatMap(Object.keys))].filter((name) => !ABOVE.has(name) && !HOUSEKEEPING.has(name) && new Set(of(name)).size > 1);
+    const other = [...new Set(all.flatMap(Object.keys))].filter((name) => !ABOVE.has(name) && !HOUSEKEEPING.has(name) && new Set(of(name).filter((_, i) => typeof asked[i] !== "string")).size > 1);
     this.lines = [
       { name: "Network", values: places.map(({ run }) => NETWORKS[run.network]) },
       { name: "Conditioning", values: of("network.conditioning") },
       { name: "Data", values: places.map(({ run }, i) => `${all[i]["data.name"] ?? run.data}, ${run.shape.join(" × ")}`) },
       { name: "Process", values: places.map(({ run }) => `${run.process}, predicts ${run.target}`) },
       { name: "Parameters", values: places.map(({ run }) => run.parameters.toLocaleString("en")) },
-      { name: "Checkpoint", values: places.map(({ step }, i) => `step ${step.toLocaleString("en")} of ${Number(all[i].steps).toLocaleString("en")}`) },
+      { name: "Checkpoint", values: places.map(({ step }, i) => `step ${step.toLocaleString("en")}${all[i].steps ? ` of ${Number(all[i].steps).toLocaleString("en")}` : ""}`) },
+      ...(read.length < places.length ? [{ name: "Settings", values: asked.map((one) => (typeof one === "string" ? one : "read")) }] : []),
     ];
     clear(this.root).append(scrolled("What the runs are", factsTable("What differs is marked ≠.", places, this.lines)), more(places, other.map((name) => ({ name, values: of(name) }))));
   }
