@@ -1,9 +1,10 @@
 // Rows of the comparison, each across all columns: what differs, samples, attention and gates.
 
-import { arrays, at, floats, isAbort, json, query } from "./api.js";
+import { arrays, at, isAbort, json, query } from "./api.js";
 import { pairedBars } from "./bars.js";
 import { number } from "./chart.js";
 import { clear, h } from "./dom.js";
+import { Recording } from "./gates.js";
 import { nearest } from "./math.js";
 import { chip } from "./runs_controls.js";
 import { weightsOf } from "./runs_columns.js";
@@ -114,17 +115,9 @@ function factsTable(caption, places, lines) {
 
 /** |gate| of each block at the recording nearest to the checkpoint: means over t, with their spread. @param {Place} place @param {AbortSignal} signal @returns {Promise<Gate>} */
 async function gateOf(place, signal) {
-  const found = (await arrays(at(place.run.id, `/gates${query(weightsOf(place))}`), { signal })).arrays;
-  const steps = floats(found.step);
-  const index = nearest(steps, place.step);
-  const [, times, layers] = found.gate.shape;
-  const gate = floats(found.gate).subarray(index * times * layers * 2, (index + 1) * times * layers * 2);
-  const bar = (/** @type {number} */ layer, /** @type {number} */ branch) => {
-    const values = Array.from({ length: times }, (_, i) => gate[(i * layers + layer) * 2 + branch]);
-    return { mean: values.reduce((a, b) => a + b, 0) / times, low: Math.min(...values), high: Math.max(...values) };
-  };
-  const pairs = Array.from({ length: layers }, (_, layer) => /** @type {[Bar, Bar]} */ ([bar(layer, 0), bar(layer, 1)]));
-  return { step: steps[index], pairs, mean: gate.reduce((a, b) => a + b, 0) / gate.length };
+  const recording = new Recording(await arrays(at(place.run.id, `/gates${query(weightsOf(place))}`), { signal }));
+  const index = nearest(recording.steps, place.step);
+  return { step: recording.steps[index], pairs: recording.pairs(index), mean: recording.mean(index) };
 }
 
 export class Gates extends Row {
