@@ -309,3 +309,20 @@ def test_a_run_that_got_its_first_checkpoint_is_compared_and_its_loss_grows(chro
         shutil.rmtree(next(folder.checkpoints.glob("*20")))
         page.locator("#choose-step option", has_text="step 20, gone from disk").wait_for(state="attached")
         assert page.locator("#choose-step").input_value() == "20"
+
+
+def test_what_is_told_while_the_losses_are_on_their_way_is_not_lost(chromium, runs, tmp_path):
+    folder = copied(runs / "unet", tmp_path)
+    held = []
+    with serve(folder.path) as (port, _), opened(chromium, f"http://127.0.0.1:{port}/") as page:
+        page.route("**/losses?*", lambda route: held.append((route, route.fetch())))
+        page.reload()
+        while not held:
+            page.wait_for_timeout(100)
+        folder.append_metrics({"step": 50, "loss": 0.1234, "seconds": 9})
+        page.wait_for_timeout(2500)  # the lab looks every second
+        for route, response in held:
+            route.fulfill(response=response)
+        losses = section(page, "Watch the gates open")
+        losses.get_by_role("button", name="Show as table").click()
+        losses.get_by_role("table").get_by_text("0.123").wait_for()
