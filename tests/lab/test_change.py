@@ -203,7 +203,7 @@ def test_routes_answer_with_changed_networks_and_refuse_nonsense(runs, lens):
         for path, run, word in (
             ("/input?edits=head%3A9.1", "circles", "attention layer 9"),
             ("/input?edits=remove", "circles", "unknown edit"),
-            ("/input?edits=" + "head%3A1.1%20" * 300, "circles", "edits"),
+            ("/input?edits=" + "head%3A1.1%20" * 1000, "circles", "edits"),
             ("/samples?n=17", "circles", "at most 16"),
             ("/trajectory?edits=gate%3A0.mlp", "unet", "no transformer block"),
             ("/samples?edits=block%3A0", "points", "no transformer block"),
@@ -274,6 +274,20 @@ def test_switches_change_the_network_and_the_address(chromium, address, lens, ru
         change(page).get_by_text("Nothing is changed yet").wait_for()
         page.wait_for_timeout(300)
         assert "edits" not in chosen(page)
+
+
+def test_who_puts_parts_back_by_keyboard_is_not_lost(chromium, address):
+    with opened(chromium, address + "?edits=head:2.1+block:3") as page:
+        change(page).scroll_into_view_if_needed()
+        for name, then in (
+            ("Put back: head 1 of block 2 off", "Put back: block 3 off"),
+            ("Put back: block 3 off", "block 3"),
+        ):
+            change(page).get_by_role("button", name=name).press("Enter")
+            page.wait_for_function("name => document.activeElement.ariaLabel === name", arg=then)
+        switch(page, "block 3").press("Space")
+        change(page).get_by_role("button", name="Put all back").press("Enter")
+        page.wait_for_function("document.activeElement.role === 'switch'")
 
 
 def test_attention_and_time_are_changed_by_their_controls(chromium, address, lens):

@@ -333,3 +333,48 @@ def see_it_grow(page, folder, process):
     assert page.get_by_role("combobox", name="Checkpoint").input_value() == "40"
     page.get_by_role("button", name="Step 90 is there: show it").click()
     page.wait_for_url(re.compile("step=90"))
+
+
+def test_a_run_that_got_its_first_checkpoint_is_compared_and_its_loss_grows(chromium, runs, tmp_path):
+    folder = copied(runs / "circles", tmp_path)
+    hidden = tmp_path / "hidden"
+    shutil.move(folder.checkpoints, hidden)
+    gone = "Failed to load resource"  # what a checkpoint that vanishes while it is read is answered with
+    with (
+        serve(folder.path) as (port, _),
+        opened(chromium, f"http://127.0.0.1:{port}/", expected=gone) as page,
+    ):
+        section(page, "Watch the gates open").locator("svg").first.wait_for()
+        shutil.move(hidden, folder.checkpoints)
+        page.get_by_role("button", name="Step 40 is there: show it").click()
+        section(page, "Shape flow").locator("svg").first.wait_for()
+        panel = section(page, "Compare")
+        panel.scroll_into_view_if_needed()
+        panel.get_by_role("button", name="Add a column").click()
+        panel.get_by_role("button", name="Remove C").wait_for()
+        panel.get_by_role("button", name="Show as table").click()
+        last = panel.get_by_role("region", name="Compare as a table").locator("tr", has_text="Last loss")
+        last.locator("td", has_text=re.compile("[0-9]")).first.wait_for()
+        folder.append_metrics({"step": 50, "loss": 0.1234, "seconds": 9})
+        last.get_by_text("0.1234").first.wait_for()
+        page.get_by_role("combobox", name="Checkpoint").first.select_option("20")
+        shutil.rmtree(next(folder.checkpoints.glob("*20")))
+        page.locator("#choose-step option", has_text="step 20, gone from disk").wait_for(state="attached")
+        assert page.locator("#choose-step").input_value() == "20"
+
+
+def test_what_is_told_while_the_losses_are_on_their_way_is_not_lost(chromium, runs, tmp_path):
+    folder = copied(runs / "unet", tmp_path)
+    held = []
+    with serve(folder.path) as (port, _), opened(chromium, f"http://127.0.0.1:{port}/") as page:
+        page.route("**/losses?*", lambda route: held.append((route, route.fetch())))
+        page.reload()
+        while not held:
+            page.wait_for_timeout(100)
+        folder.append_metrics({"step": 50, "loss": 0.1234, "seconds": 9})
+        page.wait_for_timeout(2500)  # the lab looks every second
+        for route, response in held:
+            route.fulfill(response=response)
+        losses = section(page, "Watch the gates open")
+        losses.get_by_role("button", name="Show as table").click()
+        losses.get_by_role("table").get_by_text("0.123").wait_for()

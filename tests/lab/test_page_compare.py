@@ -195,6 +195,15 @@ def test_nonsense_in_the_address_shows_what_is_usual(chromium, lab):
         assert panel.get_by_role("img", name=re.compile("Samples of A, digits, from the noise of seed 0")).count() == 1
 
 
+def test_a_column_that_fails_takes_no_other_with_it(chromium, lab):
+    lost = "&input=own:lost"  # which only the page's own run is asked for
+    with compared(chromium, lab, ["circles", "unet"], lost, expected="404") as (_, panel):
+        cells = panel.locator(".runs-row", has_text="Attention").locator(".runs-cell")
+        cells.nth(0).get_by_text("lost").wait_for()
+        cells.nth(1).locator(".runs-attention canvas").first.wait_for()
+        assert float(table_of(panel)["Entropy of attention, bits"][1]) > 0
+
+
 def test_points_that_are_alone_are_drawn_from_two_noises(chromium, runs):
     with serve(runs / "points") as url, opened(chromium, url) as page:
         assert table_of(complete(page))["Seed of the samples"] == ["0", "1"]

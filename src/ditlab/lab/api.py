@@ -63,7 +63,7 @@ class Where(Query):
     label: int | None = Field(None, ge=-1, lt=2**31)
 
 
-Changes = Annotated[str, Field(max_length=2000)]
+Changes = Annotated[str, Field(max_length=8000)]  # all parts of DiT-XL/2 are named in less
 
 
 class Image(Where):

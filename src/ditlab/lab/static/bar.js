@@ -33,17 +33,24 @@ function choice(id, label, options, read, write, key, title) {
 /** @param {RunSummary[]} runs */
 const runChoice = (runs) => choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
 
+/** The checkpoints of a run, and the one that is shown, which training may have removed since. @param {Run} run @param {number | null} shown @returns {[string, string][]} */
+export function stepOptions({ checkpoints }, shown) {
+  const gone = shown !== null && !checkpoints.includes(shown);
+  return [...checkpoints, ...(gone ? [shown] : [])].sort((a, b) => a - b)
+    .map((step) => [String(step), `step ${step.toLocaleString("en")}${gone && step === shown ? ", gone from disk" : ""}`]);
+}
+
 /** @param {Run} run */
 function stepChoice(run) {
-  /** @returns {[string, string][]} */
-  const options = () => run.checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]);
+  const options = () => stepOptions(run, selection.step);
   const field = choice("choose-step", "Checkpoint", options(), () => String(selection.step), (value) => ({ step: Number(value) }), "step");
   const list = /** @type {HTMLSelectElement} */ (field.querySelector("select"));
-  onNews((news) => {
-    if (!news.checkpoints) return;
+  const refill = () => {
     list.replaceChildren(...options().map(([value, text]) => h("option", { value }, text)));
     list.value = String(selection.step);
-  });
+  };
+  onNews((news) => news.checkpoints && refill());
+  onChange(["step"], refill); // One that is gone is not offered again.
   return field;
 }
 

@@ -1,6 +1,6 @@
 // Latents as pictures, beside their false colours: by the run's own autoencoder, where the lab has it at hand.
 
-import { decodeLatents, exported, floats, latest } from "./api.js";
+import { decodeLatents, exported, floats, isAbort, latest } from "./api.js";
 import { figure, h } from "./dom.js";
 import { imageCanvas } from "./paint.js";
 
@@ -57,10 +57,13 @@ export function decoded(run, titles) {
         canvas.getContext("2d")?.drawImage(made, 0, 0);
       });
       trouble.textContent = "";
-      row.setAttribute("aria-busy", "false");
+      row.hidden = false;
     } catch (error) {
-      if (!(error instanceof DOMException && error.name === "AbortError")) trouble.textContent = error instanceof Error ? error.message : String(error);
+      if (isAbort(error)) return;
+      trouble.textContent = error instanceof Error ? error.message : String(error);
+      row.hidden = true; // They are of what was shown before.
     }
+    row.setAttribute("aria-busy", "false");
   };
   new IntersectionObserver((entries) => {
     near = entries.some((entry) => entry.isIntersecting);

@@ -29,7 +29,7 @@ function spread(values) {
 }
 
 /** What /gates recorded, ready to be asked by training step. */
-class Recording {
+export class Recording {
   /** @param {Arrays} answer */
   constructor({ arrays: found, meta }) {
     this.found = { ...found };

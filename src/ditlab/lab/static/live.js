@@ -135,6 +135,7 @@ export function liveBadge(run, reload) {
       const fresh = newest > Math.max(...run.checkpoints, -1);
       run.checkpoints = news.checkpoints;
       forget(at(run.id, ""));
+      forget("/api/runs"); // It says of each run which checkpoint is its newest.
       if (fresh && newest !== selection.step) propose(newest);
       seen ||= fresh;
     }

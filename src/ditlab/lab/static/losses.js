@@ -64,16 +64,20 @@ export function mountLosses(root, run, why) {
   });
   frame.body.append(h("div", { class: "gates-main" }, place, drawn));
   root.append(frame.root);
-  onNews((news) => {
-    if (news.cut) {
+  const take = async (/** @type {import("./live.js").News} */ news) => {
+    if (news.cut || (!found && news.losses)) {
       forget(path);
-      return void load();
+      return load();
     }
     if (news.previews) draw(news.previews);
     if (!found || !chart || !news.losses) return;
     addLosses(found, news.losses);
     redraw(chart, lossLine(found));
     frame.refresh();
+  };
+  // One thing after the other: what is told while the answer is on its way is told once.
+  let turn = load();
+  onNews((news) => {
+    turn = turn.then(() => take(news));
   });
-  void load();
 }

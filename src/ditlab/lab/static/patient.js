@@ -11,8 +11,9 @@ const QUIET = 800;
  * @param {HTMLElement} node near which somebody must be
  * @param {(signal: AbortSignal) => Promise<void>} load asks and shows; what it throws, except that it was aborted, ends it
  * @param {import("./state.js").Key[]} urgent what wants an answer at once
- * @returns {{start: () => void, again: () => void, near: () => boolean}} `start` once the section has what it needs; `again`
- *   after what was loaded became stale, with a change of `urgent` to follow
+ * @returns {{start: () => void, now: () => void, again: () => void, stop: () => void, near: () => boolean}} `start` once the
+ *   section has what it needs; `now` for who asks for it; `again` after what was loaded became stale, with a change of
+ *   `urgent` to follow; `stop` in place of `again`, where it then waits for `now`
  */
 export function patient(node, load, urgent) {
   const next = latest();
@@ -52,5 +53,15 @@ export function patient(node, load, urgent) {
   const again = () => {
     state = "waiting";
   };
-  return { start, again, near: () => near };
+  const stop = () => {
+    clearTimeout(timer);
+    next();
+    state = "done";
+  };
+  const now = () => {
+    state = "waiting";
+    if (near) void ask();
+    else start();
+  };
+  return { start, now, again, stop, near: () => near };
 }

@@ -3,6 +3,7 @@ import { h } from "./dom.js";
 import { arrays, at, exported, floats, isAbort, latest, query } from "./api.js";
 import { onChange, whichWeights } from "./state.js";
 import { sequential } from "./color.js";
+import { onTheme } from "./theme.js";
 
 /**
  * @typedef {import("./api.js").Run} Run
@@ -271,19 +272,12 @@ function together(planes) {
   return whole;
 }
 
-/** Canvas colours do not follow the theme by themselves. @param {() => void} redraw */
-function onTheme(redraw) {
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  new MutationObserver(redraw).observe(document.documentElement, { attributes: true });
-}
-
 /** @param {Run} run @returns {View} */
 export function pointsView(run) {
   /** @type {Plane[]} */
   const planes = [];
   const redraw = () => planes.forEach((plane) => plane.draw());
   const fields = new Fields(run, redraw);
-  onTheme(redraw);
   return {
     intro: "400 particles start as noise and move to the data, each along its real trajectory. The arrows are the network's vector field at this time, turned towards the data: where a particle at that place goes next. Both sides start from the same noise.",
     n: PARTICLES,
@@ -291,6 +285,7 @@ export function pointsView(run) {
     side: () => {
       const plane = new Plane(fields);
       planes.push(plane);
+      onTheme(plane.canvas, () => plane.draw());
       return { root: h("div", { class: "plane-frame" }, plane.canvas), show: (answer, index) => plane.show(answer, index) };
     },
     between: { root: h("p", { class: "plane-key" }, "A particle keeps its colour: those at the dark end of the scale finish at the left, those at the bright end at the right. Arrows grow with the square root of the speed, up to the spacing of the grid. Lines are the ways of 60 particles so far."), show: () => {} },

@@ -1,7 +1,8 @@
 /** The last section, Compare: two to four columns side by side, each a run at a checkpoint, a time, a head and a seed. */
-import { at, exported, floats, isAbort, json, latest } from "./api.js";
+import { at, exported, floats, forget, isAbort, json, latest } from "./api.js";
 import { keepFocus } from "./compare.js";
 import { h, table } from "./dom.js";
+import { onNews } from "./live.js";
 import { drawnPython, literal, panel } from "./panel.js";
 import { Attention } from "./runs_attention.js";
 import { nameOf, placed, read, write } from "./runs_columns.js";
@@ -33,6 +34,7 @@ class Compare {
     /** @type {Place[]} */
     this.places = [];
     this.next = latest();
+    this.nextLoss = latest();
     /** What each row shows. @type {Map<string, string>} */
     this.shown = new Map();
     this.columns = h("div", { class: "runs-columns" });
@@ -65,7 +67,7 @@ class Compare {
       const found = await Promise.all(columns.map(({ run }) => about(run, signal)));
       const all = columns.map((column, i) => (typeof found[i] === "string" ? found[i] : placed(column, /** @type {Run} */ (found[i]), i, this.chosen)));
       const places = /** @type {Place[]} */ (all.filter((one) => typeof one !== "string"));
-      await this.row("controls", [selection.c, selection.cs, selection.step, selection.layer, selection.head, all.map((one) => typeof one)], async () => {
+      await this.row("controls", [selection.c, selection.cs, selection.step, selection.layer, selection.head, all.map((one) => (typeof one === "string" ? one : one.run.checkpoints))], async () => {
         keepFocus(this.panel.body.querySelector(".runs-controls") ?? this.columns, () => this.drawControls(all));
       });
       await this.rows(places, signal);
@@ -96,6 +98,11 @@ class Compare {
     this.shown.delete(name);
     await draw();
     this.shown.set(name, key);
+  }
+
+  /** Its loss has grown: drawn anew, while what the other rows wait for goes on. */
+  grow() {
+    return this.panel.attempt(() => this.loss.show(this.places, this.chosen, this.nextLoss()));
   }
 
   /** @param {(Place | string)[]} all */
@@ -190,6 +197,15 @@ class Compare {
       if (near && due) changed();
     }, { rootMargin: "300px" }).observe(this.panel.root);
     onChange(["c", "cs", "t", "input", "layer", "head", "step", "weights"], changed);
+    onNews((news) => {
+      if (news.losses || news.cut) {
+        forget(at(this.run.id, "/losses"));
+        this.shown.delete("loss");
+        due ||= !near;
+        if (near && this.places.length) void this.grow();
+      }
+      if (news.checkpoints) changed();
+    });
   }
 }
 
@@ -226,7 +242,8 @@ export function mount(root, run) {
   const place = h("div");
   root.append(place);
   void json("/api/runs").then((/** @type {{runs: RunSummary[]}} */ { runs: all }) => {
-    const runs = all.filter(({ step }) => step !== null); // Before its first checkpoint a run has no network to compare.
+    // Before its first checkpoint a run has no network to compare; this one has, whenever the list was made.
+    const runs = all.filter(({ id, step }) => step !== null || id === run.id);
     if (!place.isConnected) return;
     const section = new Compare(run, runs);
     section.mount(place);

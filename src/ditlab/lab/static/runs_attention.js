@@ -1,6 +1,6 @@
 // Attention maps of the compared runs: of the same image at the same time, on one scale of colours.
 
-import { arrays, at, encodeDrawing, floats, query } from "./api.js";
+import { arrays, at, encodeDrawing, floats, isAbort, query } from "./api.js";
 import { legend } from "./color.js";
 import { h } from "./dom.js";
 import { Grid } from "./grid.js";
@@ -32,6 +32,12 @@ const where = (place, { input, label }) => ({ input, label, t: place.t, ...weigh
 /** @param {Place} place @param {Shown} shown @param {AbortSignal} signal */
 const loadInput = (place, shown, signal) => arrays(at(place.run.id, `/input${query(where(place, shown))}`), { signal });
 
+/** The same, or null where it cannot be had: then the cell asks again, and says why. @param {Place} place @param {Shown} shown @param {AbortSignal} signal */
+const tryInput = (place, shown, signal) => loadInput(place, shown, signal).catch((error) => {
+  if (isAbort(error)) throw error;
+  return null;
+});
+
 /** @param {ArrayLike<number>} a @param {ArrayLike<number>} b */
 const alike = (a, b) => a.length === b.length && Array.from(a).every((value, i) => Math.abs(value - b[i]) < 1e-6);
 
@@ -53,12 +59,15 @@ async function sameImage(places, signal) {
     const input = fits(place) ? selection.input : ownInput(place);
     return [place.letter, { input, label: place.label, source: input }];
   }));
-  const [first] = places;
-  const peers = places.filter(({ run }) => String(run.shape) === String(first.run.shape));
-  const strangers = places.filter((place) => !peers.includes(place));
+  const inputs = await Promise.all(places.map((place) => tryInput(place, /** @type {Shown} */ (shown.get(place.letter)), signal)));
+  const there = places.filter((_, i) => inputs[i]);
+  if (!there.length) return { shown, note: "" };
+  const [first] = there;
+  const peers = there.filter(({ run }) => String(run.shape) === String(first.run.shape));
+  const strangers = there.filter((place) => !peers.includes(place));
   const other = strangers.length ? ` ${lettersOf(strangers)} ${strangers.length > 1 ? "take" : "takes"} images of another shape, and ${strangers.length > 1 ? "have their" : "has its"} own.` : "";
   if (peers.length < 2) return { shown, note: other };
-  const answers = await Promise.all(peers.map((place) => loadInput(place, /** @type {Shown} */ (shown.get(place.letter)), signal)));
+  const answers = /** @type {Arrays[]} */ (inputs.filter((_, i) => peers.includes(places[i])));
   const x0 = floats(answers[0].arrays.x0);
   if (answers.every((answer) => alike(floats(answer.arrays.x0), x0))) return { shown, note: `The same image for ${lettersOf(peers)}.${other}` };
   if (first.run.data === "latents" || first.run.data === "external") return { shown, note: `Each network has an image of its own.${other}` };

@@ -1,6 +1,7 @@
 // The controls of the comparison: which run, checkpoint, time, head, seed and label each column shows, and what all share.
 
 import { choices } from "./api.js";
+import { stepOptions } from "./bar.js";
 import { h } from "./dom.js";
 import { slider } from "./player.js";
 import { COUNTS, LETTERS, plain } from "./runs_columns.js";
@@ -80,10 +81,11 @@ export function columnControls(chosen, index, place, runs, choose) {
   const remove = columns.length > 2 && h("button", { type: "button", class: "tool", onclick: () => choose({ columns: columns.filter((_, i) => i !== index) }) }, `Remove ${letter}`);
   const run = runs.length > 1 && choice("Run", runs.map(({ id, name }) => [id, name]), columns[index].run, go);
   if (typeof place === "string") return fieldset(letter, index, run, h("p", { class: "trouble" }, place), remove);
-  const { checkpoints, num_classes: classes, data } = place.run;
+  const { num_classes: classes, data } = place.run;
+  const steps = stepOptions(place.run, place.step);
   const images = data !== "points";
   return fieldset(letter, index, run,
-    checkpoints.length > 1 && choice("Checkpoint", checkpoints.map((step) => [String(step), `step ${step.toLocaleString("en")}`]), String(place.step), (text) => change({ step: Number(text) })),
+    steps.length > 1 && choice("Checkpoint", steps, String(place.step), (text) => change({ step: Number(text) })),
     images && !same.includes("t") && timeChoice(place, change),
     !same.includes("h") && headChoices(place, change),
     !same.includes("s") && seedChoice(place.seed, (seed) => change({ seed })),

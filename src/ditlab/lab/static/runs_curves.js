@@ -1,7 +1,7 @@
 // Curves of the compared runs: the loss that training wrote down, and the figures of their checkpoints.
 
 import { arrays, at, exported, floats, isAbort, json, query } from "./api.js";
-import { lineChart, number } from "./chart.js";
+import { lineChart, number, redraw } from "./chart.js";
 import { clear, h } from "./dom.js";
 import { nearest } from "./math.js";
 import { axisChoice, countChoice } from "./runs_controls.js";
@@ -58,11 +58,15 @@ export class Loss {
     this.root = h("div", { class: "runs-row" }, h("div", { class: "runs-title" }, h("h3", null, "Training loss"), this.controls), this.body, this.note);
     /** @type {Map<string, Curve>} by run */
     this.curves = new Map();
+    /** Which curves the chart shows, and along what. */
+    this.drawn = "";
   }
 
   /** @param {Place[]} places @param {Chosen} chosen @param {AbortSignal} signal */
   async show(places, chosen, signal) {
     const { axis } = chosen;
+    /** @type {Map<string, Curve>} */
+    const curves = new Map();
     const list = this.controls.querySelector("select");
     if (list) list.value = axis;
     else this.controls.append(axisChoice(chosen, this.choose));
@@ -70,7 +74,6 @@ export class Loss {
     const missing = [];
     /** @type {Series[]} */
     const series = [];
-    this.curves = new Map();
     for (const group of ofEachRun(places)) {
       const [{ run, index }] = group;
       try {
@@ -80,20 +83,26 @@ export class Loss {
           missing.push(`${lettersOf(group)}: ${run.name} wrote down no loss.`);
           continue;
         }
-        this.curves.set(run.id, curve);
+        curves.set(run.id, curve);
         series.push({ name: groupName(group), x: curve[axis], y: curve.loss, colour: index });
       } catch (error) {
         if (isAbort(error)) throw error;
         missing.push(`${lettersOf(group)}: ${error instanceof Error ? error.message : error}.`);
       }
     }
+    this.curves = curves;
     this.draw(series, axis);
     this.note.textContent = [unlike(places), ...missing].filter(Boolean).join(" ");
   }
 
   /** @param {Series[]} series @param {"step" | "seconds"} axis */
   draw(series, axis) {
+    const svg = this.body.querySelector("svg");
+    const drawn = JSON.stringify([axis, series.map(({ name, colour }) => [name, colour])]);
+    // A curve that has grown is not taken from under who reads it.
+    if (svg && drawn === this.drawn) return redraw(svg, { x: union(series), series });
     clear(this.body);
+    this.drawn = drawn;
     if (!series.length) return;
     this.body.append(read({ title: "Training loss of the compared runs", x: union(series), series, height: 220,
       xLabel: axis === "step" ? "training step" : "seconds of training", yLabel: series.length > 1 ? "loss" : `loss of ${series[0].name}` }));

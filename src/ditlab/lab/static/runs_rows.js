@@ -1,9 +1,10 @@
 // Rows of the comparison, each across all columns: what differs, samples, attention and gates.
 
-import { arrays, at, floats, isAbort, json, query } from "./api.js";
+import { arrays, at, isAbort, json, query } from "./api.js";
 import { pairedBars } from "./bars.js";
 import { number } from "./chart.js";
 import { clear, h } from "./dom.js";
+import { Recording } from "./gates.js";
 import { nearest } from "./math.js";
 import { chip } from "./runs_controls.js";
 import { weightsOf } from "./runs_columns.js";
@@ -64,18 +65,25 @@ export class Facts {
 
   /** @param {Place[]} places @param {AbortSignal} signal */
   async show(places, signal) {
+    /** @type {(Settings | string)[]} settings, or why they cannot be read */
+    const asked = await Promise.all(places.map(({ run }) => json(at(run.id, "/config"), { signal }).catch((error) => {
+      if (isAbort(error)) throw error;
+      return error instanceof Error ? error.message : String(error);
+    })));
     /** @type {Settings[]} */
-    const all = await Promise.all(places.map(({ run }) => json(at(run.id, "/config"), { signal })));
-    this.data = new Map(places.map((place, i) => [place.run.id, dataOf(all[i], place)]));
+    const all = asked.map((one) => (typeof one === "string" ? {} : one));
+    const read = places.filter((_, i) => typeof asked[i] !== "string");
+    this.data = new Map(read.map((place) => [place.run.id, dataOf(all[places.indexOf(place)], place)]));
     const of = (/** @type {string} */ name) => all.map((settings) => said(settings[name]));
-    const other = [...new Set(all.flatMap(Object.keys))].filter((name) => !ABOVE.has(name) && !HOUSEKEEPING.has(name) && new Set(of(name)).size > 1);
+    const other = [...new Set(all.flatMap(Object.keys))].filter((name) => !ABOVE.has(name) && !HOUSEKEEPING.has(name) && new Set(of(name).filter((_, i) => typeof asked[i] !== "string")).size > 1);
     this.lines = [
       { name: "Network", values: places.map(({ run }) => NETWORKS[run.network]) },
       { name: "Conditioning", values: of("network.conditioning") },
       { name: "Data", values: places.map(({ run }, i) => `${all[i]["data.name"] ?? run.data}, ${run.shape.join(" × ")}`) },
       { name: "Process", values: places.map(({ run }) => `${run.process}, predicts ${run.target}`) },
       { name: "Parameters", values: places.map(({ run }) => run.parameters.toLocaleString("en")) },
-      { name: "Checkpoint", values: places.map(({ step }, i) => `step ${step.toLocaleString("en")} of ${Number(all[i].steps).toLocaleString("en")}`) },
+      { name: "Checkpoint", values: places.map(({ step }, i) => `step ${step.toLocaleString("en")}${all[i].steps ? ` of ${Number(all[i].steps).toLocaleString("en")}` : ""}`) },
+      ...(read.length < places.length ? [{ name: "Settings", values: asked.map((one) => (typeof one === "string" ? one : "read")) }] : []),
     ];
     clear(this.root).append(scrolled("What the runs are", factsTable("What differs is marked ≠.", places, this.lines)), more(places, other.map((name) => ({ name, values: of(name) }))));
   }
@@ -107,17 +115,9 @@ function factsTable(caption, places, lines) {
 
 /** |gate| of each block at the recording nearest to the checkpoint: means over t, with their spread. @param {Place} place @param {AbortSignal} signal @returns {Promise<Gate>} */
 async function gateOf(place, signal) {
-  const found = (await arrays(at(place.run.id, `/gates${query(weightsOf(place))}`), { signal })).arrays;
-  const steps = floats(found.step);
-  const index = nearest(steps, place.step);
-  const [, times, layers] = found.gate.shape;
-  const gate = floats(found.gate).subarray(index * times * layers * 2, (index + 1) * times * layers * 2);
-  const bar = (/** @type {number} */ layer, /** @type {number} */ branch) => {
-    const values = Array.from({ length: times }, (_, i) => gate[(i * layers + layer) * 2 + branch]);
-    return { mean: values.reduce((a, b) => a + b, 0) / times, low: Math.min(...values), high: Math.max(...values) };
-  };
-  const pairs = Array.from({ length: layers }, (_, layer) => /** @type {[Bar, Bar]} */ ([bar(layer, 0), bar(layer, 1)]));
-  return { step: steps[index], pairs, mean: gate.reduce((a, b) => a + b, 0) / gate.length };
+  const recording = new Recording(await arrays(at(place.run.id, `/gates${query(weightsOf(place))}`), { signal }));
+  const index = nearest(recording.steps, place.step);
+  return { step: recording.steps[index], pairs: recording.pairs(index), mean: recording.mean(index) };
 }
 
 export class Gates extends Row {

@@ -5,6 +5,7 @@ import { number } from "./chart.js";
 import { h } from "./dom.js";
 import { imageCanvas } from "./paint.js";
 import { selection, whichWeights } from "./state.js";
+import { onTheme } from "./theme.js";
 
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {import("./api.js").Tensor} Tensor */
@@ -70,9 +71,7 @@ export class Samples {
     const figures = ["as trained", "changed"].map((caption, i) => h("figure", null, this.canvases[i], h("figcaption", null, caption)));
     this.frame = h("div", { class: this.images ? "change-strips" : "change-clouds", hidden: true }, figures);
     this.root = h("div", null, h("h3", null, "What it draws from the same noise"), this.frame, this.begin, this.note);
-    const redraw = () => this.both && this.paint();
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-    new MutationObserver(redraw).observe(document.documentElement, { attributes: true });
+    onTheme(this.root, () => this.paint());
   }
 
   /** @param {() => void} fn called after new samples are shown */

@@ -90,9 +90,23 @@ export class Switches {
     for (const list of this.looks) list.value = [...list.options].map((option) => option.value).find((word) => word && has(word)) ?? "";
     this.time?.show();
     const changed = words();
-    clear(this.list).append(...(changed.length ? changed.map((word) => h("li", null, h("button", { type: "button", class: "tool changed-one", "aria-label": `Put back: ${inWords(this.run, word)}`, onclick: () => toggle(this.run, word) },
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement);
+    const entry = [...this.list.querySelectorAll("button")].findIndex((one) => one === focused);
+    clear(this.list).append(...(changed.length ? changed.map((word) => h("li", null, h("button", { type: "button", class: "tool changed-one", dataset: { word }, "aria-label": `Put back: ${inWords(this.run, word)}`, onclick: () => toggle(this.run, word) },
       inWords(this.run, word), h("span", { "aria-hidden": "true" }, " ✕")))) : [h("li", { class: "quiet" }, "Nothing is changed.")]));
     this.back.disabled = !changed.length;
+    // What was pressed is gone: a keyboard goes on from the next entry, or from the part that was put back.
+    const left = this.list.querySelectorAll("button");
+    if (entry >= 0) (left[Math.min(entry, left.length - 1)] ?? this.control(focused?.dataset.word ?? "")).focus();
+    else if (focused === this.back && this.back.disabled) this.control("").focus();
+  }
+
+  /** What changes a part; without a word, where Tab comes to the board, or the time of a network that has none. @param {string} word @returns {HTMLElement} */
+  control(word) {
+    const { kind, place } = word ? read(word) : { kind: "", place: 0 };
+    const look = ["uniform", "local"].includes(kind) ? this.looks[place] : undefined;
+    const rest = [...this.buttons.values()].find((button) => button.tabIndex === 0);
+    return this.buttons.get(word) ?? look ?? (kind === "time" ? this.time?.box : rest) ?? this.time?.box ?? this.back;
   }
 }
 
@@ -103,6 +117,7 @@ function timeControl(run) {
   const range = slider({ label: "Time the network is told", min: 0, max: 1, step: 0.05, value: 0.5, format: (t) => t.toFixed(2) }, (t) => tell(t));
   const box = h("input", { type: "checkbox", id: "hold-time", onchange: () => tell(box.checked ? Number(range.input.valueAsNumber * 0.05) : null) });
   return {
+    box,
     root: h("div", { class: "hold" }, h("div", { class: "hold-box" }, box, h("label", { for: "hold-time" }, "Tell the network one time, whatever t is")), range.root),
     show: () => {
       const word = held();

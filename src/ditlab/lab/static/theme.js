@@ -23,6 +23,19 @@ function apply(theme) {
   }
 }
 
+/** Canvas colours do not follow the theme by themselves. @param {HTMLElement} root whose canvases they are: once it has left the page, nothing is drawn any more @param {() => void} redraw */
+export function onTheme(root, redraw) {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const turn = () => {
+    if (root.isConnected) return redraw();
+    dark.removeEventListener("change", turn);
+    watch.disconnect();
+  };
+  const watch = new MutationObserver(turn);
+  dark.addEventListener("change", turn);
+  watch.observe(document.documentElement, { attributes: true });
+}
+
 /** @returns {HTMLElement} */
 export function themeChooser() {
   const now = stored();

@@ -14,6 +14,7 @@ import { WHERE, onChange, whichWeights } from "./state.js";
 /** @type {Record<string, string>} */
 const KINDS = { head: "Heads", gate: "Branches", block: "Blocks" };
 const COMING = "Measured when you come here.";
+const LARGE = "This network is large: measuring takes a while.";
 const MEASURING = "Measuring: one part after the other is switched off…";
 
 /** Multiply-accumulates that the lab does in some seconds: what takes it longer waits for a word. */
@@ -55,7 +56,7 @@ export function worth(run) {
   const kinds = h("fieldset", { class: "worth-kinds", hidden: true });
   const begin = h("button", { type: "button", class: "tool", hidden: !isCostly(run), onclick: () => {
     begin.hidden = true;
-    measuring.start();
+    measuring.now();
   } }, "Measure it");
   const root = h("div", { class: "worth" }, h("h3", null, "What each part is worth"), sentence, begin, kinds,
     h("div", { class: "scroll worth-scroll", tabindex: 0, role: "region", "aria-label": "What each part is worth", hidden: true }, list));
@@ -91,9 +92,11 @@ export function worth(run) {
     show(true);
   };
   onChange(["step", "weights"], () => {
-    measuring.again();
+    if (isCostly(run)) measuring.stop();
+    else measuring.again();
     costs = null;
-    sentence.textContent = measuring.near() ? MEASURING : COMING;
+    begin.hidden = !isCostly(run);
+    sentence.textContent = isCostly(run) ? LARGE : measuring.near() ? MEASURING : COMING;
     show(false);
   });
   const measuring = patient(sentence, load, [...WHERE, "layer", "head", "patch", "direction", "edits"]);
@@ -102,6 +105,6 @@ export function worth(run) {
     draw();
     if (focused) /** @type {HTMLElement | null} */ (list.querySelector(`[data-word="${focused}"]`))?.focus();
   });
-  if (!begin.hidden) sentence.textContent = "This network is large: measuring takes a while.";
+  if (!begin.hidden) sentence.textContent = LARGE;
   return { root, start: () => { if (begin.hidden) measuring.start(); }};
 }
