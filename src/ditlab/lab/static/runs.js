@@ -122,7 +122,7 @@ class Compare {
     for (const { letter, run, step } of this.places) lines.push(`${letter.toLowerCase()} = Lens(${literal(run.path)}, step=${step}, weights=${literal(selection.weights)})`);
     const call = (/** @type {Record<string, unknown>} */ args) => Object.entries(args).filter(([, value]) => value !== null).map(([name, value]) => `${name}=${literal(value)}`).join(", ");
     for (const place of this.places) lines.push(`${place.letter.toLowerCase()}_samples = ${place.letter.toLowerCase()}.samples(${call(drawing(place))})["samples"]`);
-    lines.push(...this.pythonMaps(call), ...this.places.map(({ letter }) => `quality(${letter.toLowerCase()}.run, n=${this.chosen.n})`), `losses(${this.places[0]?.letter.toLowerCase()}.run.folder)["loss"]`, "");
+    lines.push(...this.pythonMaps(call), ...this.places.map(({ letter }) => `quality(${letter.toLowerCase()}.run, n=${this.chosen.n})`), `losses(${this.places[0]?.letter.toLowerCase()}.run.folder)["loss"].numpy()`, "");
     return lines.join("\n");
   }
 
