@@ -114,10 +114,6 @@ class Ranks:
         each = math.ceil(count / self.world)
         return range(self.rank * each, (self.rank + 1) * each)
 
-    def wait(self) -> None:
-        """Wait until all are here."""
-        self.told([0.0])  # an exchange of nothing waits for nobody
-
     def at_length(self, name: str, action: Callable[[], T], beat: Callable[[], None] = lambda: None) -> T:
         """``together`` for what may take longer than the processes have patience for otherwise.
 
