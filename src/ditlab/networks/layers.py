@@ -21,6 +21,9 @@ def full_precision(x: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False)
 
 
+ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
 class Linear(nn.Linear):
     """``torch.nn.Linear``, which on a CPU without gradients asks oneDNN for the product in fp32, as torch does in bf16.
 
@@ -34,17 +37,16 @@ class Linear(nn.Linear):
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether it is a product of plain fp32 tensors on a CPU that nobody differentiates, compiles, traces or counts."""
+    """Whether it is a product of plain fp32 tensors on a CPU that nobody differentiates, compiles or counts."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
-        and torch.backends.mkldnn.is_available()
+        and ONEDNN
         and x.numel() > 0
         and not is_in_torch_dispatch_mode()
     )
