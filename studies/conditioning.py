@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from ditlab.config import AdamWConfig, Config, DiTConfig
 from ditlab.recipes import UNCLIPPED
 from studies.intervals import Measured, above, below, differences_over_seeds, every, exact, over_seeds
-from studies.measures import Smoothness, cost, loss_of, quality, short, smoothness
+from studies.measures import by_name, cost, loss_of, quality, short, smoothness, told
 from studies.plots import COLORS, TEXT, bars, key, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
@@ -83,13 +83,9 @@ class Stability:
     def __init__(self, trained: dict[str, Trained], tier: Tier, workers: Workers) -> None:
         self.keys = stability_keys()
         folders = [trained[run_name(key, seed)].folder for key in self.keys for seed in tier.seeds]
-        losses = workers.map(loss_of, [(folder,) for folder in folders])
-        each = len(tier.seeds)
-        self.loss: dict[Key, list[float]] = {}
-        self.smooth: dict[Key, list[Smoothness]] = {}
-        for i, run in enumerate(self.keys):
-            self.loss[run] = losses[i * each : (i + 1) * each]
-            self.smooth[run] = [smoothness(folder) for folder in folders[i * each : (i + 1) * each]]
+        losses: list[float] = workers.map(loss_of, [(folder, tier) for folder in folders])
+        self.loss = by_name(self.keys, tier, losses)
+        self.smooth = by_name(self.keys, tier, [smoothness(folder) for folder in folders])
 
     def skipped(self, run: Key) -> int:
         """Steps that were not learned from, over all seeds."""
@@ -119,9 +115,7 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
         }
     )
     folders = [trained[f"quality-{kind}-seed{s}"].folder for kind in KINDS for s in tier.seeds]
-    figures = workers.map(quality, [(folder, tier.samples) for folder in folders])
-    each = len(tier.seeds)
-    judged = {kind: figures[i * each : (i + 1) * each] for i, kind in enumerate(KINDS)}
+    judged = by_name(KINDS, tier, workers.map(quality, [(folder, tier) for folder in folders]))
     stability = Stability(trained, tier, workers)
     findings = [best(judged), valid(judged), soft(judged), start(stability), stable(stability)]
     return Outcome(findings, table(tier, judged, stability), curves(judged, stability))
@@ -130,11 +124,6 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
 def apart(judged: dict[str, list[dict[str, float]]], kind: str, other: str, what: str) -> Measured:
     """A figure of one kind minus that of another, seed by seed."""
     return differences_over_seeds([run[what] for run in judged[kind]], [run[what] for run in judged[other]])
-
-
-def told(figures: dict[str, Measured]) -> str:
-    """Figures in a line."""
-    return "; ".join(f"{label}: {figure}" for label, figure in figures.items())
 
 
 def best(judged: dict[str, list[dict[str, float]]]) -> Finding:
@@ -250,14 +239,14 @@ def curves(judged: dict[str, list[dict[str, float]]], stability: Stability) -> d
     }
 
 
-def draw(told: dict[str, Any]) -> Figure:
+def draw(result: dict[str, Any]) -> Figure:
     """Losses: of the first set as bars, of the second as points."""
     figure, (left, right) = page("What each kind of conditioning learns, and what a deep one without warm-up does", 2)
-    bars(left, [kind.replace("-", "-\n", 1) for kind in KINDS], told["curves"]["quality"])
-    lows = [each["low"] for each in told["curves"]["quality"]]
+    bars(left, [kind.replace("-", "-\n", 1) for kind in KINDS], result["curves"]["quality"])
+    lows = [each["low"] for each in result["curves"]["quality"]]
     left.set_ylim(bottom=max(0.0, 0.8 * min(lows)))
     name(left, "depth 4, the recipe", y="held-out loss")
-    for i, (label, figures) in enumerate(told["curves"]["stability"].items()):
+    for i, (label, figures) in enumerate(result["curves"]["stability"].items()):
         x = np.arange(len(KINDS)) + 0.16 * (i - 1.5)
         values = [each["value"] for each in figures]
         errors = [[e["value"] - e["low"] for e in figures], [e["high"] - e["value"] for e in figures]]

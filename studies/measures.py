@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +17,17 @@ from ditlab.diffusion.solvers import SOLVERS
 from ditlab.evaluate import evaluate
 from ditlab.networks.counts import multiply_accumulates, on_meta, parameter_count
 from ditlab.run import Run, RunFolder, load
+from studies.intervals import Measured
+from studies.training import Tier
 
-HELD_OUT = 2048  # images the loss is measured on
-JUDGED_WITH = {"solver": "heun", "evaluations": 25}  # what circles are drawn with, unless that is the question
+HELD_OUT = 8  # times as many images as a tier looks at is the loss measured on
+EVALUATIONS = 25  # by Heun's method draw the circles that are judged, unless that is the question
+Name = TypeVar("Name")
+Value = TypeVar("Value")
 BEFORE, JUMP = 20, 1.5  # a loss this many times the median of so many before it is a jump
 
 
-def held_out_loss(run: Run, count: int = HELD_OUT) -> float:
+def held_out_loss(run: Run, count: int) -> float:
     """Mean loss of the averaged weights on data never trained on.
 
     The images, their times (one in the middle of each ``count``-th of [0, 1]) and their noise are the same for every
@@ -61,14 +65,25 @@ def drawn(folder: Path, samples: int, solver: str, evaluations: int, seed: int =
     return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
 
 
-def quality(folder: Path, samples: int) -> dict[str, float]:
+def quality(folder: Path, tier: Tier) -> dict[str, float]:
     """The held-out loss of a run and the figures of its samples."""
-    return {"loss": loss_of(folder)} | drawn(folder, samples, **JUDGED_WITH)  # type: ignore[arg-type]
+    return {"loss": loss_of(folder, tier)} | drawn(folder, tier.samples, "heun", EVALUATIONS)
 
 
-def loss_of(folder: Path) -> float:
+def loss_of(folder: Path, tier: Tier) -> float:
     """The held-out loss of the run in a folder."""
-    return held_out_loss(load(folder, device="cpu"))
+    return held_out_loss(load(folder, device="cpu"), HELD_OUT * tier.images)
+
+
+def told(figures: Mapping[str, Measured]) -> str:
+    """Figures in a line."""
+    return "; ".join(f"{label}: {figure}" for label, figure in figures.items())
+
+
+def by_name(names: Sequence[Name], tier: Tier, values: Sequence[Value]) -> dict[Name, list[Value]]:
+    """Values that come seed by seed for one name after the other, by name."""
+    each = len(tier.seeds)
+    return {name: list(values[i * each : (i + 1) * each]) for i, name in enumerate(names)}
 
 
 class Smoothness(NamedTuple):
@@ -98,7 +113,7 @@ def smoothness(folder: Path) -> Smoothness:
 
 def count_jumps(losses: Sequence[float]) -> int:
     """How many losses are ``JUMP`` times the median of the ``BEFORE`` ones before them, or more."""
-    return sum(losses[i] >= JUMP * np.median(losses[i - BEFORE : i]) for i in range(BEFORE, len(losses)))
+    return sum(losses[i] >= JUMP * float(np.median(losses[i - BEFORE : i])) for i in range(BEFORE, len(losses)))
 
 
 class Cost(NamedTuple):
@@ -117,11 +132,6 @@ def cost(config: Config) -> Cost:
     dataset = build_dataset(config)
     network = on_meta(lambda: build_network(config, dataset))
     return Cost(parameter_count(network), multiply_accumulates(network, dataset.shape))
-
-
-def milliseconds(config: Config, seconds: float) -> float:
-    """Of one step, of a training that took so many seconds."""
-    return 1000 * seconds / config.steps
 
 
 def short(**changes: Any) -> dict[str, Any]:
