@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -114,7 +115,7 @@ def handing_on(seen: list[Table]) -> Finding:
         claim="At t near 0 the denoised image is x_t almost unchanged.",
         measurement=f"Root mean square of x̂0 − x_t over that of x_t at t = {t}; almost means less than {ALMOST}.",
         verdict=below(change, ALMOST),
-        reason=f"x̂0 differs from x_t by {change} of it; by construction, for x̂0 = x_t − t·v, and where v = 0, as before "
+        reason=f"x̂0 differs from x_t by {change} of it; by construction, for x̂0 = x_t − t·v: where v = 0, as before "
         "training, x̂0 is x_t at every t",
         figures={f"change at t = {t}": change},
     )
@@ -178,30 +179,26 @@ def pictures(run: Run, x0: Tensor, noise: Tensor) -> dict[str, Any]:
 def draw(told: dict[str, Any]) -> Figure:
     """What x̂0 is made of, what is left of the noise, and pictures."""
     curves = told["curves"]
-    figure, (left, middle, right) = page(
-        "Near data the network takes the noise away; out of noise it predicts the mean", 3
-    )
-    for shade, (each, label) in zip(
-        COLORS, {"on x_t": "x_t", "on mean": "mean of data", "on x0": "x0"}.items(), strict=False
-    ):
-        left.plot(curves["t"], curves[each], color=shade, marker="o", markersize=2.5, label=label)
+    figure, (left, middle, right) = page("What the network makes of x_t near data and near noise", 3)
+    dots: dict[str, Any] = {"marker": "o", "markersize": 2.5}
+    made_of = {"on x_t": "x_t", "on mean": "the mean of data", "on x0": "x0"}
+    for shade, (each, label) in zip(COLORS, made_of.items(), strict=False):
+        left.plot(curves["t"], curves[each], color=shade, label=label, **dots)
     left.set_ylim(0, 1.03)
     name(left, "share of x̂0 explained by", "t (0: data, 1: noise)")
     key(left)
-    middle.plot(curves["t"], curves["left"], color=COLORS[0], marker="o", markersize=2.5, label="error of x̂0 / noise")
-    middle.plot(curves["t"], curves["valid"], color=COLORS[2], marker="o", markersize=2.5, label="valid discs among x̂0")
-    middle.plot(
-        curves["t"], curves["spread"], color=COLORS[1], marker="o", markersize=2.5, label="spread of x̂0 / of data"
-    )
+    shares = {"left": "error of x̂0 over that of x_t", "spread": "spread of x̂0 over that of data", "valid": "valid x̂0"}
+    for shade, (each, label) in zip(COLORS[3:], shares.items(), strict=False):
+        middle.plot(curves["t"], curves[each], color=shade, label=label, **dots)
+    middle.set_ylim(0, 1.5)
     level(middle, 1.0, "x_t handed on")
-    middle.set_ylim(0, None)
-    name(middle, "what is left of the noise, and of the data", "t")
-    key(middle)
+    name(middle, "what is left: of the noise, of the data", "t")
+    key(middle, loc="upper left")
     strip(right, curves["pictures"])
     return figure
 
 
-def strip(axes: Any, shown: dict[str, Any]) -> None:
+def strip(axes: Axes, shown: dict[str, Any]) -> None:
     """Pictures in two rows: x_t above, x̂0 below."""
     gap, size = 2, 16
     canvas = np.full((2 * size + gap, len(shown["t"]) * (size + gap) - gap), np.nan)
@@ -209,9 +206,8 @@ def strip(axes: Any, shown: dict[str, Any]) -> None:
         for column, image in enumerate(shown[kind]):
             canvas[row * (size + gap) :, column * (size + gap) :][:size, :size] = image
     axes.imshow(canvas, cmap="gray", vmin=-1, vmax=1)
-    axes.set_xticks(
-        [column * (size + gap) + size / 2 for column in range(len(shown["t"]))], [str(t) for t in shown["t"]]
-    )
+    middles = [column * (size + gap) + size / 2 for column in range(len(shown["t"]))]
+    axes.set_xticks(middles, [str(t) for t in shown["t"]])
     axes.set_yticks([size / 2, 1.5 * size + gap], ["x_t", "x̂0"])
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.grid(visible=False)
