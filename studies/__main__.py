@@ -5,7 +5,17 @@ from importlib import import_module
 
 from studies.study import main
 
-ORDER = ("counts", "conditioning")
+ORDER = (
+    "counts",
+    "patch_embedding",
+    "gates",
+    "attention",
+    "time_ends",
+    "objectives",
+    "conditioning",
+    "networks",
+    "scaling",
+)
 
 if __name__ == "__main__":
     sys.exit(main([import_module(f"studies.{name}").STUDY for name in ORDER]))

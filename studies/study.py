@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -100,7 +101,7 @@ def perform(study: Study, tier: Tier, workers: Workers, results: Path) -> dict[s
     }
     told = rounded(told)
     figure = study.draw(told)
-    text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = as_json(told)
     results.mkdir(parents=True, exist_ok=True)
     write_atomically(results / f"{study.name}.png", lambda path: save(figure, path))
     write_atomically(results / f"{study.name}.json", lambda path: path.write_text(text))
@@ -111,6 +112,12 @@ def save(figure: Figure, path: Path) -> None:
     """Write a plot as PNG; the same plot gives the same bytes on the same machine."""
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def as_json(told: dict[str, Any]) -> str:
+    """JSON for people and for git: lists of numbers and text stay in a line."""
+    text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[[^][{}]*\]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"
 
 
 def rounded(value: Any) -> Any:
