@@ -27,7 +27,7 @@ from ditlab.config import AdamWConfig, Config, DiTConfig
 from ditlab.recipes import UNCLIPPED
 from studies.intervals import Measured, above, below, differences_over_seeds, every, exact, over_seeds
 from studies.measures import by_name, cost, loss_of, quality, short, smoothness, told
-from studies.plots import COLORS, TEXT, bars, key, name, page
+from studies.plots import COLORS, TEXT, dots, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
 
@@ -240,21 +240,27 @@ def curves(judged: dict[str, list[dict[str, float]]], stability: Stability) -> d
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Losses: of the first set as bars, of the second as points."""
+    """Losses of both sets."""
     figure, (left, right) = page("What each kind of conditioning learns, and what a deep one without warm-up does", 2)
-    bars(left, [kind.replace("-", "-\n", 1) for kind in KINDS], result["curves"]["quality"])
-    lows = [each["low"] for each in result["curves"]["quality"]]
-    left.set_ylim(bottom=max(0.0, 0.8 * min(lows)))
+    places = range(len(KINDS))
+    for place, color, each in zip(places, COLORS, result["curves"]["quality"], strict=False):
+        dots(left, [place], [each], color)
     name(left, "depth 4, the recipe", y="held-out loss")
     for i, (label, figures) in enumerate(result["curves"]["stability"].items()):
-        x = np.arange(len(KINDS)) + 0.16 * (i - 1.5)
-        values = [each["value"] for each in figures]
-        errors = [[e["value"] - e["low"] for e in figures], [e["high"] - e["value"] for e in figures]]
-        color, fill = COLORS[i // 2], "white" if i % 2 else COLORS[i // 2]
-        right.errorbar(x, values, yerr=errors, fmt="o", color=color, mfc=fill, ms=5, elinewidth=1, label=label)
-    right.set_xticks(range(len(KINDS)), [kind.replace("-", "-\n", 1) for kind in KINDS], fontsize=8, color=TEXT)
-    name(right, f"AdamW at {LR:g}, no clipping", y="held-out loss")
-    key(right)
+        color = COLORS[i // 2]
+        dots(
+            right,
+            [place + 0.16 * (i - 1.5) for place in places],
+            figures,
+            color,
+            mfc="white" if i % 2 else color,
+            label=label,
+        )
+    name(right, f"AdamW at {LR:g}, no clipping")
+    for axes in (left, right):
+        axes.set_xticks(places, [kind.replace("-", "-\n", 1) for kind in KINDS], fontsize=8, color=TEXT)
+        axes.set_xlim(-0.6, len(KINDS) - 0.4)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8, frameon=False)
     return figure
 
 

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from ditlab.config import Config, DigitsData, DiTConfig, FlowConfig, MLPConfig, NetworkConfig, UNetConfig
 from studies.intervals import Measured, above, differences_over_seeds, over_seeds
-from studies.measures import by_name, cost, drawn, loss_of, quality, short, told
+from studies.measures import EVALUATIONS, by_name, cost, drawn, loss_of, quality, short, told
 from studies.plots import COLORS, FAINT, bars, level, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
@@ -32,10 +32,10 @@ from studies.training import Tier, Trained, Workers, base
 # by name, the largest first; sizes are within 3 % of what the names say, which the tests count
 NETWORKS: dict[str, NetworkConfig] = {
     "U-Net": UNetConfig(width=24),
-    "DiT, the U-Net's compute": DiTConfig(dim=160, depth=6),
+    "DiT of the U-Net's compute": DiTConfig(dim=160, depth=6),
     "DiT": DiTConfig(),
-    "U-Net, the DiT's compute": UNetConfig(width=8, multipliers=(1, 2, 3, 3)),
-    "MLP, the DiT's compute": MLPConfig(hidden=960, depth=3),
+    "U-Net of the DiT's compute": UNetConfig(width=8, multipliers=(1, 2, 3, 3)),
+    "MLP of the DiT's compute": MLPConfig(hidden=960, depth=3),
     "MLP": MLPConfig(hidden=240, depth=3),
 }
 DIGITS: dict[str, NetworkConfig] = {  # all of about as many parameters
@@ -84,7 +84,7 @@ def tuned(tier: Tier, workers: Workers) -> tuple[dict[str, float], dict[str, Tra
 
 def slug(network: str) -> str:
     """For a folder's name."""
-    return network.lower().replace(",", "").replace("'s", "").replace(" ", "-")
+    return network.lower().replace("'s", "").replace(" ", "-")
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
@@ -101,10 +101,10 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
     read = by_name(list(DIGITS), tier, workers.map(digits, [(run.folder, tier) for run in few.values()]))
     findings = [
         better("At as many parameters a U-Net wins over a DiT.", judged, "U-Net", "DiT"),
-        better("At the DiT's compute a U-Net wins over it.", judged, "U-Net, the DiT's compute", "DiT"),
-        better("At the U-Net's compute it wins over a DiT.", judged, "U-Net", "DiT, the U-Net's compute"),
+        better("At the DiT's compute a U-Net wins over it.", judged, "U-Net of the DiT's compute", "DiT"),
+        better("At the U-Net's compute it wins over a DiT.", judged, "U-Net", "DiT of the U-Net's compute"),
         better("At as many parameters a DiT wins over an MLP.", judged, "DiT", "MLP"),
-        better("At as much compute a DiT wins over an MLP.", judged, "DiT", "MLP, the DiT's compute"),
+        better("At as much compute a DiT wins over an MLP.", judged, "DiT", "MLP of the DiT's compute"),
         with_few_data(read),
     ]
     seconds = by_name(list(NETWORKS), tier, [run.seconds for run in trained.values()])
@@ -119,7 +119,7 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
 
 def digits(folder: Path, tier: Tier) -> dict[str, float]:
     """The figures of samples of digits; their Fréchet distance takes 100 at least."""
-    return drawn(folder, max(100, tier.samples), "heun", 25)
+    return drawn(folder, max(100, tier.samples), "heun", EVALUATIONS)
 
 
 def apart(judged: Judged, winner: str, other: str, what: str) -> Measured:
@@ -128,7 +128,7 @@ def apart(judged: Judged, winner: str, other: str, what: str) -> Measured:
 
 
 def better(claim: str, judged: Judged, winner: str, other: str) -> Finding:
-    """Is the loss of the one lower? Circles and distances are told beside it."""
+    """Is the loss of the one that is said to win lower? Circles and distances are told beside it."""
     figures = {
         "loss": apart(judged, other, winner, "loss"),
         "valid": apart(judged, winner, other, "valid"),
@@ -136,10 +136,10 @@ def better(claim: str, judged: Judged, winner: str, other: str) -> Finding:
     }
     return Finding(
         claim=claim,
-        measurement="Held-out loss of the loser minus that of the winner. Beside it, of 25 evaluations by Heun's "
-        "method: how many more circles of the winner are valid, and by how much its energy distance is smaller.",
+        measurement=f"Held-out loss of {other}, minus that of {winner}. Beside it, of circles drawn by Heun's method "
+        f"in {EVALUATIONS} evaluations: by how much more of them are valid, and the energy distance is smaller.",
         verdict=above(figures["loss"], 0),
-        reason=f"the winner is better by {told(figures)}",
+        reason=f"{winner} is better than {other} by {told(figures)}",
         figures=figures,
     )
 
@@ -179,7 +179,7 @@ def draw(result: dict[str, Any]) -> Figure:
     """Loss, validity and accuracy, as bars."""
     figure, (loss, valid, accuracy) = page("A DiT, a U-Net and an MLP, trained on as many images", 3)
     curves = result["curves"]
-    labels = [each.replace(", the ", "\nof the\n").replace("'s compute", "'s\ncompute") for each in NETWORKS]
+    labels = [each.replace(" of the ", "\nof the\n").replace("'s compute", "'s\ncompute") for each in NETWORKS]
     kinds = {"U": COLORS[1], "D": COLORS[0], "M": FAINT}
     colors = [kinds[each[0]] for each in NETWORKS]
     bars(loss, labels, list(curves["loss"].values()), colors)

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ditlab.config import Config, DDPMConfig
 from studies.intervals import Measured, above, differences_over_seeds, over_seeds
 from studies.measures import drawn, short, steps_within, told
-from studies.plots import COLORS, TEXT, key, level, name, page
+from studies.plots import COLORS, TEXT, dots, key, level, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
 
@@ -168,17 +169,14 @@ def draw(result: dict[str, Any]) -> Figure:
     for axes, what, text in ((valid, "valid", "share that is valid"), (energy, "energy_distance", "energy distance")):
         for i, (objective, line) in enumerate(told_curves[what].items()):
             x = np.array(told_curves["evaluations"]) * (1 + 0.03 * (i - 1))  # beside each other
-            values = [each["value"] for each in line]
-            errors = [[max(0.0, e["value"] - e["low"]) for e in line], [max(0.0, e["high"] - e["value"]) for e in line]]
-            axes.errorbar(
-                x, values, yerr=errors, color=COLORS[i], marker="o", ms=4, lw=1.2, elinewidth=0.8, label=objective
-            )
+            dots(axes, list(x), line, COLORS[i], fmt="o-", markersize=4, label=objective)
         axes.set_xscale("log")
         axes.set_xticks(told_curves["evaluations"], [str(n) for n in told_curves["evaluations"]], color=TEXT)
         axes.minorticks_off()
         name(axes, text, "evaluations of the network")
     valid.set_ylim(0, 1)
     energy.set_yscale("log")
+    energy.yaxis.set_minor_formatter(NullFormatter())
     level(energy, told_curves["energy_distance_floor"], "real circles")
     key(valid)
     return figure

@@ -68,3 +68,11 @@ def bars(axes: Axes, labels: Sequence[str], figures: Sequence[dict[str, Any]], c
     axes.bar(range(len(values)), values, width=0.62, color=shades, alpha=0.9)
     axes.errorbar(range(len(values)), values, yerr=errors, fmt="none", ecolor=TEXT, elinewidth=1, capsize=3)
     axes.set_xticks(range(len(values)), labels, fontsize=8)
+
+
+def dots(axes: Axes, x: Sequence[float], figures: Sequence[dict[str, Any]], color: str, **look: Any) -> None:
+    """One dot a figure of the JSON, with its interval; ``look`` is matplotlib's."""
+    values = [each["value"] for each in figures]
+    errors = [[each["value"] - each["low"] for each in figures], [each["high"] - each["value"] for each in figures]]
+    drawn: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1, "linewidth": 1.2} | look
+    axes.errorbar(x, values, yerr=errors, color=color, **drawn)

@@ -1,4 +1,4 @@
-"""A power law with a floor, L = L∞ + a·C^−b, fitted to losses and compute (Kaplan et al. 2020; Hoffmann et al. 2022)."""
+"""A power law with a floor, L = L∞ + a·C^−b, fitted to losses and compute (Hoffmann et al. 2022, section 3.3)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def intervals(compute: Sequence[float], loss: Sequence[float], draws: int = 1000
     Draws of fewer than four different computes, which anything fits, are drawn again.
     """
     c, losses = np.asarray(compute, dtype=float), np.asarray(loss, dtype=float)
-    generator, fits = np.random.default_rng(0), []
+    generator = np.random.default_rng(0)
+    fits: list[PowerLaw] = []
     if len(set(c.tolist())) < FEWEST:
         raise ValueError(f"{len(set(c.tolist()))} different computes: a power law with a floor needs {FEWEST} or more")
     while len(fits) < draws:

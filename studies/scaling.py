@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from ditlab.config import Config, DiTConfig
 from studies.intervals import Measured, above, differences_over_seeds, every, exact
-from studies.measures import by_name, cost, loss_of, short, told
+from studies.measures import cost, loss_of, short, told
 from studies.plots import COLORS, FAINT, key, name, page
 from studies.powerlaw import fit_power_law, intervals
 from studies.study import Finding, Outcome, Study, main
@@ -145,8 +145,8 @@ def however_spent(compute: dict[Size, float], loss: dict[Size, float]) -> Findin
     figures = intervals([compute[size] for size in SIZES], [loss[size] for size in SIZES])
     return Finding(
         claim="It does not matter whether compute is spent on width, depth or smaller patches.",
-        measurement="L∞ + a·C^−b fitted to the held-out losses of all sizes, patch sizes 2, 4 and 8 together: the share "
-        f"of their variance that it explains, {CLEAN:g} at least.",
+        measurement="L∞ + a·C^−b fitted to the held-out losses of all sizes, patch sizes 2, 4 and 8 together: the "
+        f"share of their variance that it explains, {CLEAN:g} at least.",
         verdict=above(figures["r2"], CLEAN),
         reason=told({"r²": figures["r2"], "b": figures["exponent"], "L∞": figures["floor"]}),
         figures=figures,
