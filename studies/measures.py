@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ HELD_OUT = 8  # times as many images as a tier looks at is the loss measured on
 EVALUATIONS = 25  # by Heun's method draw the circles that are judged, unless that is the question
 Name = TypeVar("Name")
 Value = TypeVar("Value")
+WORST = 10.0  # a network that says nothing has 1.95: what is above, or no number, has no mean over seeds
 BEFORE, JUMP = 20, 1.5  # a loss this many times the median of so many before it is a jump
 
 
@@ -71,8 +73,9 @@ def quality(folder: Path, tier: Tier) -> dict[str, float]:
 
 
 def loss_of(folder: Path, tier: Tier) -> float:
-    """The held-out loss of the run in a folder."""
-    return held_out_loss(load(folder, device="cpu"), HELD_OUT * tier.images)
+    """The held-out loss of the run in a folder; of a network that is lost, at most ``WORST``."""
+    loss = held_out_loss(load(folder, device="cpu"), HELD_OUT * tier.images)
+    return min(loss, WORST) if math.isfinite(loss) else WORST
 
 
 def told(figures: Mapping[str, Measured]) -> str:

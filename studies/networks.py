@@ -44,7 +44,7 @@ DIGITS: dict[str, NetworkConfig] = {  # all of about as many parameters
     "MLP": MLPConfig(hidden=295, depth=3),
 }
 LRS = 1e-3, 4e-3
-PART, DIGITS_PART = 0.2, 0.15  # of a whole run
+PART, DIGITS_PART = 0.175, 0.15  # of a whole run
 
 Judged = dict[str, list[dict[str, float]]]
 

@@ -32,7 +32,7 @@ from studies.training import Tier, Workers, base
 
 CLEAN = 0.9  # share of the variance of the losses that a clean line explains
 LR = 4e-3  # the recipe's
-PART = 0.2  # of a whole run
+PART = 0.15  # of a whole run
 
 
 class Size(NamedTuple):

@@ -176,4 +176,4 @@ def test_warm_up_that_matters_contradicts_stability():
 
 def test_a_tier_trains_for_a_part_of_its_steps():
     tier = replace(SMOKE, steps=1000)
-    assert scaling.config_of(tier, 0, scaling.SIZES[0]).steps == 200
+    assert scaling.config_of(tier, 0, scaling.SIZES[0]).steps == 150
