@@ -5,7 +5,7 @@ from importlib import import_module
 
 from studies.study import main
 
-ORDER = ("counts", "patch_embedding", "gates", "attention", "time_ends")
+ORDER = ("counts", "patch_embedding", "gates", "attention", "time_ends", "identity")
 
 if __name__ == "__main__":
     sys.exit(main([import_module(f"studies.{name}").STUDY for name in ORDER]))
