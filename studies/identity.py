@@ -47,7 +47,6 @@ from studies.plots import COLORS, key, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Start, Tier, Trained, Workers, base
 
-DEPTHS = (4, 12)
 PART = 0.15  # of the steps of a whole run
 BATCH = 64
 HELD_OUT = 2048  # images that the loss is measured on
@@ -107,9 +106,10 @@ FOLDERS = dict(zip(STARTS, ("zero", "open", "random", "scaled"), strict=True))
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
     """Look at fresh networks, then train all starts without warm-up."""
-    cells = list(product(DEPTHS, STARTS, tier.seeds))
+    cells = list(product(tier.depths, STARTS, tier.seeds))
     names = {cell: f"identity-{FOLDERS[cell[1]]}-{cell[0]}-{cell[2]}" for cell in cells}
     changes: dict[str, Any] = {"steps": tier.share(PART), "warmup_steps": 0, "batch_size": min(BATCH, tier.batch_size)}
+    changes["record_every"] = changes["steps"]  # gates are another study's
     wanted = {
         names[depth, start, seed]: base(tier, seed, network=DiTConfig(depth=depth), **changes)
         for depth, start, seed in cells
@@ -119,17 +119,17 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
     judged = workers.map(judge, [(runs[names[cell]], tier.samples, tier.solver_steps) for cell in cells])
     seen = {
         (depth, start): [one for one, cell in zip(judged, cells, strict=True) if cell[:2] == (depth, start)]
-        for depth, start in product(DEPTHS, STARTS)
+        for depth, start in product(tier.depths, STARTS)
     }
-    fresh = {depth: at_start(tier, depth) for depth in DEPTHS}
-    findings = [blocks_are_identity(fresh), output_is_x(fresh), *(faster(seen, depth) for depth in DEPTHS)]
+    fresh = {depth: at_start(tier, depth) for depth in tier.depths}
+    findings = [blocks_are_identity(fresh), output_is_x(fresh), *(faster(seen, depth) for depth in tier.depths)]
     findings += [stable(seen), needed(seen)]
     return Outcome(findings, [row(*cell, seen[cell]) for cell in seen], curves_of(seen))
 
 
 def curves_of(seen: dict[tuple[int, str], list[Cell]]) -> dict[str, Any]:
     """Mean loss over seeds by depth and start, as far as all of the seeds came."""
-    curves: dict[str, Any] = {f"depth {depth}": {} for depth in DEPTHS}
+    curves: dict[str, Any] = {f"depth {depth}": {} for depth, _ in seen}
     for (depth, start), cells in seen.items():
         last = min(len(one["curve"]) for one in cells)
         means = np.mean([one["curve"][:last] for one in cells], axis=0)
@@ -262,7 +262,7 @@ def unsteady(cells: list[Cell]) -> int:
 
 def stable(seen: dict[tuple[int, str], list[Cell]]) -> Finding:
     """No step of it had to be skipped."""
-    cells = [one for depth in DEPTHS for one in seen[depth, ZERO]]
+    cells = [one for (_, start), some in seen.items() if start == ZERO for one in some]
     return Finding(
         claim="adaLN-Zero trains stably without warm-up.",
         measurement="Runs, at both depths, in which a step was skipped for a spike or a number that is not finite, or "
@@ -276,8 +276,8 @@ def stable(seen: dict[tuple[int, str], list[Cell]]) -> Finding:
 def needed(seen: dict[tuple[int, str], list[Cell]]) -> Finding:
     """The others do not."""
     others = [start for start in STARTS if start != ZERO]
-    counts = {start: sum(unsteady(seen[depth, start]) for depth in DEPTHS) for start in others}
-    runs = sum(len(seen[depth, ZERO]) for depth in DEPTHS)
+    counts = {start: sum(unsteady(some) for (_, one), some in seen.items() if one == start) for start in others}
+    runs = sum(len(some) for (_, start), some in seen.items() if start == ZERO)
     return Finding(
         claim="Without a start as the identity, training without warm-up is not stable.",
         measurement="The same of the other starts; it is so if each had such a run, and not so if none had one.",
@@ -295,12 +295,12 @@ def necessity(unsteady: list[int]) -> Verdict:
 def draw(told: dict[str, Any]) -> Figure:
     """Loss against steps, a line a start, a plot a depth."""
     curves = told["curves"]
-    figure, plots = page("Four starts, trained without warm-up", len(DEPTHS))
-    for axes, depth in zip(plots, DEPTHS, strict=True):
-        for shade, (start, values) in zip(COLORS, curves[f"depth {depth}"].items(), strict=False):
+    figure, plots = page("Four starts, trained without warm-up", len(curves))
+    for axes, (depth, lines) in zip(plots, curves.items(), strict=True):
+        for shade, (start, values) in zip(COLORS, lines.items(), strict=False):
             axes.plot(values["step"], values["loss"], color=shade, linewidth=1.3, label=start)
         axes.set_yscale("log")
-        name(axes, f"loss in training, depth {depth}, mean of seeds", "step")
+        name(axes, f"loss in training, {depth}, mean of seeds", "step")
         key(axes)
     return figure
 
