@@ -57,7 +57,7 @@ class Tier:
         return max(1, round(part * self.steps))
 
 
-SMOKE = Tier("smoke", steps=5, seeds=(0, 1), samples=8, images=4, batch_size=8, solver_steps=2, depths=(1, 2))
+SMOKE = Tier("smoke", steps=4, seeds=(0, 1), samples=8, images=4, batch_size=8, solver_steps=2, depths=(1, 2))
 QUICK = Tier("quick", steps=1200)
 FULL = Tier("full", steps=4000, samples=1000, images=256)
 
