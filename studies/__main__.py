@@ -11,6 +11,7 @@ ORDER = (
     "gates",
     "attention",
     "time_ends",
+    "identity",
     "objectives",
     "conditioning",
     "networks",

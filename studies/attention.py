@@ -87,6 +87,7 @@ def of_layer(maps: Tensor, share: Tensor, grid: tuple[int, int]) -> dict[str, fl
     return {key: float(statistics[key].mean()) for key in kept} | {
         "near_all": float(rows["near"].mean()),
         "near_all_chance": float(neighbourhood(grid).mean()),
+        "equal": 1 / maps.shape[-1],
         "diagonal": float(mean.diagonal(dim1=-2, dim2=-1).mean()),
         "diagonal_first_head": float((maps.argmax(-1) == torch.arange(maps.shape[-1])).float().mean((0, 2)).max()),
         "smallest": float(maps.min()),
@@ -131,7 +132,8 @@ def diagonal(seen: list[Table]) -> Finding:
         "over layers, times and images; and the mean share a patch gives itself.",
         verdict=above(first, 0.5),
         reason=f"it is true of {first} of patches, of at most {most:.0%} in any layer, time and seed and {head:.0%} in "
-        f"any head; a patch gives itself {share.value:.3f}, where equal shares would be {1 / 16:.3f}",
+        f"any head; a patch gives itself {share.value:.3f}, where equal shares would be "
+        f"{seen[0]['equal'].mean():.3f}",
         figures={
             "share of patches that look at themselves first": first,
             "share a patch gives itself": share,

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ditlab.lab.recordings import gate_recordings
 from ditlab.run import RunFolder
 from studies.intervals import above, differences_over_seeds, every, over_seeds
-from studies.plots import COLORS, name, page
+from studies.plots import COLORS, key, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
 
@@ -112,20 +112,14 @@ def draw(told: dict[str, Any]) -> Figure:
         axes.set_ylim(bottom=0)
     for branch, values in enumerate(curves["branch"]):
         color, style = COLORS[branch // 2 % len(COLORS)], "--" if branch % 2 else "-"
-        middle.plot(curves["step"], values, linewidth=1.2, color=color, linestyle=style)
-        middle.annotate(
-            f"{branch // 2}{' mlp' if branch % 2 else ''}",
-            (curves["step"][-1], values[-1]),
-            xytext=(3, 0),
-            textcoords="offset points",
-            fontsize=7,
-            va="center",
-        )
+        label = "" if branch % 2 else str(branch // 2)
+        middle.plot(curves["step"], values, linewidth=1.2, color=color, linestyle=style, label=label)
     middle.set_ylim(bottom=0)
     name(left, "mean |gate| of all branches", "step")
-    name(middle, "by block: attention (—) and MLP (- -), mean of seeds", "step")
+    name(middle, "mean |gate| by block: attention (—) and MLP (- -), mean of seeds", "step")
+    key(middle, title="block", title_fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 0.08))
     name(right, f"effective depth, of {len(curves['branch'])} branches", "step")
-    left.legend(fontsize=8, frameon=False)
+    key(left)
     for axes in (left, middle, right):
         axes.axvline(EARLY * told["steps"], color="#cbd5e1", linewidth=1, linestyle=":")
     return figure

@@ -24,7 +24,8 @@ class Measured(NamedTuple):
     interval: str
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        spread = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
+        return f"{self.value:.3g}{spread}"
 
 
 def over_seeds(values: Sequence[float]) -> Measured:

@@ -40,6 +40,7 @@ class Tier:
         images: looked at where attention or predictions are measured.
         batch_size: of a training step.
         solver_steps: of Heun's method, where samples are drawn.
+        depths: of networks that are compared by their depth.
     """
 
     name: str
@@ -49,13 +50,14 @@ class Tier:
     images: int = 64
     batch_size: int = 128
     solver_steps: int = 25
+    depths: tuple[int, ...] = (4, 12)
 
     def share(self, part: float) -> int:
         """So much of the steps of a whole run, at least one."""
         return max(1, round(part * self.steps))
 
 
-SMOKE = Tier("smoke", steps=12, seeds=(0, 1), samples=8, images=4, batch_size=8, solver_steps=2)
+SMOKE = Tier("smoke", steps=4, seeds=(0, 1), samples=8, images=4, batch_size=8, solver_steps=2, depths=(1, 2))
 QUICK = Tier("quick", steps=1200)
 FULL = Tier("full", steps=4000, samples=1000, images=256)
 

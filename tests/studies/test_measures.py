@@ -9,7 +9,7 @@ import torch
 from ditlab.build import build_dataset
 from ditlab.diffusion.solvers import SOLVERS
 from ditlab.run import load
-from studies import conditioning, networks, objectives, scaling
+from studies import conditioning, measures, networks, objectives, scaling
 from studies.measures import cost, count_jumps, held_out_loss, smoothness, steps_within
 from studies.powerlaw import fit_power_law, intervals
 from studies.training import SMOKE, Workers, base
@@ -39,6 +39,18 @@ def test_held_out_losses_are_paired(trained):
     assert held_out_loss(runs[0], 64) == held_out_loss(runs[0], 64)
     runs[1].process.network.load_state_dict(runs[0].process.network.state_dict())
     assert held_out_loss(runs[1], 64) == held_out_loss(runs[0], 64)
+
+
+def test_a_network_that_is_lost_still_counts(trained, monkeypatch):
+    def lost(*args, **options):
+        run = load(*args, **options)
+        next(run.process.network.final.parameters()).fill_(torch.nan)
+        return run
+
+    monkeypatch.setattr(measures, "load", lost)
+    assert measures.loss_of(trained["run-0"].folder, SMOKE) == measures.WORST
+    monkeypatch.undo()
+    assert measures.loss_of(trained["run-0"].folder, SMOKE) < measures.WORST
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpm-solver++", "dpm-solver++3m"])

@@ -6,10 +6,14 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ditlab import probe
+from ditlab.build import build_dataset, initial_network
+from ditlab.config import DiTConfig
 from ditlab.errors import CheckpointWarning, InputError
 from studies import intervals
 from studies.__main__ import ORDER
@@ -160,3 +164,146 @@ def test_a_run_that_runs_away_is_told_of_and_not_hidden(tmp_path):
     config = base(SMOKE, 0, lr=1e3, grad_clip=1e9, warmup_steps=0, bad_steps=1)
     (run,) = Workers(tmp_path, 0, lambda _: None).train({"wild": config}).values()
     assert "could not be learned from" in run.failed
+
+
+# ---- findings on constructed inputs: each can be confirmed, contradicted and, where it has an interval, neither
+
+
+def outcomes(function, *inputs):
+    return [function(*given).verdict for given in inputs]
+
+
+def spread(middle, by=0.01):
+    """Three seeds that agree well."""
+    return [middle - by, middle, middle + by]
+
+
+def test_counts_can_come_out_each_way():
+    counts = import_module("studies.counts")
+    assert counts.about({"MLP": 25_346, "DiT": 252_496}) == CONFIRMED
+    assert counts.about({"MLP": 41_858, "DiT": 252_496}) == CONTRADICTED
+    alike = {"functions": ["a"], "inherited": True, "learned": True, "shape": "(B, 2)", "sample": "(B, 2)"}
+    assert counts.alike({"MLP": alike, "DiT": alike}) == CONFIRMED
+    for change in ({"functions": ["b"]}, {"inherited": False}, {"learned": False}, {"sample": "(B, 3)"}):
+        assert counts.alike({"MLP": alike, "DiT": alike | change}) == CONTRADICTED
+
+
+def test_patch_embedding_can_come_out_each_way():
+    patches = import_module("studies.patch_embedding")
+    assert patches.equal({torch.float32: 1e-6, torch.float64: 1e-15}) == CONFIRMED
+    assert patches.equal({torch.float32: 1e-6, torch.float64: 1e-6}) == CONTRADICTED
+    ratios = [{("S/4", "forward"): Measured(value, value - 0.1, value + 0.1, "")} for value in (1.3, 0.8, 1.05)]
+    assert outcomes(patches.faster, *((each,) for each in ratios)) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    conv, cut, x = patches.pair(patches.SIZES["lesson"])
+    with torch.no_grad():
+        cut.weight[0, 0] += 0.1
+    assert not torch.allclose(conv(x), cut(x), atol=1e-3)
+
+
+def test_gates_can_come_out_each_way():
+    gates = import_module("studies.gates")
+
+    def seen(*values, wobble=0.01):
+        """Three seeds whose gates and depth take these values, one recording after the other."""
+        tables = []
+        for shift in spread(0, wobble):
+            moved = np.array([value and value + shift * i for i, value in enumerate(values)])
+            gate = np.broadcast_to(moved[:, None, None], (len(values), 4, 2))
+            tables.append({"step": np.arange(len(values)), "gate": gate, "depth": moved})
+        return tables
+
+    assert outcomes(gates.opening, (seen(0, 1, 2),), (seen(1, 1, 2),)) == [CONFIRMED, CONTRADICTED]
+    ways = (seen(0, 1, 2), 1), (seen(0, 2, 1), 1), (seen(0, 1, 1.1, wobble=1), 1)
+    assert outcomes(gates.keeping_on, *ways) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    assert outcomes(gates.growing, *ways) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+
+
+def test_attention_can_come_out_each_way():
+    attention = import_module("studies.attention")
+    share = torch.zeros(1, 16)
+    share[0, [5, 6, 9, 10]] = 1
+    itself, alike = torch.eye(16).expand(1, 2, 16, 16), torch.full((1, 2, 16, 16), 1 / 16)
+    away = torch.eye(16).flip(0).expand(1, 2, 16, 16)  # to the patch across the centre, in the disc if one is
+    outside = torch.zeros(1, 2, 16, 16)
+    outside[..., 0] = 1  # all to a corner
+
+    def seen(maps):
+        one = attention.of_layer(maps, share, (4, 4))
+        return [{key: np.full((5, 1), value + shift) for key, value in one.items()} for shift in (0, 1e-9, -1e-9)]
+
+    assert outcomes(attention.reaching, (seen(alike),), (seen(itself),)) == [CONFIRMED, CONTRADICTED]
+    assert outcomes(attention.diagonal, (seen(itself),), (seen(away),)) == [CONFIRMED, CONTRADICTED]
+    disc = [(seen(maps), 1) for maps in (away, outside, alike)]
+    assert outcomes(attention.in_disc, *disc) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    near = [(seen(maps), 1) for maps in (itself, away, alike)]
+    assert outcomes(attention.background, *near) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+
+
+def test_time_ends_can_come_out_each_way():
+    ends = import_module("studies.time_ends")
+
+    def seen(**figures):
+        rest = dict.fromkeys(("spread", "to mean", "valid"), 0.0)
+        return [
+            {key: np.full(len(ends.TIMES), value + shift) for key, value in (rest | figures).items()}
+            for shift in spread(0)
+        ]
+
+    ways = [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    assert outcomes(ends.handing_on, *((seen(change=value),) for value in (0.03, 0.3, 0.1))) == ways
+    assert outcomes(ends.leaving_noise, *((seen(left=value),) for value in (0.9, 0.3, 0.5))) == ways
+    assert outcomes(ends.being_x, *((seen(**{"velocity on x_t": value}),) for value in (0.99, 0.5, 0.9))) == ways
+    assert outcomes(ends.structure, *((seen(valid=value),) for value in (0.9, 0.0, 0.5))) == ways
+    x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert ends.explained(-2 * x, x) == pytest.approx(1)
+    assert ends.explained(x.flip(0), x) < 0.1
+    assert ends.explained(0 * x, x) == 0
+
+
+def test_identity_can_come_out_each_way():
+    identity = import_module("studies.identity")
+    fresh = {"blocks": 0.0, "output": 0.0, "output less x": 1.0}
+    moved = fresh | {"blocks": 1e-3, "output less x": 0.0}
+    assert outcomes(identity.blocks_are_identity, ({4: fresh},), ({4: fresh, 12: moved},)) == [CONFIRMED, CONTRADICTED]
+    assert outcomes(identity.output_is_x, ({4: moved},), ({4: fresh},)) == [CONFIRMED, CONTRADICTED]
+
+    def seen(ours, theirs=1.0, skipped=0, others_skipped=(0, 0, 0)):
+        skips = dict(zip(identity.STARTS, (skipped, *others_skipped), strict=True))
+        return {
+            (4, start): [
+                {"loss": shift + (ours if start == identity.ZERO else theirs), "skipped": skips[start], "failed": False}
+                for shift in (spread(0) if start == identity.ZERO else spread(0, 0.012))
+            ]
+            for start in identity.STARTS
+        }
+
+    ways = [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    assert outcomes(identity.faster, *((seen(loss), 4) for loss in (0.5, 1.5, 1.0))) == ways
+    assert outcomes(identity.stable, (seen(1.0),), (seen(1.0, skipped=1),)) == [CONFIRMED, CONTRADICTED]
+    assert outcomes(
+        identity.needed,
+        (seen(1.0, others_skipped=(1, 1, 1)),),
+        (seen(1.0),),
+        (seen(1.0, others_skipped=(1, 0, 0)),),
+    ) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+
+
+def test_other_starts_are_what_they_are_called():
+    identity = import_module("studies.identity")
+    config = base(SMOKE, 0, network=DiTConfig(depth=3))
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([0.2, 0.9])
+    opened, divided, random = (initial_network(config, build_dataset(config)) for _ in range(3))
+    identity.open_gates(opened)
+    identity.scaled(divided)
+    identity.small_random(random, seed=0)
+    for network, gate in ((opened, 1.0), (divided, 1.0)):
+        with probe(network, attention=False) as record:
+            assert not network(x, t, None).any()  # the last linear layer is still zero
+        assert all((value == gate).all() for branches in record.gates.values() for value in branches.values())
+    for one, other in zip(opened.blocks, divided.blocks, strict=True):
+        torch.testing.assert_close(one.attn.out.weight, other.attn.out.weight * 6**0.5)
+        torch.testing.assert_close(one.mlp[-1].weight, other.mlp[-1].weight * 6**0.5)
+        assert torch.equal(one.mlp[0].weight, other.mlp[0].weight)
+    with probe(random, attention=False) as record:
+        random(x, t, None)
+    assert all(0 < value.abs().mean() < 0.1 for branches in record.gates.values() for value in branches.values())
