@@ -32,7 +32,6 @@ from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
 
 KINDS = ("adaln-zero", "adaln", "film", "in-context", "cross-attention")
-DEPTHS = (4, 12)
 LR = 4e-3  # the recipe's
 LOWER_LR = LR / 4
 QUALITY, STABILITY = 0.3, 0.1  # parts of a whole run
@@ -41,15 +40,17 @@ HARM = 0.05  # of a warm-up left out, as a share of the loss, that still counts 
 Key = tuple[str, int, bool, float]  # kind, depth, whether warmed up, learning rate
 
 
-def stability_keys() -> list[Key]:
+def stability_keys(tier: Tier) -> list[Key]:
     """The runs of the second set, the longest ones first."""
-    both = [(kind, depth, warm, LR) for depth, warm, kind in product(DEPTHS[::-1], (False, True), KINDS)]
-    return [*[(kind, DEPTHS[-1], False, LOWER_LR) for kind in KINDS], *both]
+    both = [(kind, depth, warm, LR) for depth, warm, kind in product(tier.depths[::-1], (False, True), KINDS)]
+    return [*[(kind, tier.depths[-1], False, LOWER_LR) for kind in KINDS], *both]
 
 
 def quality_config(tier: Tier, seed: int, kind: str) -> Config:
     """The recipe with another kind of conditioning."""
-    return base(tier, seed, network=DiTConfig(conditioning=kind), **short(steps=tier.share(QUALITY)))
+    return base(
+        tier, seed, network=DiTConfig(conditioning=kind, depth=tier.depths[0]), **short(steps=tier.share(QUALITY))
+    )
 
 
 def stability_config(tier: Tier, seed: int, key: Key) -> Config:
@@ -81,7 +82,7 @@ class Stability:
     """What the second set of runs gave: for each key, one of everything a seed."""
 
     def __init__(self, trained: dict[str, Trained], tier: Tier, workers: Workers) -> None:
-        self.keys = stability_keys()
+        self.keys, self.depths = stability_keys(tier), tier.depths
         folders = [trained[run_name(key, seed)].folder for key in self.keys for seed in tier.seeds]
         losses: list[float] = workers.map(loss_of, [(folder, tier) for folder in folders])
         self.loss = by_name(self.keys, tier, losses)
@@ -101,8 +102,8 @@ class Stability:
         return over_seeds([a / b - 1 for a, b in zip(without, warm, strict=True)])
 
     def deepening(self, kind: str, lr: float = LR) -> Measured:
-        """By how much the loss without warm-up is higher at depth 12 than at depth 4, seed by seed."""
-        shallow, deep = self.loss[kind, DEPTHS[0], False, LR], self.loss[kind, DEPTHS[1], False, lr]
+        """By how much the loss without warm-up is higher for the deep networks than for the others, seed by seed."""
+        shallow, deep = self.loss[kind, self.depths[0], False, LR], self.loss[kind, self.depths[-1], False, lr]
         return differences_over_seeds(deep, shallow)
 
 
@@ -110,7 +111,7 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
     """Train both sets and measure them."""
     trained = workers.train(
         {
-            **{run_name(key, s): stability_config(tier, s, key) for key in stability_keys() for s in tier.seeds},
+            **{run_name(key, s): stability_config(tier, s, key) for key in stability_keys(tier) for s in tier.seeds},
             **{f"quality-{kind}-seed{s}": quality_config(tier, s, kind) for kind in KINDS for s in tier.seeds},
         }
     )
@@ -179,8 +180,8 @@ def start(stability: Stability) -> Finding:
 
 def stable(stability: Stability) -> Finding:
     """Does it make no difference to adaLN-Zero to leave the warm-up out?"""
-    harms = {(kind, depth): stability.harm(kind, depth) for depth in DEPTHS for kind in KINDS}
-    own = [("adaln-zero", depth) for depth in DEPTHS]
+    harms = {(kind, depth): stability.harm(kind, depth) for depth in stability.depths for kind in KINDS}
+    own = [("adaln-zero", depth) for depth in stability.depths]
     lost = exact(sum(stability.skipped((*run, False, LR)) for run in own))
     figures = {f"{kind}, depth {depth}": figure for (kind, depth), figure in harms.items()}
     return Finding(
@@ -234,7 +235,7 @@ def curves(judged: dict[str, list[dict[str, float]]], stability: Stability) -> d
             f"depth {depth}, {'with' if warm else 'without'} warm-up": [
                 over_seeds(stability.loss[kind, depth, warm, LR])._asdict() for kind in KINDS
             ]
-            for depth, warm in product(DEPTHS, (True, False))
+            for depth, warm in product(stability.depths, (True, False))
         },
     }
 

@@ -92,7 +92,7 @@ def test_runs_that_are_compared_differ_in_nothing_else():
 
     kinds = [conditioning.quality_config(SMOKE, 0, kind) for kind in conditioning.KINDS]
     assert all(without(each, "network") == without(kinds[0], "network") for each in kinds)
-    keys = conditioning.stability_keys()
+    keys = conditioning.stability_keys(SMOKE)
     changed = ("network", "lr", "warmup_steps")
     runs = [conditioning.stability_config(SMOKE, 0, each) for each in keys]
     assert all(without(each, *changed) == without(runs[0], *changed) for each in runs)
@@ -174,9 +174,9 @@ def test_who_wins_follows_from_the_losses(best, verdict):
 def test_warm_up_that_matters_contradicts_stability():
     class Measured(conditioning.Stability):
         def __init__(self, loss):
-            self.loss, self.smooth = loss, {key: [] for key in loss}
+            self.loss, self.smooth, self.depths = loss, {key: [] for key in loss}, SMOKE.depths
 
-    keys = conditioning.stability_keys()
+    keys = conditioning.stability_keys(SMOKE)
     same = {key: [0.3, 0.31, 0.305] for key in keys}
     assert conditioning.stable(Measured(same)).verdict == "confirmed"
     worse = {key: [(2 - key[2]) * value for value in values] for key, values in same.items()}
