@@ -204,7 +204,7 @@ def _train_one(name: str, path: Path, config: Config, start: Start | None) -> tu
         raise InputError(f"{path} was trained with other settings: remove it, and run the study again")
     failed = None
     try:
-        if folder.whole_step != config.steps:
+        if not folder.config_file.exists() or folder.whole_step != config.steps:
             if start is not None and folder.step is None:
                 _save_start(folder, config, start)
             fit(folder, config, Quiet(), resume=True)
