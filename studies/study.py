@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -177,6 +178,7 @@ def main(studies: Study | Sequence[Study], arguments: Sequence[str] | None = Non
     if chosen.workers is not None and chosen.workers < 0:
         parser.error(f"--workers {chosen.workers}: use 0 or more")
     tier = FULL if chosen.full else QUICK
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(1)  # as in the other processes, so that what is timed here is timed alike
     try:
         for study in [study for study in studies if not names or study.name in names]:

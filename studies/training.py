@@ -57,7 +57,7 @@ class Tier:
         return max(1, round(part * self.steps))
 
 
-SMOKE = Tier("smoke", steps=4, seeds=(0, 1), samples=8, images=4, batch_size=8, solver_steps=2, depths=(1, 2))
+SMOKE = Tier("smoke", steps=4, seeds=(0, 1), samples=8, images=4, batch_size=8, solver_steps=2, depths=(2,))
 QUICK = Tier("quick", steps=1200)
 FULL = Tier("full", steps=4000, samples=1000, images=256)
 
@@ -159,6 +159,8 @@ class Workers:
         try:
             yield pool
         except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()  # training finishes its step, and saves
             raise Stopped from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -169,30 +171,47 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class _Told:
+    """What a worker process was told."""
+
+    to_stop = False
+
+
+def _stop(*_: object) -> None:
+    _Told.to_stop = True
+
+
 def _begin_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # training takes it in hand, and saves; what else runs is short
+    signal.signal(signal.SIGTERM, _stop)  # while it trains, training takes that in hand
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which then stops each once: a second signal kills
 
 
 def _call(index: int, function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
+    if _Told.to_stop:
+        raise KeyboardInterrupt
     return index, function(*arguments)
 
 
 def _train_one(name: str, path: Path, config: Config, start: Start | None) -> tuple[str, Trained]:
     """Train a run to its end, from where it was left; one that is done is left as it is."""
+    if _Told.to_stop:  # the next one was waiting in this process already
+        raise KeyboardInterrupt
     folder = RunFolder(path)
     config = config.model_copy(update={"precision": resolve_precision(config.precision, torch.device("cpu"))})
     if folder.config_file.exists() and folder.read_config() != config:
         raise InputError(f"{path} was trained with other settings: remove it, and run the study again")
     failed = None
     try:
-        if folder.whole_step != config.steps:
+        if not folder.config_file.exists() or folder.whole_step != config.steps:
             if start is not None and folder.step is None:
                 _save_start(folder, config, start)
             fit(folder, config, Quiet(), resume=True)
     except TrainingError as error:
         failed = str(error)
     except Interrupted:
+        _stop()
         raise KeyboardInterrupt from None
     metrics = folder.read_metrics()
     return name, Trained(path, metrics[-1]["seconds"] if metrics else 0.0, failed)

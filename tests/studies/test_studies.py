@@ -134,7 +134,7 @@ def scaled(factor, network):
 
 def test_changed_starts_are_trained_from_and_kept(tmp_path):
     config = base(SMOKE, 0, steps=4)
-    runs = Workers(tmp_path, 2, lambda _: None).train(
+    runs = Workers(tmp_path, 1, lambda _: None).train(
         {"plain": config, "changed": config}, {"changed": partial(scaled, 100.0)}
     )
     plain, changed = (run.load() for run in runs.values())
