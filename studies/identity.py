@@ -6,7 +6,8 @@
 Claim: with adaLN-Zero each block starts as the identity and the network as output = x, so that training is stable
 without warm-up. Beside it, without warm-up: gates that start at 1 (an ordinary transformer), gates that start small and
 random (the modulation's weights are N(0, 0.02²)), and gates of 1 with the last matrix of each branch divided by √(2L).
-Expect: blocks are the identity to the last bit; the output is 0, not x. All starts train without a step to be skipped.
+Expect: blocks are the identity to the last bit; the output is 0, not x. All starts train without a step to be skipped,
+and at depth 4 those with gates of 1 are ahead after as many steps.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def blocks_are_identity(fresh: dict[int, dict[str, float]]) -> Finding:
         claim="Each block starts as the identity on its tokens.",
         measurement="Largest difference between what a block of a fresh network gives and gets, noise as input.",
         verdict=is_zero(figures),
-        reason=f"the largest difference is {max(figure.value for figure in figures.values()):.1e}",
+        reason=f"the largest difference is {max(figure.value for figure in figures.values()):.3g}",
         figures=figures,
     )
 
@@ -228,7 +229,7 @@ def output_is_x(fresh: dict[int, dict[str, float]]) -> Finding:
         claim="The whole network starts as output = x.",
         measurement="Root mean square of output − x over that of x, of fresh networks; noise as input.",
         verdict=is_zero(figures),
-        reason=f"the largest output is {output:.1e}, so that it misses x by {max(figures.values()).value:.3g} of it: "
+        reason=f"the largest output is {output:.3g}, so that it misses x by {max(figures.values()).value:.3g} of it: "
         "tokens pass unchanged, and the last linear layer starts at zero",
         figures=figures,
     )
