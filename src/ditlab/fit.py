@@ -358,6 +358,8 @@ class Recorder:
         if self.first:
             write_atomically(path, lambda temporary: save_tensors(temporary, tensors))
         attn, mlp = branches.gate.mean(0).unbind(1)
+        if not (branches.gate.isfinite().all() and depth.isfinite().all()):  # training runs away; the guard ends it
+            return {}
         return {"gates": {"attn": attn.tolist(), "mlp": mlp.tolist()}, "effective_depth": float(depth.mean())}
 
     def _preview(self) -> None:

@@ -173,6 +173,15 @@ def run(tmp_path):
     return tmp_path / "r"
 
 
+def test_a_recording_of_weights_that_ran_away_is_left_out_of_the_metrics(tmp_path):
+    wild = {"lr": 1e3, "grad_clip": 1e9, "warmup_steps": 0, "bad_steps": 1, "averages": ()}
+    few = {"steps": 12, "batch_size": 2, "record_every": 1, "log_every": 1, "preview_every": 12}
+    config = Config.model_validate(dict(RECIPES["circles"]()) | wild | few)
+    with pytest.raises(TrainingError, match="could not be learned from"):
+        fit(RunFolder(tmp_path / "run"), config, Nobody())
+    assert "gates" in RunFolder(tmp_path / "run").read_metrics()[0]
+
+
 def test_load_and_sample(run):
     averaged, raw, early = ditlab.load(run), ditlab.load(run, weights="raw"), ditlab.load(run, step=3)
     assert (averaged.step, early.step) == (6, 3)

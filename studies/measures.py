@@ -1,0 +1,143 @@
+"""What several studies measure on a run: its held-out loss, its circles, how smoothly it trained, what a step costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from ditlab.build import build_dataset, build_network
+from ditlab.chance import generator_for
+from ditlab.config import Config
+from ditlab.data.datasets import HeldOut
+from ditlab.diffusion.solvers import SOLVERS
+from ditlab.evaluate import evaluate
+from ditlab.networks.counts import multiply_accumulates, on_meta, parameter_count
+from ditlab.run import Run, RunFolder, load
+from studies.intervals import Measured
+from studies.training import Tier
+
+HELD_OUT = 8  # times as many images as a tier looks at is the loss measured on
+EVALUATIONS = 25  # by Heun's method draw the circles that are judged, unless that is the question
+Name = TypeVar("Name")
+Value = TypeVar("Value")
+WORST = 10.0  # a network that says nothing has 1.95: what is above, or no number, has no mean over seeds
+BEFORE, JUMP = 20, 1.5  # a loss this many times the median of so many before it is a jump
+
+
+def held_out_loss(run: Run, count: int) -> float:
+    """Mean loss of the averaged weights on data never trained on.
+
+    The images, their times (one in the middle of each ``count``-th of [0, 1]) and their noise are the same for every
+    run: two runs differ by what they learned alone.
+    """
+    dataset = build_dataset(run.config)
+    assert isinstance(dataset, HeldOut)
+    x0, cond = dataset.held_out(0, count)
+    generator = generator_for(0, "studies", "held-out loss")
+    times = (torch.arange(len(x0)) + 0.5) / len(x0)
+    times = times[torch.randperm(len(x0), generator=generator)]
+    with torch.no_grad():
+        pieces = [
+            run.process.losses(
+                x0[i : i + 256],
+                {name: value[i : i + 256] for name, value in cond.items()},
+                generator=generator,
+                t=times[i : i + 256],
+            )
+            for i in range(0, len(x0), 256)
+        ]
+    return float(torch.cat(pieces).double().mean())
+
+
+def steps_within(solver: str, evaluations: int) -> int:
+    """The most steps of a solver that run the network at most so often; at least one."""
+    count = SOLVERS[solver]().evaluations
+    return max((steps for steps in range(1, evaluations + 1) if (count(steps) or 0) <= evaluations), default=1)
+
+
+def drawn(folder: Path, samples: int, solver: str, evaluations: int, seed: int = 0) -> dict[str, float]:
+    """The figures of ``ditlab eval`` for samples that take at most so many evaluations each."""
+    steps = steps_within(solver, evaluations)
+    figures = evaluate(load(folder, device="cpu"), samples, seed=seed, solver=solver, steps=steps)
+    return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
+
+
+def quality(folder: Path, tier: Tier) -> dict[str, float]:
+    """The held-out loss of a run and the figures of its samples."""
+    return {"loss": loss_of(folder, tier)} | drawn(folder, tier.samples, "heun", EVALUATIONS)
+
+
+def loss_of(folder: Path, tier: Tier) -> float:
+    """The held-out loss of the run in a folder; of a network that is lost, at most ``WORST``."""
+    loss = held_out_loss(load(folder, device="cpu"), HELD_OUT * tier.images)
+    return min(loss, WORST) if math.isfinite(loss) else WORST
+
+
+def told(figures: Mapping[str, Measured]) -> str:
+    """Figures in a line."""
+    return "; ".join(f"{label}: {figure}" for label, figure in figures.items())
+
+
+def by_name(names: Sequence[Name], tier: Tier, values: Sequence[Value]) -> dict[Name, list[Value]]:
+    """Values that come seed by seed for one name after the other, by name."""
+    each = len(tier.seeds)
+    return {name: list(values[i * each : (i + 1) * each]) for i, name in enumerate(names)}
+
+
+class Smoothness(NamedTuple):
+    """How a training went, of which every step was logged.
+
+    Attributes:
+        skipped: steps that were not learned from, for a spike or a number that is not finite.
+        jumps: steps whose loss is 1.5 times the median of the 20 before it, or more.
+        tail: the 99th percentile of the gradient's norm over its median.
+    """
+
+    skipped: int
+    jumps: int
+    tail: float
+
+
+def smoothness(folder: Path) -> Smoothness:
+    """How the training of the run in a folder went."""
+    lines = RunFolder(folder).read_metrics()
+    norms = [line["grad_norm"] for line in lines if "grad_norm" in line]
+    return Smoothness(
+        skipped=sum("skipped" in line for line in lines),
+        jumps=count_jumps([line["loss"] for line in lines if "loss" in line]),
+        tail=float(np.quantile(norms, 0.99) / np.median(norms)),
+    )
+
+
+def count_jumps(losses: Sequence[float]) -> int:
+    """How many losses are ``JUMP`` times the median of the ``BEFORE`` ones before them, or more."""
+    return sum(losses[i] >= JUMP * float(np.median(losses[i - BEFORE : i])) for i in range(BEFORE, len(losses)))
+
+
+class Cost(NamedTuple):
+    """Of a network: parameters; multiply-accumulates of one forward pass of one image."""
+
+    parameters: int
+    products: int
+
+    def training(self, images: int) -> float:
+        """Floating-point operations of training on so many images: two a product, a backward pass is two forward."""
+        return 3.0 * 2.0 * self.products * images
+
+
+def cost(config: Config) -> Cost:
+    """What the network of a configuration costs, counted without building it."""
+    dataset = build_dataset(config)
+    network = on_meta(lambda: build_network(config, dataset))
+    return Cost(parameter_count(network), multiply_accumulates(network, dataset.shape))
+
+
+def short(**changes: Any) -> dict[str, Any]:
+    """Settings of runs that are looked at only when they are done: nothing is drawn or recorded on the way."""
+    steps = changes["steps"]
+    return {"record_every": steps, "checkpoint_every": steps, "sampling": {"steps": 1, "solver": "euler"}} | changes

@@ -1,0 +1,195 @@
+"""Is a patch embedding by convolution the same as cutting patches out and a linear layer, and is it faster?
+
+    python -m studies.patch_embedding            seconds on two CPU cores
+    python -m studies.patch_embedding --full     under a minute
+
+Claim: a Conv2d whose kernel equals its stride computes what reshape and Linear compute, and does it more efficiently.
+Expect: equal but for rounding, forward and backward. Which one is faster depends on the size.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ditlab import PatchEmbed
+from studies.intervals import CONFIRMED, CONTRADICTED, Measured, Verdict, above, bootstrapped, every, exact
+from studies.plots import bars, level, name, page
+from studies.study import Finding, Outcome, Study, main
+from studies.training import Tier, Workers
+
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}  # of a sum of few products, relative to the largest
+MILLISECONDS = 10.0  # of one turn of one side
+
+
+class Size(NamedTuple):
+    """Of a patch embedding and what is put in."""
+
+    image: int
+    patch: int
+    channels: int
+    dim: int
+    batch: int
+
+
+SIZES = {
+    "lesson": Size(16, 4, 1, 64, 128),
+    "S/4": Size(32, 4, 4, 384, 32),
+    "XL/2": Size(32, 2, 4, 1152, 8),
+}
+
+
+class Cut(nn.Module):
+    """The other way to write ``PatchEmbed``: cut out, flatten, multiply; with the same weights."""
+
+    def __init__(self, conv: PatchEmbed) -> None:
+        super().__init__()
+        self.patch_size = conv.patch_size
+        self.weight = nn.Parameter(conv.projection.weight.detach().flatten(1).clone())  # (D, C·p²)
+        bias = conv.projection.bias
+        assert bias is not None
+        self.bias = nn.Parameter(bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.patch_size
+        return F.linear(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p), self.weight, self.bias)
+
+
+def measure(tier: Tier, workers: Workers) -> Outcome:  # noqa: ARG001 - nothing is trained
+    """Compare numbers, then times."""
+    rounds = {"smoke": 5, "quick": 40, "full": 200}[tier.name]
+    turn = 0.2 if tier.name == "smoke" else MILLISECONDS
+    apart = {(size, dtype): difference(SIZES[size], dtype) for size in SIZES for dtype in ROUNDING}
+    ratios = {
+        (size, what): ratio(SIZES[size], what, rounds, turn) for size in SIZES for what in ("forward", "training")
+    }
+    rows = [
+        {
+            "size": f"{size}: {s.image}×{s.image}×{s.channels}, p = {s.patch}, D = {s.dim}, batch {s.batch}",
+            "difference fp32": f"{apart[size, torch.float32]:.1e}",
+            "difference fp64": f"{apart[size, torch.float64]:.1e}",
+            "forward: Linear / Conv2d": str(ratios[size, "forward"]),
+            "forward and backward: Linear / Conv2d": str(ratios[size, "training"]),
+        }
+        for size, s in SIZES.items()
+    ]
+    curves = {what: {size: ratios[size, what]._asdict() for size in SIZES} for what in ("forward", "training")}
+    return Outcome([same(apart), faster(ratios)], rows, curves)
+
+
+def same(apart: dict[tuple[str, torch.dtype], float]) -> Finding:
+    """Equal but for rounding."""
+    worst = {dtype: max(value for (_, one), value in apart.items() if one == dtype) for dtype in ROUNDING}
+    return Finding(
+        claim="Conv2d with kernel = stride computes what reshape and Linear compute.",
+        measurement="Largest difference of outputs and of gradients (weight, bias, input) over the largest value, the "
+        "weights being the same.",
+        verdict=equal(worst),
+        reason=f"they differ by at most {worst[torch.float32]:.1e} in fp32 and {worst[torch.float64]:.1e} in fp64: by "
+        "the order of sums",
+        figures={f"largest relative difference, {str(d).removeprefix('torch.')}": exact(v) for d, v in worst.items()},
+    )
+
+
+def equal(worst: dict[torch.dtype, float]) -> Verdict:
+    """Whether nothing differs by more than rounding."""
+    return CONFIRMED if all(worst[dtype] <= most for dtype, most in ROUNDING.items()) else CONTRADICTED
+
+
+def faster(ratios: dict[tuple[str, str], Measured]) -> Finding:
+    """At every size, forward and in training."""
+    return Finding(
+        claim="Conv2d is the more efficient of the two.",
+        measurement="CPU time of reshape and Linear over that of Conv2d, one thread, in turns, fp32, median of rounds; "
+        "forward alone, and forward and backward.",
+        verdict=every(above(figure, 1) for figure in ratios.values()),
+        reason="reshape and Linear takes "
+        + ", ".join(f"{figure.value:.2f} × at {size} ({what})" for (size, what), figure in ratios.items())
+        + " of Conv2d's time",
+        figures={f"Linear / Conv2d, {size}, {what}": figure for (size, what), figure in ratios.items()},
+    )
+
+
+def pair(size: Size, dtype: torch.dtype = torch.float32) -> tuple[PatchEmbed, Cut, Tensor]:
+    """Both, with the same weights, and something to put in."""
+    torch.manual_seed(0)
+    conv = PatchEmbed(size.image, size.patch, size.channels, size.dim).to(dtype)
+    nn.init.normal_(conv.projection.bias)  # type: ignore[arg-type]
+    x = torch.randn(size.batch, size.channels, size.image, size.image, dtype=dtype)
+    return conv, Cut(conv), x
+
+
+def difference(size: Size, dtype: torch.dtype) -> float:
+    """The largest difference between both, of outputs and gradients, each over its largest value."""
+    conv, cut, x = pair(size, dtype)
+    pull = torch.randn(size.batch, (size.image // size.patch) ** 2, size.dim, dtype=dtype)
+    results = []
+    for module in (conv, cut):
+        given = x.clone().requires_grad_()
+        output = module(given)
+        output.backward(pull)
+        weight, bias = (p.grad for p in module.parameters())
+        assert weight is not None
+        results.append((output.detach(), weight.flatten(1), bias, given.grad))
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True))
+
+
+def ratio(size: Size, what: str, rounds: int, turn: float) -> Measured:
+    """Time of ``Cut`` over time of ``PatchEmbed``, in turns."""
+    conv, cut, x = pair(size)
+    sides = [work(module, x, training=what == "training") for module in (conv, cut)]
+    calls = [max(1, round(turn / 1e3 / clock(side, 5))) for side in sides]
+    times = [[clock(side, n) for side, n in zip(sides, calls, strict=True)] for _ in range(rounds)]
+    return bootstrapped([other / ours for ours, other in times])
+
+
+def work(module: nn.Module, x: Tensor, training: bool) -> Callable[[], object]:
+    """What is timed; in training the gradient of the input is not needed, as the image is the first thing there is."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(x)
+
+    def both() -> None:
+        module.zero_grad()
+        module(x).sum().backward()
+
+    return both if training else forward
+
+
+def clock(side: Callable[[], object], calls: int) -> float:
+    """Seconds of the CPU for one call: what else the machine does in that time does not count."""
+    begun = time.process_time()
+    for _ in range(calls):
+        side()
+    return (time.process_time() - begun) / calls
+
+
+def draw(told: dict[str, Any]) -> Figure:
+    """Ratios of times with their intervals."""
+    figure, plots = page("Reshape and Linear gives what Conv2d gives. Does Conv2d take less time?", 2)
+    titles = ("forward", "forward and backward")
+    for axes, what, title in zip(plots, ("forward", "training"), titles, strict=True):
+        bars(axes, list(told["curves"][what]), list(told["curves"][what].values()))
+        name(axes, f"{title}: time of Linear / time of Conv2d")
+        level(axes, 1.0, "as fast as Conv2d")
+    return figure
+
+
+STUDY = Study(
+    "patch_embedding",
+    "A patch embedding as Conv2d is the same as reshape and Linear, and more efficient.",
+    measure,
+    draw,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(STUDY))

@@ -1,0 +1,78 @@
+"""How the plots of the studies look: white, few lines, nothing that is not read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#475569")
+FAINT = "#94a3b8"
+TEXT = "#0f172a"
+DPI = 120
+
+
+def page(title: str, columns: int = 1, width: float = 4.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A row of plots under one title, sizes in inches."""
+    whole = width * columns + 0.4
+    lines = textwrap.wrap(title, int(13 * whole))
+    figure = Figure(figsize=(whole, height + 0.2 * len(lines)), dpi=DPI, layout="constrained", facecolor="white")
+    figure.suptitle("\n".join(lines), fontsize=11, color=TEXT, x=0.01, ha="left")
+    return figure, [_plain(figure.add_subplot(1, columns, i + 1)) for i in range(columns)]
+
+
+def _plain(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=TEXT, labelsize=8, width=0.6)
+    axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def name(axes: Axes, title: str, x: str = "", y: str = "") -> None:
+    """Say what a plot shows, and what its axes are."""
+    axes.set_title(title, fontsize=9, loc="left", color=TEXT)
+    axes.set_xlabel(x, fontsize=8, color=TEXT)
+    axes.set_ylabel(y, fontsize=8, color=TEXT)
+
+
+def key(axes: Axes, **options: Any) -> None:
+    """A legend without a frame."""
+    axes.legend(fontsize=8, frameon=False, **options)
+
+
+def level(axes: Axes, height: float, text: str) -> None:
+    """A dashed line that says what it stands for."""
+    axes.axhline(height, color=FAINT, linewidth=1, linestyle="--")
+    axes.annotate(
+        text,
+        (1, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7.5,
+        color="#64748b",
+    )
+
+
+def bars(axes: Axes, labels: Sequence[str], figures: Sequence[dict[str, Any]], colors: Sequence[str] = COLORS) -> None:
+    """One bar a figure of the JSON, with its interval."""
+    values = [each["value"] for each in figures]
+    errors = [[each["value"] - each["low"] for each in figures], [each["high"] - each["value"] for each in figures]]
+    shades = [colors[i % len(colors)] for i in range(len(values))]
+    axes.bar(range(len(values)), values, width=0.62, color=shades, alpha=0.9)
+    axes.errorbar(range(len(values)), values, yerr=errors, fmt="none", ecolor=TEXT, elinewidth=1, capsize=3)
+    axes.set_xticks(range(len(values)), labels, fontsize=8)
+
+
+def dots(axes: Axes, x: Sequence[float], figures: Sequence[dict[str, Any]], color: str, **look: Any) -> None:
+    """One dot a figure of the JSON, with its interval; ``look`` is matplotlib's."""
+    values = [each["value"] for each in figures]
+    errors = [[each["value"] - each["low"] for each in figures], [each["high"] - each["value"] for each in figures]]
+    drawn: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1, "linewidth": 1.2} | look
+    axes.errorbar(x, values, yerr=errors, color=color, **drawn)

@@ -1,0 +1,246 @@
+"""The networks of the studies: run folders that ``ditlab.fit`` trains, in as many one-thread processes as cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ditlab.build import build_dataset, resolve_precision
+from ditlab.config import Config, SamplingConfig
+from ditlab.errors import InputError, Interrupted, TrainingError
+from ditlab.fit import fit
+from ditlab.recipes import RECIPES
+from ditlab.run import Run, RunFolder, load
+from ditlab.training.loop import TrainState
+from ditlab.training.writer import CheckpointWriter
+
+Start = Callable[[nn.Module], object]  # changes the weights that a training begins with
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How much is spent on a study.
+
+    Attributes:
+        name: of the folders of runs and results.
+        steps: of a training run at the recipe's full length; ``share`` gives parts of it.
+        seeds: of runs that differ in nothing else.
+        samples: drawn where samples are judged.
+        images: looked at where attention or predictions are measured.
+        batch_size: of a training step.
+        solver_steps: of Heun's method, where samples are drawn.
+        depths: of networks that are compared by their depth.
+    """
+
+    name: str
+    steps: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+    samples: int = 500
+    images: int = 64
+    batch_size: int = 128
+    solver_steps: int = 25
+    depths: tuple[int, ...] = (4, 12)
+
+    def share(self, part: float) -> int:
+        """So much of the steps of a whole run, at least one."""
+        return max(1, round(part * self.steps))
+
+
+SMOKE = Tier("smoke", steps=4, seeds=(0, 1), samples=8, images=4, batch_size=8, solver_steps=2, depths=(2,))
+QUICK = Tier("quick", steps=1200)
+FULL = Tier("full", steps=4000, samples=1000, images=256)
+
+
+def base(tier: Tier, seed: int, **changes: Any) -> Config:
+    """The recipe of circles at the steps of the tier: what several studies look into, and others change in one thing.
+
+    Args:
+        tier, seed: which.
+        changes: fields of ``Config``; ``steps`` among them sets how often things are recorded.
+    """
+    steps = changes.get("steps", tier.steps)
+    settings = {
+        "seed": seed,
+        "steps": steps,
+        "device": "cpu",
+        "batch_size": tier.batch_size,
+        "sampling": SamplingConfig(steps=tier.solver_steps),
+        "averages": (),
+        "log_every": max(1, steps // 40),
+        "record_every": max(1, steps // 40),
+        "preview_every": steps,
+        "checkpoint_every": max(1, -(-steps // 4)),
+        "keep_last": 2,
+    }
+    return Config.model_validate(dict(RECIPES["circles"]()) | settings | changes)
+
+
+class Trained(NamedTuple):
+    """A run that is done; ``failed`` says why it ended early, as it does where training runs away."""
+
+    folder: Path
+    seconds: float  # of training
+    failed: str | None = None
+
+    def load(self) -> Run:
+        """The averaged weights; of a run that failed, the newest that were saved."""
+        return load(self.folder, device="cpu")
+
+    def losses(self) -> dict[int, float]:
+        """The mean loss since the line before, by step."""
+        return {line["step"]: line["loss"] for line in RunFolder(self.folder).read_metrics() if "loss" in line}
+
+
+class Stopped(Exception):
+    """Ctrl-C came; what was trained is saved."""
+
+
+class Workers:
+    """Processes of one thread each.
+
+    Args:
+        runs: the folder that runs go into.
+        count: of processes; None for as many as there are cores, 0 for none but this one.
+        say: is told of each run that is done.
+    """
+
+    def __init__(self, runs: Path, count: int | None = None, say: Callable[[str], object] = print) -> None:
+        self.runs, self.say = runs, say
+        self.count = available_cores() if count is None else count
+        self.trained: dict[str, Trained] = {}
+
+    def train(self, wanted: Mapping[str, Config], starts: Mapping[str, Start] | None = None) -> dict[str, Trained]:
+        """Train what is not there yet, each run in the folder of its name.
+
+        Args:
+            wanted: configurations by name.
+            starts: of some of them, what changes the fresh weights before the first step; a module's own function.
+
+        Raises:
+            InputError: a run of that name was trained with other settings.
+            Stopped: Ctrl-C came.
+        """
+        starts = starts or {}
+        jobs = [(name, self.runs / name, config, starts.get(name)) for name, config in wanted.items()]
+        for name, trained in self._as_done(_train_one, jobs):
+            self.trained[name] = trained
+            why = f": {trained.failed}" if trained.failed else ""
+            self.say(f"  {trained.folder}: {wanted[name].steps:,} steps, {trained.seconds:.0f} s of training{why}")
+        return {name: self.trained[name] for name in wanted}
+
+    def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """``function(*arguments[i])`` for each i, in order; a module's own function."""
+        jobs = [(index, function, *each) for index, each in enumerate(arguments)]
+        done = dict(self._as_done(_call, jobs))
+        return [done[index] for index in range(len(jobs))]
+
+    def _as_done(self, function: Callable[..., Any], jobs: list[Any]) -> Iterator[Any]:
+        if self.count == 0:
+            yield from (function(*job) for job in jobs)
+            return
+        with self._pool() as pool:
+            for future in as_completed([pool.submit(function, *job) for job in jobs]):
+                yield future.result()
+
+    @contextmanager
+    def _pool(self) -> Iterator[ProcessPoolExecutor]:
+        pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()  # training finishes its step, and saves
+            raise Stopped from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Told:
+    """What a worker process was told."""
+
+    to_stop = False
+
+
+def _stop(*_: object) -> None:
+    _Told.to_stop = True
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, _stop)  # while it trains, training takes that in hand
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which then stops each once: a second signal kills
+
+
+def _call(index: int, function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
+    if _Told.to_stop:
+        raise KeyboardInterrupt
+    return index, function(*arguments)
+
+
+def _train_one(name: str, path: Path, config: Config, start: Start | None) -> tuple[str, Trained]:
+    """Train a run to its end, from where it was left; one that is done is left as it is."""
+    if _Told.to_stop:  # the next one was waiting in this process already
+        raise KeyboardInterrupt
+    folder = RunFolder(path)
+    config = config.model_copy(update={"precision": resolve_precision(config.precision, torch.device("cpu"))})
+    if folder.config_file.exists() and folder.read_config() != config:
+        raise InputError(f"{path} was trained with other settings: remove it, and run the study again")
+    failed = None
+    try:
+        if not folder.config_file.exists() or folder.whole_step != config.steps:
+            if start is not None and folder.step is None:
+                _save_start(folder, config, start)
+            fit(folder, config, Quiet(), resume=True)
+    except TrainingError as error:
+        failed = str(error)
+    except Interrupted:
+        _stop()
+        raise KeyboardInterrupt from None
+    metrics = folder.read_metrics()
+    return name, Trained(path, metrics[-1]["seconds"] if metrics else 0.0, failed)
+
+
+def _save_start(folder: RunFolder, config: Config, start: Start) -> None:
+    """Leave a checkpoint of step 0 with changed weights, from which training goes on as from any other."""
+    state = TrainState(config, build_dataset(config))
+    start(state.network)
+    state.ema.network.load_state_dict(state.network.state_dict())
+    with folder.locked():
+        folder.write_config(config)
+        with CheckpointWriter(folder.checkpoints, state) as writer:
+            writer.save()
+
+
+class Quiet:
+    """A watcher of training that says nothing: the runs of a pool would talk at once."""
+
+    def begin(self, done: int, steps: int) -> None:
+        """Nothing."""
+
+    def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
+        """Nothing."""
+
+    def notice(self, message: str) -> None:
+        """Nothing."""
+
+
+def elapsed(begun: float) -> float:
+    """Seconds since ``time.perf_counter()`` said ``begun``."""
+    return round(time.perf_counter() - begun, 1)

@@ -1,0 +1,309 @@
+"""Each study runs from end to end at a tiny size, its verdicts can come out each way, and kept results are its own."""
+
+import json
+import shutil
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditlab import probe
+from ditlab.build import build_dataset, initial_network
+from ditlab.config import DiTConfig
+from ditlab.errors import CheckpointWarning, InputError
+from studies import intervals
+from studies.__main__ import ORDER
+from studies.intervals import CONFIRMED, CONTRADICTED, NOT_SHOWN, Measured
+from studies.study import Outcome, main, perform
+from studies.training import SMOKE, Workers, base
+
+RESULTS = Path(__file__).parents[2] / "studies" / "results"
+VERDICTS = {CONFIRMED, CONTRADICTED, NOT_SHOWN}
+KEYS = ["study", "tier", "claim", "findings", "rows", "curves", "command", "machine", "seconds", "training_seconds"]
+KEYS += ["steps", "seeds", "commit"]
+
+
+def study(name):
+    return import_module(f"studies.{name}").STUDY
+
+
+def check(told):
+    """What every result must be."""
+    assert list(told) == KEYS
+    assert told["claim"] == study(told["study"]).claim
+    assert told["command"].startswith(f"python -m studies.{told['study']}")
+    assert {"cpu", "cores", "processes", "threads_each", "torch"} <= set(told["machine"])
+    assert told["findings"]
+    assert told["rows"]
+    assert all(list(row) == list(told["rows"][0]) for row in told["rows"])
+    for finding in told["findings"]:
+        assert list(finding) == ["claim", "measurement", "verdict", "reason", "figures"]
+        assert finding["verdict"] in VERDICTS
+        assert finding["claim"].endswith(".")
+        assert finding["measurement"].endswith(".")
+        assert finding["reason"]
+        assert finding["figures"]
+        for figure in finding["figures"].values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+            assert figure["interval"].startswith(("t over", "bootstrap over", "exact"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Where the studies of these tests share their runs."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_study_runs_from_end_to_end(name, runs, tmp_path):
+    told = perform(study(name), SMOKE, Workers(runs, 0, lambda _: None), tmp_path)
+    kept = json.loads((tmp_path / f"{name}.json").read_text())
+    assert kept == json.loads(json.dumps(told))
+    check(kept)
+    assert Image.open(tmp_path / f"{name}.png").size[0] >= 400
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.json", f"{name}.png"]
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_study_opens_with_its_command_and_what_to_expect(name):
+    text = import_module(f"studies.{name}").__doc__
+    for words in (f"python -m studies.{name} ", f"python -m studies.{name} --full", "Claim:", "Expect:", "CPU cores"):
+        assert words in text
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("full/*.json")), ids=lambda file: file.stem)
+def test_kept_results_are_those_of_their_scripts(file):
+    told = json.loads(file.read_text())
+    check(told)
+    assert told["study"] == file.stem
+    assert told["tier"] == "full"
+    assert told["command"] == f"python -m studies.{file.stem} --full"
+    assert Image.open(file.with_suffix(".png")).size[0] >= 400
+
+
+def test_a_study_that_fails_leaves_no_result(tmp_path):
+    failing = study("counts")._replace(draw=lambda told: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        perform(failing, SMOKE, Workers(tmp_path, 1), tmp_path / "results")
+    no_number = study("counts")._replace(measure=lambda tier, workers: Outcome([], [{"x": float("nan")}]))
+    with pytest.raises((ValueError, KeyError)):
+        perform(no_number, SMOKE, Workers(tmp_path, 1), tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_unknown_studies_are_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([study("counts"), study("counts")], ["spelling"])
+    assert stop.value.code == 2
+    assert "no study spelling; there are counts" in capsys.readouterr().err
+
+
+# ---- verdicts
+
+
+def test_verdicts_need_the_whole_interval():
+    high, low, wide = Measured(3, 2, 4, ""), Measured(0, -1, 0.5, ""), Measured(1, 0, 2, "")
+    assert [intervals.above(each, 1) for each in (high, low, wide)] == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    assert [intervals.below(each, 1) for each in (high, low, wide)] == [CONTRADICTED, CONFIRMED, NOT_SHOWN]
+    assert intervals.every([CONFIRMED, CONFIRMED]) == CONFIRMED
+    assert intervals.every([CONFIRMED, NOT_SHOWN, CONTRADICTED]) == CONTRADICTED
+    assert intervals.every([CONFIRMED, NOT_SHOWN]) == NOT_SHOWN
+    assert intervals.every([]) == NOT_SHOWN
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    draws = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    held = [figure.low <= 0 <= figure.high for figure in map(intervals.over_seeds, draws)]
+    assert 0.92 <= sum(held) / len(held) <= 0.98
+    many = torch.randn(300, 60, generator=torch.Generator().manual_seed(1)).tolist()
+    held = [figure.low <= 0 <= figure.high for figure in map(intervals.bootstrapped, many)]
+    assert 0.9 <= sum(held) / len(held) <= 0.99
+
+
+# ---- training
+
+
+def scaled(factor, network):
+    with torch.no_grad():
+        network.positions.mul_(factor)
+
+
+def test_changed_starts_are_trained_from_and_kept(tmp_path):
+    config = base(SMOKE, 0, steps=4)
+    runs = Workers(tmp_path, 1, lambda _: None).train(
+        {"plain": config, "changed": config}, {"changed": partial(scaled, 100.0)}
+    )
+    plain, changed = (run.load() for run in runs.values())
+    assert changed.process.network.positions.std() > 10 * plain.process.network.positions.std()
+    assert changed.step == plain.step == 4
+    here = Workers(tmp_path, 0, lambda _: None)
+    assert here.train({"plain": config})["plain"] == runs["plain"]
+    with pytest.raises(InputError, match="was trained with other settings: remove it"):
+        here.train({"plain": base(SMOKE, 0, steps=4, lr=1e-3)})
+
+
+def test_a_run_that_was_interrupted_goes_on_to_the_same_weights(tmp_path):
+    config = base(SMOKE, 0, steps=8)
+    here = Workers(tmp_path, 0, lambda _: None)
+    whole = here.train({"whole": config})["whole"].load()
+    (tmp_path / "cut").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "cut" / "checkpoints")
+    shutil.copy(tmp_path / "whole" / "config.json", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000008")
+    with pytest.warns(CheckpointWarning, match="step 6 is used instead"):
+        again = here.train({"cut": config})["cut"].load()
+    for one, other in zip(whole.process.parameters(), again.process.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_that_runs_away_is_told_of_and_not_hidden(tmp_path):
+    config = base(SMOKE, 0, lr=1e3, grad_clip=1e9, warmup_steps=0, bad_steps=1)
+    (run,) = Workers(tmp_path, 0, lambda _: None).train({"wild": config}).values()
+    assert "could not be learned from" in run.failed
+
+
+# ---- findings on constructed inputs: each can be confirmed, contradicted and, where it has an interval, neither
+
+
+def outcomes(function, *inputs):
+    return [function(*given).verdict for given in inputs]
+
+
+def spread(middle, by=0.01):
+    """Three seeds that agree well."""
+    return [middle - by, middle, middle + by]
+
+
+def test_counts_can_come_out_each_way():
+    counts = import_module("studies.counts")
+    assert counts.about({"MLP": 25_346, "DiT": 252_496}) == CONFIRMED
+    assert counts.about({"MLP": 41_858, "DiT": 252_496}) == CONTRADICTED
+    alike = {"functions": ["a"], "inherited": True, "learned": True, "shape": "(B, 2)", "sample": "(B, 2)"}
+    assert counts.alike({"MLP": alike, "DiT": alike}) == CONFIRMED
+    for change in ({"functions": ["b"]}, {"inherited": False}, {"learned": False}, {"sample": "(B, 3)"}):
+        assert counts.alike({"MLP": alike, "DiT": alike | change}) == CONTRADICTED
+
+
+def test_patch_embedding_can_come_out_each_way():
+    patches = import_module("studies.patch_embedding")
+    assert patches.equal({torch.float32: 1e-6, torch.float64: 1e-15}) == CONFIRMED
+    assert patches.equal({torch.float32: 1e-6, torch.float64: 1e-6}) == CONTRADICTED
+    ratios = [{("S/4", "forward"): Measured(value, value - 0.1, value + 0.1, "")} for value in (1.3, 0.8, 1.05)]
+    assert outcomes(patches.faster, *((each,) for each in ratios)) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    conv, cut, x = patches.pair(patches.SIZES["lesson"])
+    with torch.no_grad():
+        cut.weight[0, 0] += 0.1
+    assert not torch.allclose(conv(x), cut(x), atol=1e-3)
+
+
+def test_gates_can_come_out_each_way():
+    gates = import_module("studies.gates")
+
+    def seen(*values, wobble=0.01):
+        """Three seeds whose gates and depth take these values, one recording after the other."""
+        tables = []
+        for shift in spread(0, wobble):
+            moved = np.array([value and value + shift * i for i, value in enumerate(values)])
+            gate = np.broadcast_to(moved[:, None, None], (len(values), 4, 2))
+            tables.append({"step": np.arange(len(values)), "gate": gate, "depth": moved})
+        return tables
+
+    assert outcomes(gates.opening, (seen(0, 1, 2),), (seen(1, 1, 2),)) == [CONFIRMED, CONTRADICTED]
+    ways = (seen(0, 1, 2), 1), (seen(0, 2, 1), 1), (seen(0, 1, 1.1, wobble=1), 1)
+    assert outcomes(gates.keeping_on, *ways) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    assert outcomes(gates.growing, *ways) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+
+
+def test_attention_can_come_out_each_way():
+    attention = import_module("studies.attention")
+    share = torch.zeros(1, 16)
+    share[0, [5, 6, 9, 10]] = 1
+    itself, alike = torch.eye(16).expand(1, 2, 16, 16), torch.full((1, 2, 16, 16), 1 / 16)
+    away = torch.eye(16).flip(0).expand(1, 2, 16, 16)  # to the patch across the centre, in the disc if one is
+    outside = torch.zeros(1, 2, 16, 16)
+    outside[..., 0] = 1  # all to a corner
+
+    def seen(maps):
+        one = attention.of_layer(maps, share, (4, 4))
+        return [{key: np.full((5, 1), value + shift) for key, value in one.items()} for shift in (0, 1e-9, -1e-9)]
+
+    assert outcomes(attention.reaching, (seen(alike),), (seen(itself),)) == [CONFIRMED, CONTRADICTED]
+    assert outcomes(attention.diagonal, (seen(itself),), (seen(away),)) == [CONFIRMED, CONTRADICTED]
+    disc = [(seen(maps), 1) for maps in (away, outside, alike)]
+    assert outcomes(attention.in_disc, *disc) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    near = [(seen(maps), 1) for maps in (itself, away, alike)]
+    assert outcomes(attention.background, *near) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+
+
+def test_time_ends_can_come_out_each_way():
+    ends = import_module("studies.time_ends")
+
+    def seen(**figures):
+        rest = dict.fromkeys(("spread", "to mean", "valid"), 0.0)
+        return [
+            {key: np.full(len(ends.TIMES), value + shift) for key, value in (rest | figures).items()}
+            for shift in spread(0)
+        ]
+
+    ways = [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    assert outcomes(ends.handing_on, *((seen(change=value),) for value in (0.03, 0.3, 0.1))) == ways
+    assert outcomes(ends.leaving_noise, *((seen(left=value),) for value in (0.9, 0.3, 0.5))) == ways
+    assert outcomes(ends.being_x, *((seen(**{"velocity on x_t": value}),) for value in (0.99, 0.5, 0.9))) == ways
+    assert outcomes(ends.structure, *((seen(valid=value),) for value in (0.9, 0.0, 0.5))) == ways
+    x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert ends.explained(-2 * x, x) == pytest.approx(1)
+    assert ends.explained(x.flip(0), x) < 0.1
+    assert ends.explained(0 * x, x) == 0
+
+
+def test_identity_can_come_out_each_way():
+    identity = import_module("studies.identity")
+    fresh = {"blocks": 0.0, "output": 0.0, "output less x": 1.0}
+    moved = fresh | {"blocks": 1e-3, "output less x": 0.0}
+    assert outcomes(identity.blocks_are_identity, ({4: fresh},), ({4: fresh, 12: moved},)) == [CONFIRMED, CONTRADICTED]
+    assert outcomes(identity.output_is_x, ({4: moved},), ({4: fresh},)) == [CONFIRMED, CONTRADICTED]
+
+    def seen(ours, theirs=1.0, skipped=0, others_skipped=(0, 0, 0)):
+        skips = dict(zip(identity.STARTS, (skipped, *others_skipped), strict=True))
+        return {
+            (4, start): [
+                {"loss": shift + (ours if start == identity.ZERO else theirs), "skipped": skips[start], "failed": False}
+                for shift in (spread(0) if start == identity.ZERO else spread(0, 0.012))
+            ]
+            for start in identity.STARTS
+        }
+
+    ways = [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+    assert outcomes(identity.faster, *((seen(loss), 4) for loss in (0.5, 1.5, 1.0))) == ways
+    assert outcomes(identity.stable, (seen(1.0),), (seen(1.0, skipped=1),)) == [CONFIRMED, CONTRADICTED]
+    assert outcomes(
+        identity.needed,
+        (seen(1.0, others_skipped=(1, 1, 1)),),
+        (seen(1.0),),
+        (seen(1.0, others_skipped=(1, 0, 0)),),
+    ) == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
+
+
+def test_other_starts_are_what_they_are_called():
+    identity = import_module("studies.identity")
+    config = base(SMOKE, 0, network=DiTConfig(depth=3))
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([0.2, 0.9])
+    opened, divided, random = (initial_network(config, build_dataset(config)) for _ in range(3))
+    identity.open_gates(opened)
+    identity.scaled(divided)
+    identity.small_random(random, seed=0)
+    for network, gate in ((opened, 1.0), (divided, 1.0)):
+        with probe(network, attention=False) as record:
+            assert not network(x, t, None).any()  # the last linear layer is still zero
+        assert all((value == gate).all() for branches in record.gates.values() for value in branches.values())
+    for one, other in zip(opened.blocks, divided.blocks, strict=True):
+        torch.testing.assert_close(one.attn.out.weight, other.attn.out.weight * 6**0.5)
+        torch.testing.assert_close(one.mlp[-1].weight, other.mlp[-1].weight * 6**0.5)
+        assert torch.equal(one.mlp[0].weight, other.mlp[0].weight)
+    with probe(random, attention=False) as record:
+        random(x, t, None)
+    assert all(0 < value.abs().mean() < 0.1 for branches in record.gates.values() for value in branches.values())
