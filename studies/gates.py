@@ -105,19 +105,19 @@ def growing(seen: list[Series], early: int) -> Finding:
 def draw(told: dict[str, Any]) -> Figure:
     """Gates and effective depth against steps; a line a seed."""
     curves = told["curves"]
-    figure, (left, middle, right) = page("Gates leap open, and so does the effective depth; what then?", 3)
+    figure, (left, middle, right) = page("How far gates open in training, and how many branches work", 3)
     for axes, series in ((left, "gate"), (right, "depth")):
         for seed, values in zip(told["seeds"], curves[series], strict=True):
             axes.plot(curves["step"], values, color=COLORS[seed % len(COLORS)], linewidth=1.4, label=f"seed {seed}")
         axes.set_ylim(bottom=0)
     for branch, values in enumerate(curves["branch"]):
         color, style = COLORS[branch // 2 % len(COLORS)], "--" if branch % 2 else "-"
-        label = "" if branch % 2 else str(branch // 2)
+        label = "" if branch % 2 else f"block {branch // 2}"
         middle.plot(curves["step"], values, linewidth=1.2, color=color, linestyle=style, label=label)
     middle.set_ylim(bottom=0)
     name(left, "mean |gate| of all branches", "step")
-    name(middle, "mean |gate| by block: attention (—) and MLP (- -), mean of seeds", "step")
-    key(middle, title="block", title_fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 0.08))
+    name(middle, "mean |gate| by block: attention —, MLP - -", "step")
+    key(middle, ncols=2, loc="lower right")
     name(right, f"effective depth, of {len(curves['branch'])} branches", "step")
     key(left)
     for axes in (left, middle, right):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor, nn
 
 from ditlab.build import build_dataset, initial_network
@@ -299,8 +300,11 @@ def draw(told: dict[str, Any]) -> Figure:
     figure, plots = page("Four starts, trained without warm-up", len(curves))
     for axes, (depth, lines) in zip(plots, curves.items(), strict=True):
         for shade, (start, values) in zip(COLORS, lines.items(), strict=False):
-            axes.plot(values["step"], values["loss"], color=shade, linewidth=1.3, label=start)
+            axes.plot(values["step"], values["loss"], color=shade, linewidth=3.0 if start == ZERO else 1.3, label=start)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
+        axes.tick_params(axis="y", which="both", labelsize=8)
         name(axes, f"loss in training, {depth}, mean of seeds", "step")
         key(axes)
     return figure
