@@ -74,6 +74,7 @@ def base(tier: Tier, seed: int, **changes: Any) -> Config:
         "seed": seed,
         "steps": steps,
         "device": "cpu",
+        "compile": False,  # one thread each, and many short runs
         "batch_size": tier.batch_size,
         "sampling": SamplingConfig(steps=tier.solver_steps),
         "averages": (),
