@@ -9,6 +9,8 @@ from typing import Literal, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -37,7 +39,7 @@ class Linear(nn.Linear):
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether it is a product of plain fp32 tensors on a CPU that nobody differentiates, compiles or counts."""
+    """Whether it is a product of plain fp32 tensors on a CPU that nobody differentiates, maps, compiles or counts."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -48,6 +50,8 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and ONEDNN
         and x.numel() > 0
+        and forward_ad._current_level < 0
+        and peek_interpreter_stack() is None
         and not is_in_torch_dispatch_mode()
     )
 
