@@ -32,7 +32,7 @@ check: $(TESTED) $(PAGE)
 	$(NODE) node_modules/typescript/bin/tsc
 
 bench: $(TESTED)
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/ditlab bench
 
 clean:
 	rm -rf $(VENV) node_modules dist .pytest_cache .mypy_cache .ruff_cache
