@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ditlab.bench.rounds import Work, seconds
 from ditlab.bench.sizes import Size
 
-SQUARES = {"cpu": (512, 1024, 2048), "mps": (2048, 4096), "cuda": (4096, 8192, 16384)}
+SQUARES = {"cpu": (256, 512, 1024), "mps": (2048, 4096), "cuda": (4096, 8192, 16384)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIALS = 3
 

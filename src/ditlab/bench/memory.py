@@ -7,8 +7,9 @@ Two figures, in bytes:
                 more call, above what is held before it. The same in every run, and blind to what libraries take
                 for themselves.
     resident    what the process took from the machine: on CUDA ``max_memory_reserved``; on Linux the high-water mark
-                of its resident memory above where it stood before the network was built, when the same had been done with
-                the tiniest network. Code that is compiled counts, and so do huge pages.
+                of its resident memory above where it stood before the network was built, and after the same was
+                done with the tiniest network, so that imports do not count. Compiled code counts, and so do
+                huge pages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ditlab.bench.contestants import contestant
@@ -98,7 +99,7 @@ def bytes_of_tensors() -> int:
     """What all tensors of this process hold, gradients included, each storage once."""
     found: dict[int, int] = {}
     for thing in gc.get_objects():
-        if isinstance(thing, Tensor) and type(thing).__module__.startswith("torch"):
+        if type(thing) in (Tensor, nn.Parameter):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None and tensor.device.type == "cpu" and tensor.layout == torch.strided:
                     storage = tensor.untyped_storage()

@@ -29,7 +29,7 @@ class Effort(NamedTuple):
     Args:
         rounds: of training steps; half as many of samplings.
         turn: seconds of a contestant's turn in a round, at least.
-        warm_up: calls before the first round.
+        warm_up: training steps before the first round.
         compiled: whether to compile, which takes a minute for each network and size.
         memory: whether to start a process for each row's peak memory.
     """
@@ -105,9 +105,11 @@ class Table:
         own.clear()
         for dtype, ceiling in self.ceilings.items():
             turns[dtype] = work_of(ceiling.product, dtype, self.device)
-        rounds = self.effort.rounds if self.task == "train" else max(3, self.effort.rounds // 2)
+        rounds, warm_up = self.effort.rounds, self.effort.warm_up
+        if self.task == "sample":  # a call is 49 forward passes
+            rounds, warm_up = max(3, rounds // 2), 2
         try:
-            return interleaved(turns, rounds, self.effort.turn, self.device, self.effort.warm_up)
+            return interleaved(turns, rounds, self.effort.turn, self.device, warm_up)
         finally:
             turns.clear()
             torch._dynamo.reset()  # or code that was compiled for one size would be tried for the next
