@@ -62,6 +62,19 @@ def test_tensors_at_peak_counts_what_is_held_at_a_time():
     assert before + 2 * size <= memory.tensors_at_peak(work) < before + 2 * size + 100  # a few bytes are the ones
 
 
+def test_what_the_call_before_left_is_known_when_it_goes():
+    """Gradients are freed at the beginning of a step: not to count that would count them twice."""
+    left = {}
+
+    def work():
+        left.clear()
+        left["gradient"] = torch.zeros(2**20)
+
+    work()
+    before = memory.bytes_of_tensors()
+    assert before <= memory.tensors_at_peak(work) < before + 100
+
+
 def test_bytes_of_tensors_counts_each_storage_once():
     before = memory.bytes_of_tensors()
     weight = torch.nn.Parameter(torch.zeros(1000))

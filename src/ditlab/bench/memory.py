@@ -32,6 +32,7 @@ from ditlab.bench.sampling import sampling_turns
 from ditlab.bench.sizes import TINY, Size, Task, size_of
 from ditlab.bench.training import DEFAULT, Entry, PlainLoop, default_step
 
+BETWEEN = 7_654_321  # bytes
 CALLS = {"train": 7, "sample": 1}  # a default step has its huge pages after the fifth
 
 
@@ -81,15 +82,22 @@ def _work(entry: Entry, task: Task, size: Size, device: torch.device) -> Work:
 
 
 def tensors_at_peak(work: Work) -> int:
-    """The most bytes that tensors in the memory of a CPU hold at a time during a call."""
-    gc.collect()
-    held = bytes_of_tensors()
+    """The most bytes that tensors in the memory of a CPU hold at a time during a call, after another one.
+
+    The profiler knows the size of what is freed only if it saw it allocated, as it did then in the call before: the
+    gradients of the step before, for example. Between the two calls stands a tensor of a size that nothing else has.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
+        gc.collect()
+        held = bytes_of_tensors()
+        torch.empty(BETWEEN, dtype=torch.uint8)
+        work()
     recorded = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in recorded if event.name() == "[memory]")
+    ordered = sorted((event.start_ns(), event.nbytes()) for event in recorded if event.name() == "[memory]")
+    changes = [change for _, change in ordered]
     most = now = 0
-    for _, change in changes:
+    for change in changes[changes.index(-BETWEEN) + 1 :]:
         now += change
         most = max(most, now)
     return held + most
