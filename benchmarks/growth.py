@@ -3,8 +3,8 @@
     python benchmarks/growth.py             three minutes on two CPU cores
 
 A DiT of width 64 and MLP ratio 2, fp32, eager: 4 blocks, 64 patches, batch 32, of which one is changed at a time.
-Seconds are of a forward and a backward pass, memory the most that tensors hold in it. The exponent p of y ~ x^p is fitted by
-least squares to the logarithms; ``last`` is that between the two largest alone, for what grows as a sum of powers.
+Seconds are of a forward and a backward pass, memory the most that tensors hold in it. The exponent p of y ~ x^p is
+fitted by least squares to the logarithms; ``last`` is that between the two largest alone, for what grows as a sum of powers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
         measured = interleaved(works, options.rounds, options.turn, CPU, warm_up=3)
         seconds = [median(measured[value]).value for value in values]
         peaks = [float(tensors_at_peak(work)) for work in works.values()]
-        row = {"values": values, "seconds": seconds, "bytes": peaks}
+        row: dict[str, Any] = {"values": values, "seconds": seconds, "bytes": peaks}
         row |= {"time": exponent(values, seconds), "memory": exponent(values, peaks)}
         figures["growth"][name] = row
         print(f"{name:<9}time ~ x^{row['time']['exponent']:.2f} (last {row['time']['last']:.2f}), ", end="")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ditlab.bench.machine import as_result, write_result
-from ditlab.bench.rounds import interleaved, median, ratios
+from ditlab.bench.rounds import Work, interleaved, median, ratios
 
 OUT = Path(__file__).parent / "results" / "startup.json"
 DITLAB = [sys.executable, "-m", "ditlab"]
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    turns = {name: lambda command=command: start(command) for name, command in COMMANDS.items()}
+    turns: dict[str, Work] = {name: lambda command=command: start(command) for name, command in COMMANDS.items()}
     measured = interleaved(turns, options.rounds, 0.0, torch.device("cpu"), warm_up=1)
     rows = {}
     for name, times in measured.items():
