@@ -4,13 +4,15 @@
 
 Forward passes of 64 images of the lesson's DiT at 16, 64 and 256 patches, plain and with the probe recording
 everything, gates alone, one layer, or one query; and training steps of circles with everything recorded in each, in
-one of 10 and in one of 100. ``ratio`` is the median over rounds of a way's seconds over those of the plain way in the same round.
+one of 10 and in one of 100. ``ratio`` is the median over rounds of a way's seconds over those of the plain way in the
+same round.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ def main() -> None:
     ways = training_ways()
     for every in EVERY:
         print(f"{every} training steps, one of them probed")
-        turns: dict[str, Work] = {name: lambda work=work, every=every: work(every) for name, work in ways.items()}
+        turns: dict[str, Work] = {name: partial(work, every) for name, work in ways.items()}
         figures["training"][every] = compared(turns, options.rounds, options.turn)
     write_result(options.out, as_result(figures))
 

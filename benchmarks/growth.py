@@ -4,7 +4,8 @@
 
 A DiT of width 64 and MLP ratio 2, fp32, eager: 4 blocks, 64 patches, batch 32, of which one is changed at a time.
 Seconds are of a forward and a backward pass, memory the most that tensors hold in it. The exponent p of y ~ x^p is
-fitted by least squares to the logarithms; ``last`` is that between the two largest alone, for what grows as a sum of powers.
+fitted by least squares to the logarithms; ``last`` is that between the two largest alone, for what grows as a sum of
+powers.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    turns: dict[str, Work] = {name: lambda command=command: start(command) for name, command in COMMANDS.items()}
+    turns: dict[str, Work] = {name: partial(start, command) for name, command in COMMANDS.items()}
     measured = interleaved(turns, options.rounds, 0.0, torch.device("cpu"), warm_up=1)
     rows = {}
     for name, times in measured.items():

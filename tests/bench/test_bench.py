@@ -26,6 +26,12 @@ NUMBERS = ("seconds", "images_per_s", "flops_per_s", "share_of_ceiling", "ratio"
 WORDS = ["bench", "--quick", "--json", "--sizes", "tiny", "--device", "cpu"]
 
 
+def every_row(figures):
+    """The rows by task, contestant, way and dtype."""
+    tasks = figures["speed"]["tiny"].items()
+    return {(task, *name.split(" ")): row for task, rows in tasks for name, row in rows.items()}
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """What the command wrote, and what it printed."""
@@ -39,14 +45,14 @@ def quick(tmp_path_factory):
 def test_the_file_and_the_output_say_the_same(quick):
     written, printed = quick
     assert written == printed
-    assert list(written) == ["command", "machine", "sizes", "sampler", "ceilings", "rows", "notes"]
+    assert list(written) == ["command", "machine", "sizes", "sampler", "ceilings", "speed", "memory", "notes"]
     assert written["command"] == "ditlab bench --quick --json --sizes tiny --device cpu"
     assert written["machine"]["torch"] == torch.__version__
     assert written["machine"]["threads"] >= 1
 
 
 def test_there_is_a_row_for_each_contestant_and_way(quick):
-    rows = [(row["task"], row["contestant"], row["way"], row["dtype"]) for row in quick[0]["rows"]]
+    rows = list(every_row(quick[0]))
     eager = [("train", name, "eager", dtype) for dtype in ("fp32", "bf16") for name in (PEER, PLAIN, OURS)]
     assert rows[:6] == eager
     assert rows[6][:3] == ("train", OURS, "default")
@@ -56,7 +62,7 @@ def test_there_is_a_row_for_each_contestant_and_way(quick):
 
 
 def test_every_number_is_positive_and_finite(quick):
-    for row in quick[0]["rows"]:
+    for row in every_row(quick[0]).values():
         for name in NUMBERS:
             assert math.isfinite(row[name])
             assert row[name] > 0
@@ -66,7 +72,7 @@ def test_every_number_is_positive_and_finite(quick):
 
 
 def test_a_ratio_is_the_median_quotient_within_a_round(quick):
-    rows = {(row["task"], row["contestant"], row["way"], row["dtype"]): row for row in quick[0]["rows"]}
+    rows = every_row(quick[0])
     for (task, _, way, dtype), row in rows.items():
         plain = rows[task, PEER, "eager", "fp32"]["rounds"]
         alike = plain if way == "default" else rows[task, PEER, way, dtype]["rounds"]
@@ -78,9 +84,9 @@ def test_a_ratio_is_the_median_quotient_within_a_round(quick):
 
 def test_work_is_three_forward_passes_a_step_and_one_an_evaluation(quick):
     size = size_of("tiny", "cpu")
-    for row in quick[0]["rows"]:
-        forward = forward_operations(contestant(row["contestant"], size), size)
-        assert row["flops"] == forward * size.batch * (3 if row["task"] == "train" else 49)
+    for (task, name, _, _), row in every_row(quick[0]).items():
+        forward = forward_operations(contestant(name, size), size)
+        assert row["flops"] == forward * size.batch * (3 if task == "train" else 49)
 
 
 def test_operations_of_the_plain_transformer_are_those_of_its_formula():
@@ -176,8 +182,9 @@ def test_without_the_peer_its_rows_are_left_out(monkeypatch, capsys):
     assert main(WORDS) == 0
     done = capsys.readouterr()
     figures = json.loads(done.out)
-    assert {row["contestant"] for row in figures["rows"]} == {PLAIN, OURS}
-    assert not any("ratio" in row for row in figures["rows"])
+    rows = every_row(figures)
+    assert {name for _, name, _, _ in rows} == {PLAIN, OURS}
+    assert not any("ratio" in row for row in rows.values())
     (note,) = figures["notes"]
     assert f"note: {note}" in done.err.splitlines()
     assert "pip install 'ditlab[latents]'" in note

@@ -134,16 +134,15 @@ def test_all_ask_their_network_equally_often():
 
 def test_the_table_has_a_line_for_each_row():
     row = {
-        "size": "tiny", "task": "train", "contestant": "ditlab", "way": "eager", "dtype": "fp32", "batch": 4,
-        "seconds": 0.01, "images_per_s": 400.0, "flops_per_s": 2e9, "share_of_ceiling": 0.5,
+        "contestant": "ditlab", "way": "eager", "dtype": "fp32", "batch": 4, "seconds": 0.01, "images_per_s": 400.0, "flops_per_s": 2e9, "share_of_ceiling": 0.5,
         "ratio": 2.0, "ratio_interval": [1.5, 2.5], "ratio_as_it_comes": 2.0, "ratio_as_it_comes_interval": [1.5, 2.5],
-        "peak_tensors": 2**21,
     }  # fmt: skip
     figures = {
         "machine": machine(),
         "ceilings": {"fp32": {"flops_per_s": 4e9, "product": [1, 2, 3]}},
         "sizes": {"tiny": {}},
-        "rows": [row, {**row, "task": "sample"}],
+        "speed": {"tiny": {"train": {"ditlab eager fp32": row}, "sample": {"ditlab eager fp32": row}}},
+        "memory": {"tiny": {"train": {"ditlab eager fp32": {"tensors": 2**21}}, "sample": {}}},
         "attention": [
             {"backend": "flash", "width": 72, "seconds": 1e-5, "ratio": 1.0, "ratio_interval": [1.0, 1.0]},
             {"backend": "cudnn", "width": 72, "refused": "no kernel"},
@@ -170,7 +169,8 @@ def test_training_and_sampling_on_cuda():
 
     ceilings = {dtype: find_ceiling(products_of([size], device), dtype, device, 0.01) for dtype in ("fp32", "bf16")}
     for task in ("train", "sample"):
-        for row in Table(size, task, ["encoder", "ditlab"], ["eager"], ceilings, device, QUICK).rows():
+        rows = Table(size, task, ["encoder", "ditlab"], ["eager"], ceilings, device, QUICK).speed()
+        for row in rows.values():
             assert math.isfinite(row["share_of_ceiling"])
     found = memory.peak_memory(Entry("ditlab", "eager", "bf16"), "train", size, device)
     assert 0 < found["tensors"] <= found["resident"]

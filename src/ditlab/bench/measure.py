@@ -44,11 +44,14 @@ def measure(
     say("matrix products")
     products = products_of(sizes, device)
     ceilings = {dtype: find_ceiling(products, dtype, device, effort.turn / 4) for dtype in DTYPES}
-    rows: list[dict[str, Any]] = []
+    speed: dict[str, Any] = {size.name: {} for size in sizes}
+    memory: dict[str, Any] = {size.name: {} for size in sizes}
     for size in sizes:
         for task in TASKS:
             say(f"{size.name}: {task}")
-            rows += Table(size, task, names, ways, ceilings, device, effort).rows()
+            table = Table(size, task, names, ways, ceilings, device, effort)
+            memory[size.name][task] = table.memory() if effort.memory else {}
+            speed[size.name][task] = table.speed()
     figures = {
         "sizes": {size.name: asdict(size) for size in sizes},
         "sampler": {"solver": "heun", "steps": STEPS, "evaluations": EVALUATIONS},
@@ -56,7 +59,8 @@ def measure(
             dtype: {"flops_per_s": ceiling.flops_per_s, "product": list(ceiling.product)}
             for dtype, ceiling in ceilings.items()
         },
-        "rows": rows,
+        "speed": speed,
+        "memory": memory,
         "notes": notes,
     }
     if device.type == "cuda":

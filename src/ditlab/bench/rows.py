@@ -73,26 +73,25 @@ class Table:
     device: torch.device
     effort: Effort
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Measure."""
+    def speed(self) -> dict[str, dict[str, Any]]:
+        """Measure how fast each is; rows by "contestant way dtype"."""
         costs = {name: self._costs(name) for name in self.names}
-        memory = self._memory() if self.effort.memory else {}
         measured = self._times()
-        rows = []
-        for entry in (key for key in measured if isinstance(key, Entry)):
-            row = self._speed(entry, measured, costs[entry.contestant]) | self._beside_peer(entry, measured)
-            rows.append(row | {f"peak_{kind}": bytes_ for kind, bytes_ in memory.get(_asked(entry), {}).items()})
-        return rows
+        entries = [key for key in measured if isinstance(key, Entry)]
+        return {
+            " ".join(entry): self._speed(entry, measured, costs[entry.contestant]) | self._beside_peer(entry, measured)
+            for entry in entries
+        }
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        """Measure the peak of all that is not compiled by itself: a compiler's own memory would be the most of it."""
+        dtypes = DTYPES if self.task == "train" else DTYPES[:1]
+        entries = [*training_entries(self.names, dtypes, [EAGER]), Entry(OURS, DEFAULT, "")]
+        return {" ".join(entry).strip(): peak_memory(entry, self.task, self.size, self.device) for entry in entries}
 
     def _costs(self, name: str) -> Costs:
         entry = contestant(name, self.size)
         return Costs(parameter_count(entry.network), forward_operations(entry, self.size))
-
-    def _memory(self) -> dict[Entry, dict[str, int]]:
-        """Of all that is not compiled by itself: a compiler's own memory would be the most of it."""
-        dtypes = DTYPES if self.task == "train" else DTYPES[:1]
-        entries = [*training_entries(self.names, dtypes, [EAGER]), Entry(OURS, DEFAULT, "")]
-        return {entry: peak_memory(entry, self.task, self.size, self.device) for entry in entries}
 
     def _times(self) -> dict[Key, list[float]]:
         """Seconds of a call of each, in each round."""
@@ -124,8 +123,6 @@ class Table:
         share = ratios(measured[entry.dtype], measured[entry])
         times = operations / self.ceilings[entry.dtype].product.operations
         return {
-            "size": self.size.name,
-            "task": self.task,
             "contestant": entry.contestant,
             "way": entry.way,
             "dtype": entry.dtype,
@@ -151,8 +148,3 @@ class Table:
             ratio = ratios(measured[peer], measured[entry])
             found |= {name: ratio.value, f"{name}_interval": [ratio.low, ratio.high]}
         return found
-
-
-def _asked(entry: Entry) -> Entry:
-    """The entry as its memory is asked for: what dtype the default has is not known before it is built."""
-    return entry._replace(dtype="") if entry.way == DEFAULT else entry

@@ -18,17 +18,18 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         yield f"{dtype} products: {ceiling['flops_per_s'] / 1e9:,.0f} GFLOP/s at ({m}, {k})·({k}, {n})"
     for size in figures["sizes"]:
         for task, name in TASKS.items():
-            rows = [row for row in figures["rows"] if (row["size"], row["task"]) == (size, task)]
+            rows, memory = figures["speed"][size][task], figures["memory"][size][task]
             yield ""
-            yield f"{size}: {name}, batch {rows[0]['batch']}"
-            yield from _aligned([HEADS, *map(_cells, rows)])
+            yield f"{size}: {name}, batch {next(iter(rows.values()))['batch']}"
+            peaks = {key: memory.get(key, memory.get(key.rpartition(" ")[0], {})) for key in rows}
+            yield from _aligned([HEADS, *(_cells(key, row, peaks[key]) for key, row in rows.items())])
     if figures.get("attention"):
         yield ""
         yield "attention, forward and backward"
         yield from _aligned([("kernel", "width", "µs", "× unpadded"), *map(_kernel, figures["attention"])])
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(name: str, row: dict[str, Any], peaks: dict[str, int]) -> tuple[str, ...]:
     def interval(key: str) -> str:
         if key not in row:
             return ""
@@ -36,18 +37,18 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         return f"{row[key]:.2f} [{low:.2f}, {high:.2f}]"
 
     def mebibytes(key: str) -> str:
-        return f"{row[key] / 2**20:,.0f}" if key in row else ""
+        return f"{peaks[key] / 2**20:,.0f}" if key in peaks else ""
 
     return (
-        f"{row['contestant']} {row['way']} {row['dtype']}",
+        name,
         f"{1e3 * row['seconds']:,.1f}",
         f"{row['images_per_s']:,.4g}",
         f"{row['flops_per_s'] / 1e9:,.0f}",
         f"{100 * row['share_of_ceiling']:.0f} %",
         interval("ratio"),
         interval("ratio_as_it_comes"),
-        mebibytes("peak_tensors"),
-        mebibytes("peak_resident"),
+        mebibytes("tensors"),
+        mebibytes("resident"),
     )
 
 
