@@ -134,7 +134,8 @@ def test_all_ask_their_network_equally_often():
 
 def test_the_table_has_a_line_for_each_row():
     row = {
-        "contestant": "ditlab", "way": "eager", "dtype": "fp32", "batch": 4, "seconds": 0.01, "images_per_s": 400.0, "flops_per_s": 2e9, "share_of_ceiling": 0.5,
+        "contestant": "ditlab", "way": "eager", "dtype": "fp32", "batch": 4,
+        "seconds": 0.01, "images_per_s": 400.0, "flops_per_s": 2e9, "share_of_ceiling": 0.5,
         "ratio": 2.0, "ratio_interval": [1.5, 2.5], "ratio_as_it_comes": 2.0, "ratio_as_it_comes_interval": [1.5, 2.5],
     }  # fmt: skip
     figures = {

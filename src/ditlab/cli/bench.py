@@ -28,7 +28,8 @@ def bench(arguments: Sequence[str]) -> int:
     sizes = sizes_of(options.sizes, device.type)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that it takes
-    result = as_result(measure(sizes, device, QUICK if options.quick else THOROUGH, say), device)
+    effort = QUICK if options.quick else THOROUGH._replace(compiled=not options.eager)
+    result = as_result(measure(sizes, device, effort, say), device)
     if out is not None:
         write_result(out, result)
     if options.as_json:
