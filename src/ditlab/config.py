@@ -329,7 +329,9 @@ class Config(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products; auto is bf16 where the hardware multiplies it"
     )
-    compile: bool = Field(False, description="compile the network with torch.compile")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the network with torch.compile; auto does for long trainings of a DiT on a CPU"
+    )
     recompute: bool = Field(False, description="compute blocks again in the backward pass instead of keeping them")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="under torchrun: every process has all weights (ddp), or a share of them (fsdp)"
@@ -373,7 +375,7 @@ class Config(Section):
         sampling, few_steps = self.sampling, self.process.kind == "meanflow"
         if self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate={self.accumulate}: must divide batch_size={self.batch_size}")
-        if few_steps and self.compile:
+        if few_steps and self.compile is True:
             raise ConfigError("compile=True: meanflow differentiates the network as it is; leave compile out")
         if sampling.solver == "average" and not few_steps:
             raise ConfigError("sampling.solver=average: only --process meanflow learns an average velocity")

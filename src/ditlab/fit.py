@@ -23,13 +23,14 @@ from ditlab.inspection.branches import effective_depth, measure_branches, modula
 from ditlab.pictures import false_colors, save_picture
 from ditlab.run import RunFolder
 from ditlab.tracking import Nobody, Tracker, must_be_installed, tracking
+from ditlab.training import compiled
 from ditlab.training.checkpoint import newest_whole, save_tensors, saved_steps, step_name, verified
 from ditlab.training.failures import save_failure
 from ditlab.training.guard import summary
 from ditlab.training.loader import STARTING
 from ditlab.training.loading import load_checkpoint
 from ditlab.training.loop import Step, TrainState, hopeless, train
-from ditlab.training.parallel import ALONE, Ranks, is_lost, uncompiled
+from ditlab.training.parallel import ALONE, Ranks, is_lost
 from ditlab.training.posthoc import write_snapshot
 from ditlab.training.signals import collected
 from ditlab.training.stacks import write_stacks
@@ -88,6 +89,7 @@ def fit(
     precision = ranks.decided(lambda: resolve_precision(config.precision, resolve_device(config.device)))
     config = config.model_copy(update={"precision": precision})
     dataset = ranks.together(lambda: _reachable_data(config))
+    config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, dataset, watcher, ranks))})
     state = TrainState(config, dataset, ranks)
     _check_null_label(state, dataset)
     if state.sharded and config.sampling.solver == "dopri5":  # each would run the network as often as it likes
@@ -106,6 +108,18 @@ def fit(
         with _partners(folder, ranks):
             _train(folder, state, dataset, watcher, done)
     return state
+
+
+def _compiled(config: Config, dataset: Dataset, watcher: Watcher, ranks: Ranks) -> bool:
+    """Whether the network is compiled: as was said and else where it pays and can be done."""
+    if config.compile != "auto":
+        return config.compile
+    if not compiled.pays(config, dataset, ranks.world):
+        return False
+    reason = compiled.is_possible()
+    if reason is not None:
+        watcher.notice(f"trains without torch.compile, which would be faster, since it does not work here: {reason}")
+    return reason is None
 
 
 def _reachable_data(config: Config) -> Dataset:
@@ -336,7 +350,7 @@ class Recorder:
         if not self.has_gates:
             return {}
         x, t, cond = self.recorded
-        with uncompiled(self.state.network):
+        with compiled.uncompiled(self.state.network):
             branches = measure_branches(self.state.network, x, t, cond)
         depth = effective_depth(branches.contribution)
         tensors = {"t": t.cpu(), "effective_depth": depth, **branches._asdict()}

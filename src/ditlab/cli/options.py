@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.cli.words import find, take_kind, take_value
+from ditlab.cli.words import find, spell_out, take_kind, take_value
 from ditlab.config import KINDS, Config, DDPMConfig, GridName, Interval, SamplingConfig, SolverName, Width
 from ditlab.data.images.survey import Survey, survey
 from ditlab.data.latents.survey import StoreSurvey, survey_store
@@ -297,6 +297,7 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
         near = get_close_matches(recipe, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
         raise InputError(f"unknown recipe {recipe!r}; {hint}")
+    spell_out(rest, "compile")
     default = _defaults(recipe, rest)
     options = parse(type(default), rest, f"ditlab train {recipe}", default)
     if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):

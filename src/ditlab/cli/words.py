@@ -56,6 +56,16 @@ def take_value(words: list[str], flag: str) -> str | None:
     return value
 
 
+def spell_out(words: list[str], flag: str) -> None:
+    """Give a flag that stands alone its value: ``--compile`` is ``--compile True``, ``--no-compile`` the contrary."""
+    found = find(words, f"--no-{flag}")
+    if found is not None:
+        words[found[0]] = f"--{flag}=False"
+    found = find(words, f"--{flag}")
+    if found is not None and not found[1]:
+        words[found[0]] = f"--{flag}=True"
+
+
 def find(words: Sequence[str], flag: str) -> tuple[int, list[str]] | None:
     """Where a flag stands, as ``--a b c`` or ``--a=b``, and the words that follow until the next flag."""
     for i, word in enumerate(words):

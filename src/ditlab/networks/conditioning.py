@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ditlab.networks.conditions import Conditions
 from ditlab.networks.layers import (
     CrossAttention,
+    Linear,
     Norm,
     full_precision,
     layer_norm,
@@ -145,7 +146,7 @@ def from_vector(linear: nn.Linear, c: Float[Tensor, "B D"], count: int) -> tuple
         return linear(F.silu(c)).chunk(count, dim=1)
 
 
-class FinalAdaLN(nn.Linear):
+class FinalAdaLN(Linear):
     """Shift and scale of the final norm out of c, starting at zero; no gate, for no residual is left to gate."""
 
     def __init__(self, dim: int) -> None:
@@ -180,7 +181,7 @@ class AdaLNZero(Conditioning):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
-        self.linear = zero_initialised(nn.Linear(dim, 6 * dim))
+        self.linear = zero_initialised(Linear(dim, 6 * dim))
 
     def forward(self, conditions: Conditions) -> BlockModulation:
         parts = from_vector(self.linear, conditions.vector, 6)
@@ -193,7 +194,7 @@ class AdaLN(Conditioning):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
-        self.linear = xavier_initialised(nn.Linear(dim, 4 * dim))
+        self.linear = xavier_initialised(Linear(dim, 4 * dim))
 
     def forward(self, conditions: Conditions) -> BlockModulation:
         parts = from_vector(self.linear, conditions.vector, 4)
@@ -206,7 +207,7 @@ class FiLM(Conditioning):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
-        self.linear = xavier_initialised(nn.Linear(dim, 2 * dim))
+        self.linear = xavier_initialised(Linear(dim, 2 * dim))
 
     def forward(self, conditions: Conditions) -> BlockModulation:
         both = Modulation(*from_vector(self.linear, conditions.vector, 2))

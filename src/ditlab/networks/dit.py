@@ -31,6 +31,7 @@ from ditlab.networks.layers import (
     MLP,
     NORMS,
     Attention,
+    Linear,
     Norm,
     RotaryPositions,
     SwiGLU,
@@ -72,7 +73,7 @@ class FinalLayer(nn.Module):
     def __init__(self, dim: int, outputs: int, modulation: nn.Module, norm: Norm = layer_norm) -> None:
         super().__init__()
         self.modulation = modulation
-        self.linear = zero_initialised(nn.Linear(dim, outputs))
+        self.linear = zero_initialised(Linear(dim, outputs))
         self.norm = norm
 
     def forward(self, x: Float[Tensor, "B N D"], conditions: Conditions) -> Float[Tensor, "B N P"]:

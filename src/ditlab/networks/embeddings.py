@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.networks.layers import full_precision, xavier_initialised
+from ditlab.networks.layers import Linear, full_precision, xavier_initialised
 
 
 def check_sizes(**sizes: float) -> None:
@@ -149,7 +149,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.scale, self.offset = scale, offset
         self.sinusoid = SinEmb(features, frequency_shift)
-        layers = (nn.Linear(features, dim), nn.Linear(dim, dim))
+        layers = (Linear(features, dim), Linear(dim, dim))
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[None]:
@@ -18,6 +19,37 @@ def full_precision(x: Tensor) -> AbstractContextManager[None]:
     if device == "meta" or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear``, which on a CPU without gradients asks oneDNN for the product in fp32, as torch does in bf16.
+
+    torch multiplies fp32 matrices with MKL, which on processors that are not Intel's takes about twice as long.
+    """
+
+    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        if _takes_onednn(x, self.weight):
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return super().forward(x)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether it is a product of plain fp32 tensors on a CPU that nobody differentiates, compiles or counts."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and ONEDNN
+        and x.numel() > 0
+        and not is_in_torch_dispatch_mode()
+    )
 
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -49,6 +81,8 @@ def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
+WRITTEN_OUT = 512  # tokens, above which maps would take too much memory
+
 Norm = Callable[[Tensor], Tensor]
 NORMS: dict[str, Norm] = {"layer": layer_norm, "rms": rms_norm}
 
@@ -69,8 +103,18 @@ class ScaledDotProductAttention(nn.Module):
     ) -> Float[Tensor, "B h N d"]:
         if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # its bf16 kernel is several times slower
             with full_precision(q):
+                if k.shape[-2] <= WRITTEN_OUT:
+                    return _written_out(q, k, v, mask)
                 return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
         return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / √d) v in three steps."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    return logits.softmax(-1) @ v
 
 
 class RotaryPositions(nn.Module):
@@ -130,12 +174,12 @@ class Attention(nn.Module):
         super().__init__()
         check_heads(dim, heads)
         self.heads = heads
-        self.qkv = xavier_initialised(nn.Linear(dim, 3 * dim))
+        self.qkv = xavier_initialised(Linear(dim, 3 * dim))
         self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else None
         self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else None
         self.rotary = rotary
         self.attention = ScaledDotProductAttention()
-        self.out = xavier_initialised(nn.Linear(dim, dim))
+        self.out = xavier_initialised(Linear(dim, dim))
 
     def forward(self, x: Float[Tensor, "B N D"], mask: Bool[Tensor, "B 1 1 N"] | None = None) -> Float[Tensor, "B N D"]:
         B, N, D = x.shape
@@ -162,10 +206,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         check_heads(dim, heads)
         self.heads = heads
-        self.q = xavier_initialised(nn.Linear(dim, dim))
-        self.kv = xavier_initialised(nn.Linear(dim, 2 * dim))
+        self.q = xavier_initialised(Linear(dim, dim))
+        self.kv = xavier_initialised(Linear(dim, 2 * dim))
         self.attention = ScaledDotProductAttention()
-        self.out = xavier_initialised(nn.Linear(dim, dim))
+        self.out = xavier_initialised(Linear(dim, dim))
 
     def forward(
         self,
@@ -192,9 +236,9 @@ class MLP(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int, gelu: Literal["exact", "tanh"] = "exact") -> None:
         super().__init__(
-            xavier_initialised(nn.Linear(dim, hidden)),
+            xavier_initialised(Linear(dim, hidden)),
             nn.GELU(approximate="tanh" if gelu == "tanh" else "none"),
-            xavier_initialised(nn.Linear(hidden, dim)),
+            xavier_initialised(Linear(hidden, dim)),
         )
 
 
@@ -210,8 +254,8 @@ class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         own = 8 * max(1, round(hidden / 12))
-        self.gate_and_value = xavier_initialised(nn.Linear(dim, 2 * own))
-        self.out = xavier_initialised(nn.Linear(own, dim))
+        self.gate_and_value = xavier_initialised(Linear(dim, 2 * own))
+        self.out = xavier_initialised(Linear(own, dim))
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         gate, value = self.gate_and_value(x).chunk(2, dim=-1)

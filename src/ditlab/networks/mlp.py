@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ditlab.networks.conditions import Condition, Labels, check_conditions, check_scalar
 from ditlab.networks.embeddings import SinEmb, check_sizes, check_times
-from ditlab.networks.layers import zero_initialised
+from ditlab.networks.layers import Linear, zero_initialised
 
 
 class MLPDenoiser(nn.Module):
@@ -51,8 +51,8 @@ class MLPDenoiser(nn.Module):
         self.interval = interval
         size = math.prod(self.shape)
         widths = [size + time_features * (1 + (num_classes is not None) + interval), *[hidden] * depth]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.out = zero_initialised(nn.Linear(widths[-1], size))
+        self.hidden = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
+        self.out = zero_initialised(Linear(widths[-1], size))
 
     def null_condition(self, cond: Condition) -> dict[str, Tensor]:
         """``cond`` with every label replaced by the null label; an interval stays."""

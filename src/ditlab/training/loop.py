@@ -18,6 +18,7 @@ from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
 from ditlab.errors import InputError, TrainingError
 from ditlab.training.averages import PowerAverages
+from ditlab.training.compiled import compile_network
 from ditlab.training.ema import EMA
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
@@ -27,7 +28,6 @@ from ditlab.training.parallel import (
     ALONE,
     Ranks,
     accumulating,
-    compile_blocks,
     full,
     recompute_blocks,
     replicate,
@@ -42,7 +42,7 @@ class TrainState:
     """Everything that decides how training goes on: weights, their averages, the optimizers, the guard and the step.
 
     Args:
-        config: with a resolved precision ("fp32" or "bf16").
+        config: with a resolved precision ("fp32" or "bf16"); compiled only where it says so.
         dataset: gives the network its shape and labels.
         ranks: the processes that train it together, each of which has such a state.
 
@@ -70,8 +70,8 @@ class TrainState:
         """The network as it runs in training: its blocks recomputed, compiled, and it shared among the processes."""
         if self.config.recompute:
             recompute_blocks(self.network)
-        if self.config.compile:
-            compile_blocks(self.network)
+        if self.config.compile is True:
+            compile_network(self.network, whole=self.ranks.world == 1 and not self.config.recompute)
         if self.sharded:
             shard(self.network, self.device)
         return self.network if self.sharded or self.ranks.world == 1 else replicate(self.network)

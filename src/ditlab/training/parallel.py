@@ -12,8 +12,8 @@ import pickle
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -308,22 +308,3 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return torch.utils.checkpoint.checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     return again
-
-
-def compile_blocks(network: nn.Module) -> None:
-    """Compile each block by itself, of which one compilation serves all; networks without blocks as a whole."""
-    for module in blocks_of(network) or [network]:
-        module.compile()
-
-
-@contextmanager
-def uncompiled(network: nn.Module) -> Iterator[None]:
-    """Run a network as it was written: compiled code calls no hooks that were added later."""
-    compiled = {module: module._compiled_call_impl for module in network.modules() if module._compiled_call_impl}
-    try:
-        for module in compiled:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module, code in compiled.items():
-            module._compiled_call_impl = code

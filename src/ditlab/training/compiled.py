@@ -1,0 +1,66 @@
+"""Training code made by torch.compile: when it pays, whether it can be made here, and how to run without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ditlab.build import build_network, resolve_device
+from ditlab.config import Config, DiTConfig, MeanFlowConfig
+from ditlab.data.datasets import Dataset
+from ditlab.networks.counts import multiply_accumulates, on_meta
+from ditlab.training.parallel import blocks_of
+
+PAYS_FROM = 5e12  # floating-point operations of a training, about a minute on two cores: compiling takes some 10 s
+COMPUTED = 6  # floating-point operations of a step for each multiply-accumulate of a forward pass
+
+
+def pays(config: Config, dataset: Dataset, world: int = 1) -> bool:
+    """Whether compiled code is chosen where nothing was said: for a DiT on a CPU, alone, in a training that is long.
+
+    A function of the configuration, so that a training begun again computes the same numbers.
+    """
+    if world > 1 or config.recompute or isinstance(config.process, MeanFlowConfig):
+        return False
+    if not isinstance(config.network, DiTConfig) or resolve_device(config.device).type != "cpu":
+        return False
+    macs = multiply_accumulates(on_meta(lambda: build_network(config, dataset)), dataset.shape)
+    return COMPUTED * macs * config.batch_size * config.steps >= PAYS_FROM
+
+
+def is_possible() -> str | None:
+    """None where torch can compile here, else why not: on a CPU it needs a C++ compiler and Python's headers."""
+    try:
+        torch.compile(_tried, dynamic=False)(torch.ones(64))
+    except Exception as error:  # whatever is wanting: torch has no common type for it
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def _tried(x: Tensor) -> Tensor:
+    return (x + 1).square()
+
+
+def compile_network(network: nn.Module, whole: bool) -> None:
+    """Compile it as a whole, or each block by itself, of which one compilation serves all."""
+    if whole:
+        network.compile(dynamic=False)
+        return
+    for module in blocks_of(network) or [network]:
+        module.compile()
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Run a network as it was written: compiled code calls no hooks that were added later."""
+    compiled = {module: module._compiled_call_impl for module in network.modules() if module._compiled_call_impl}
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, code in compiled.items():
+            module._compiled_call_impl = code
