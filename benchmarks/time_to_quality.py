@@ -24,10 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ditlab.bench.machine import as_result, write_result
-from ditlab.build import build_dataset, build_drawing, resolve_precision
+from ditlab.bench.training import as_trained
+from ditlab.build import build_dataset, build_drawing
 from ditlab.config import AdamWConfig, Config, DDPMConfig, DiTConfig, FlowConfig, SamplingConfig
 from ditlab.diffusion.process import Process
 from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap
@@ -95,10 +94,10 @@ class Contender:
         generous: bool = False,
         every: float = 0.0,
     ) -> None:
-        precision = resolve_precision(config.precision, torch.device("cpu"))
         self.name, self.generous, self.samplings, self.every = name, generous, samplings, every
-        self.config = config.model_copy(update={"precision": precision, "device": "cpu"})
-        dataset = build_dataset(self.config)
+        config = config.model_copy(update={"device": "cpu"})
+        dataset = build_dataset(config)
+        self.config = as_trained(config, dataset)
         self.state = TrainState(self.config, dataset)
         self.steps = train(self.state, dataset)
         self.seconds, self.over = 0.0, False
@@ -146,7 +145,7 @@ class Contender:
     def report(self) -> dict[str, Any]:
         """What is written."""
         sections = ("network", "process", "optimizer")
-        settings = ("batch_size", "lr", "warmup_steps", "schedule", "steps", "ema_decay", "precision")
+        settings = ("batch_size", "lr", "warmup_steps", "schedule", "steps", "ema_decay", "precision", "compile")
         told = self.config.model_dump(mode="json", include={*sections, *settings})
         before = [p["seconds"] for p in self.curve if self.arrived is None or p["seconds"] < self.arrived]
         return {

@@ -10,10 +10,11 @@ from torch import Tensor
 from ditlab.bench.contestants import OURS, PLAIN, Contestant, contestant
 from ditlab.bench.rounds import Work
 from ditlab.bench.sizes import Size
-from ditlab.build import resolve_precision
+from ditlab.build import resolve_device, resolve_precision
 from ditlab.config import Config, DigitsData, DiTConfig
-from ditlab.data.datasets import Batch
+from ditlab.data.datasets import Batch, Dataset
 from ditlab.recipes import ANY_STORE, latents
+from ditlab.training import compiled
 from ditlab.training.loop import TrainState, train
 
 EAGER, COMPILED, DEFAULT = "eager", "compiled", "default"
@@ -93,14 +94,23 @@ def default_config(size: Size, device: torch.device) -> Config:
         "steps": FOREVER,
         "average_every": FOREVER,
         "device": device.type,
-        "precision": resolve_precision(config.precision, device),
     }
     return config.model_copy(update=changes)
+
+
+def as_trained(config: Config, dataset: Dataset) -> Config:
+    """The configuration with what ``ditlab train`` would decide here: precision, and whether to compile."""
+    precision = resolve_precision(config.precision, resolve_device(config.device))
+    config = config.model_copy(update={"precision": precision})
+    if config.compile != "auto":
+        return config
+    return config.model_copy(update={"compile": compiled.pays(config, dataset, 1) and compiled.is_possible() is None})
 
 
 def default_step(size: Size, device: torch.device) -> tuple[Entry, Work]:
     """One turn of the loop of ``ditlab train``, and what it turned out to be."""
     config, data = default_config(size, device), RandomData(size)
+    config = as_trained(config, data)
     state = TrainState(config, data)
     loop = train(state, data)
     return Entry(OURS, DEFAULT, config.precision), lambda: next(loop)
