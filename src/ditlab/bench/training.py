@@ -91,8 +91,6 @@ def default_config(size: Size, device: torch.device) -> Config:
     changes = {
         "batch_size": size.batch,
         "accumulate": size.batch // size.part,
-        "steps": FOREVER,
-        "average_every": FOREVER,
         "device": device.type,
     }
     return config.model_copy(update=changes)
@@ -110,7 +108,7 @@ def as_trained(config: Config, dataset: Dataset) -> Config:
 def default_step(size: Size, device: torch.device) -> tuple[Entry, Work]:
     """One turn of the loop of ``ditlab train``, and what it turned out to be."""
     config, data = default_config(size, device), RandomData(size)
-    config = as_trained(config, data)
+    config = as_trained(config, data).model_copy(update={"steps": FOREVER, "average_every": FOREVER})
     state = TrainState(config, data)
     loop = train(state, data)
     return Entry(OURS, DEFAULT, config.precision), lambda: next(loop)
