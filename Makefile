@@ -33,7 +33,7 @@ check: $(TESTED) $(PAGE)
 	$(NODE) node_modules/typescript/bin/tsc
 
 bench: $(TESTED)
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/ditlab bench
 
 studies: $(TESTED)
 	$(BIN)/python -m studies

@@ -20,7 +20,7 @@ FLOORS = [
     {"config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},
     {"run", "tracking", "fit", "evaluate", "estimate", "interop", "averaging", "doctor"},
-    {"lab"},
+    {"lab", "bench"},
     {"cli", "__main__"},
 ]
 STRANGERS = {"diffusion", "networks", "data"}

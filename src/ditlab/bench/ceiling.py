@@ -1,0 +1,72 @@
+"""How fast the machine multiplies matrices: the limit that all else is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from ditlab.bench.rounds import Work, seconds
+from ditlab.bench.sizes import Size
+
+SQUARES = {"cpu": (256, 512, 1024), "mps": (2048, 4096), "cuda": (4096, 8192, 16384)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TRIALS = 3
+
+
+class Product(NamedTuple):
+    """(m, k) · (k, n)."""
+
+    m: int
+    k: int
+    n: int
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations: a product and a sum for each of m·k·n."""
+        return 2 * self.m * self.k * self.n
+
+
+def products_of(sizes: Iterable[Size], device: torch.device) -> list[Product]:
+    """Square matrices, and those of the linear layers of these sizes."""
+    found = [Product(side, side, side) for side in SQUARES[device.type]]
+    for size in sizes:
+        rows, dim = size.part * size.tokens, size.dim
+        found += [Product(rows, dim, 3 * dim), Product(rows, dim, 4 * dim), Product(rows, 4 * dim, dim)]
+    return list(dict.fromkeys(found))
+
+
+def work_of(product: Product, dtype: str, device: torch.device) -> Work:
+    """The product as a linear layer computes it."""
+    left = torch.randn(product.m, product.k, device=device, dtype=DTYPES[dtype])
+    right = torch.randn(product.n, product.k, device=device, dtype=DTYPES[dtype])
+    return torch.no_grad()(lambda: F.linear(left, right))
+
+
+class Ceiling(NamedTuple):
+    """The fastest product that was found, and its operations a second when it was."""
+
+    product: Product
+    flops_per_s: float
+
+
+def find_ceiling(products: Iterable[Product], dtype: str, device: torch.device, turn: float) -> Ceiling:
+    """The fastest of these products.
+
+    Args:
+        products: to choose of.
+        dtype: "fp32" or "bf16"; fp32 as torch multiplies it by default.
+        device: where.
+        turn: seconds to measure each for, three times.
+    """
+    best = Ceiling(Product(1, 1, 1), 0.0)
+    for product in products:
+        work = work_of(product, dtype, device)
+        work()
+        calls = max(1, round(turn / seconds(work, 1, device)))
+        for _ in range(TRIALS):
+            rate = product.operations / seconds(work, calls, device)
+            best = max(best, Ceiling(product, rate), key=lambda ceiling: ceiling.flops_per_s)
+    return best

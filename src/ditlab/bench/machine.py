@@ -1,0 +1,93 @@
+"""What a measurement was made on, to be kept beside its figures. No name of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ditlab.disk import write_atomically
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that products are the faster for
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Processor, cores, threads, GPU and versions."""
+    described: dict[str, Any] = {
+        "cpu": _processor(),
+        "instructions": [name for name in INSTRUCTIONS if name in _flags()],
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": _version("diffusers"),
+    }
+    if torch.device(device).type == "cuda":
+        described |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return described
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gib() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def _cpuinfo(key: str) -> str | None:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _flags() -> list[str]:
+    return (_cpuinfo("flags") or "").split()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def command() -> str:
+    """The command that this program was started with, without the folder that Python lies in."""
+    program = Path(sys.argv[0])
+    if program.suffix == ".py" and program.name != "__main__.py":
+        folder = Path.cwd()
+        shown = program.resolve().relative_to(folder) if program.resolve().is_relative_to(folder) else program.name
+        return shlex.join(["python", str(shown), *sys.argv[1:]])
+    return shlex.join(["ditlab", *sys.argv[1:]])
+
+
+def as_result(figures: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Figures with the command and the machine before them."""
+    return {"command": command(), "machine": machine(device), **figures}
+
+
+def write_result(file: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON, a list of numbers in one line; whole, or not at all."""
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
+    write_atomically(file, lambda path: path.write_text(text))

@@ -1,0 +1,78 @@
+"""``ditlab bench``: training steps and samplings beside peers, and both beside the limit of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ditlab.bench.attention import measure_attention
+from ditlab.bench.ceiling import find_ceiling, products_of
+from ditlab.bench.contestants import PEER, available
+from ditlab.bench.rows import DTYPES, THOROUGH, Effort, Table
+from ditlab.bench.sampling import EVALUATIONS, STEPS
+from ditlab.bench.sizes import Size, Task
+from ditlab.bench.training import COMPILED, EAGER
+
+TASKS: tuple[Task, ...] = ("train", "sample")
+
+
+def measure(
+    sizes: list[Size], device: torch.device, effort: Effort = THOROUGH, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Everything, as one JSON object; docs/benchmarks.md says what is in it.
+
+    Args:
+        sizes: which.
+        device: where.
+        effort: how long.
+        say: is told what is being done, and what could not be.
+    """
+    names, ways, notes = available(), [EAGER], []
+    if PEER not in names:
+        notes.append("diffusers is not installed, so that its rows are left out: pip install 'ditlab[latents]'")
+    if effort.compiled:
+        reason = cannot_compile(device)
+        if reason is None:
+            ways.append(COMPILED)
+        else:
+            notes.append(f"nothing is compiled, for torch.compile does not work here: {reason}")
+    for note in notes:
+        say(f"note: {note}")
+    say("matrix products")
+    products = products_of(sizes, device)
+    ceilings = {dtype: find_ceiling(products, dtype, device, effort.turn / 4) for dtype in DTYPES}
+    speed: dict[str, Any] = {size.name: {} for size in sizes}
+    memory: dict[str, Any] = {size.name: {} for size in sizes}
+    for size in sizes:
+        for task in TASKS:
+            say(f"{size.name}: {task}")
+            table = Table(size, task, names, ways, ceilings, device, effort)
+            memory[size.name][task] = table.memory() if effort.memory else {}
+            speed[size.name][task] = table.speed()
+    figures = {
+        "sizes": {size.name: asdict(size) for size in sizes},
+        "sampler": {"solver": "heun", "steps": STEPS, "evaluations": EVALUATIONS},
+        "ceilings": {
+            dtype: {"flops_per_s": ceiling.flops_per_s, "product": list(ceiling.product)}
+            for dtype, ceiling in ceilings.items()
+        },
+        "speed": speed,
+        "memory": memory,
+        "notes": notes,
+    }
+    if device.type == "cuda":
+        say("attention")
+        figures["attention"] = measure_attention(sizes[-1], device, effort.rounds, effort.turn)
+    return figures
+
+
+def cannot_compile(device: torch.device) -> str | None:
+    """Why torch.compile does not work here, in one line; None if it does."""
+    try:
+        torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
+    except Exception as error:  # whatever a compiler fails of, all else can be measured
+        return str(error).strip().splitlines()[0][:200]
+    return None

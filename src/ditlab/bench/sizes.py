@@ -1,0 +1,90 @@
+"""The sizes that are measured: what a network is, and how large its batches are. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ditlab.errors import InputError
+from ditlab.networks.published import PRESETS, preset
+
+Task = Literal["train", "sample"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A DiT with MLP ratio 4, which is all that diffusers' has, and the batches it is measured on.
+
+    Args:
+        name: how it is asked for.
+        image_size, patch_size, channels: of what it denoises; square.
+        dim, depth, heads: width, number of blocks, attention heads.
+        num_classes: number of labels.
+        batch: samples of a training step, and of a sampling.
+        part: samples that a step is run on at a time; divides the batch.
+        published: the name of the published network it is, or None.
+    """
+
+    name: str
+    image_size: int
+    patch_size: int
+    channels: int
+    dim: int
+    depth: int
+    heads: int
+    num_classes: int
+    batch: int
+    part: int
+    published: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one sample."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
+    def tokens(self) -> int:
+        """N: patches of one sample."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+LESSON, TINY = "lesson", "tiny"
+ON_CPU = (LESSON, "S/4", "B/4")
+ON_CUDA = (*ON_CPU, "XL/2")
+KNOWN = (TINY, LESSON, *(name.removeprefix("DiT-") for name in PRESETS))
+CPU_BATCHES = {"S": 8, "B": 2, "L": 1}  # seconds a step, not minutes
+CUDA_BATCH, CUDA_PART = 256, 32
+
+
+def size_of(name: str, device: str) -> Size:
+    """The size of that name, with batches for that kind of device.
+
+    Raises:
+        InputError: an unknown name, or a size that is too large for the device.
+    """
+    own = {
+        TINY: Size(TINY, 8, 4, 1, 16, 1, 2, 10, 4, 4),
+        LESSON: Size(LESSON, 16, 4, 1, 64, 4, 4, 10, 128, 128),
+    }
+    if name in own:
+        return own[name]
+    if name not in KNOWN:
+        raise InputError(f"--sizes {name!r} is not known; choose of {', '.join(KNOWN)}, with commas between them")
+    if name.startswith("XL") and device != "cuda":
+        raise InputError(f"--sizes {name} needs a CUDA GPU: leave it out, or choose of {', '.join(ON_CPU)}")
+    sizes: dict[str, Any] = preset(f"DiT-{name}")
+    chosen = {field: sizes[field] for field in ("image_size", "patch_size", "channels", "dim", "depth", "heads")}
+    batch = CUDA_BATCH if device == "cuda" else CPU_BATCHES[name.partition("/")[0]]
+    part = min(batch, CUDA_PART)
+    return Size(name, **chosen, num_classes=1000, batch=batch, part=part, published=f"DiT-{name}")
+
+
+def sizes_of(names: str | None, device: str) -> list[Size]:
+    """The sizes of those names, with commas between them; None for all that the device is measured with.
+
+    Raises:
+        InputError: as ``size_of``.
+    """
+    if names is None:
+        return [size_of(name, device) for name in (ON_CUDA if device == "cuda" else ON_CPU)]
+    return [size_of(name.strip(), device) for name in dict.fromkeys(names.split(","))]

@@ -1,0 +1,39 @@
+"""``ditlab bench``: how fast this machine trains and samples, beside peers and beside its own limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ditlab.bench.sizes import sizes_of
+from ditlab.cli.options import BenchOptions, parse
+from ditlab.cli.verbs import say
+from ditlab.errors import InputError
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """Measure, and print a table or one JSON object."""
+    options = parse(BenchOptions, arguments, "ditlab bench")
+    out = None if options.out is None else Path(options.out)
+    if out is not None and (out.suffix != ".json" or out.is_dir()):
+        raise InputError(f"--out {out} must be a file that ends in .json")
+    from ditlab.bench.machine import as_result, write_result
+    from ditlab.bench.measure import measure
+    from ditlab.bench.rows import QUICK, THOROUGH
+    from ditlab.bench.table import lines
+    from ditlab.build import resolve_device
+
+    device = resolve_device(options.device)
+    sizes = sizes_of(options.sizes, device.type)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that it takes
+    effort = QUICK if options.quick else THOROUGH._replace(compiled=not options.eager)
+    result = as_result(measure(sizes, device, effort, say), device)
+    if out is not None:
+        write_result(out, result)
+    if options.as_json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        print("\n".join(lines(result)))
+    return 0

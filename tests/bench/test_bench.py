@@ -1,0 +1,190 @@
+"""ditlab bench: the figures are of what they say, and are the quotients that they say."""
+
+import io
+import json
+import math
+import statistics
+import sys
+from contextlib import redirect_stdout
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+
+import ditlab
+from ditlab.bench.ceiling import Product, find_ceiling, products_of
+from ditlab.bench.contestants import OURS, PEER, PLAIN, available, contestant, forward_operations
+from ditlab.bench.sizes import CUDA_PART, KNOWN, ON_CPU, ON_CUDA, size_of, sizes_of
+from ditlab.cli.main import main
+from ditlab.errors import InputError
+from ditlab.networks.counts import parameter_count
+
+CPU = torch.device("cpu")
+NUMBERS = ("seconds", "images_per_s", "flops_per_s", "share_of_ceiling", "ratio", "ratio_as_it_comes")
+
+
+WORDS = ["bench", "--quick", "--json", "--sizes", "tiny", "--device", "cpu"]
+
+
+def every_row(figures):
+    """The rows by task, contestant, way and dtype."""
+    tasks = figures["speed"]["tiny"].items()
+    return {(task, *name.split(" ")): row for task, rows in tasks for name, row in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """What the command wrote, and what it printed."""
+    out, printed = tmp_path_factory.mktemp("bench") / "results" / "speed.json", io.StringIO()
+    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ditlab", *WORDS])
+        assert main([*WORDS, "--out", str(out)]) == 0
+    return json.loads(out.read_text()), json.loads(printed.getvalue())
+
+
+def test_the_file_and_the_output_say_the_same(quick):
+    written, printed = quick
+    assert written == printed
+    assert list(written) == ["command", "machine", "sizes", "sampler", "ceilings", "speed", "memory", "notes"]
+    assert written["command"] == "ditlab bench --quick --json --sizes tiny --device cpu"
+    assert written["machine"]["torch"] == torch.__version__
+    assert written["machine"]["threads"] >= 1
+
+
+def test_there_is_a_row_for_each_contestant_and_way(quick):
+    rows = list(every_row(quick[0]))
+    eager = [("train", name, "eager", dtype) for dtype in ("fp32", "bf16") for name in (PEER, PLAIN, OURS)]
+    assert rows[:6] == eager
+    assert rows[6][:3] == ("train", OURS, "default")
+    assert rows[7:10] == [("sample", name, "eager", "fp32") for name in (PEER, PLAIN, OURS)]
+    assert rows[10][:3] == ("sample", OURS, "default")
+    assert len(rows) == 11
+
+
+def test_every_number_is_positive_and_finite(quick):
+    for row in every_row(quick[0]).values():
+        for name in NUMBERS:
+            assert math.isfinite(row[name])
+            assert row[name] > 0
+            if f"{name}_interval" in row:
+                low, high = row[f"{name}_interval"]
+                assert low <= row[name] <= high
+
+
+def test_a_ratio_is_the_median_quotient_within_a_round(quick):
+    rows = every_row(quick[0])
+    for (task, _, way, dtype), row in rows.items():
+        plain = rows[task, PEER, "eager", "fp32"]["rounds"]
+        alike = plain if way == "default" else rows[task, PEER, way, dtype]["rounds"]
+        for key, peer in (("ratio", alike), ("ratio_as_it_comes", plain)):
+            quotients = [a / b for a, b in zip(peer, row["rounds"], strict=True)]
+            assert row[key] == pytest.approx(statistics.median(quotients), rel=1e-12)
+        assert row["flops_per_s"] == pytest.approx(row["flops"] / statistics.median(row["rounds"]), rel=1e-12)
+
+
+def test_work_is_three_forward_passes_a_step_and_one_an_evaluation(quick):
+    size = size_of("tiny", "cpu")
+    for (task, name, _, _), row in every_row(quick[0]).items():
+        forward = forward_operations(contestant(name, size), size)
+        assert row["flops"] == forward * size.batch * (3 if task == "train" else 49)
+
+
+def test_operations_of_the_plain_transformer_are_those_of_its_formula():
+    """A linear layer of a tokens by b has 2·a·b, attention 2·2·N·D for each token."""
+    size = size_of("lesson", "cpu")
+    n, d, values = size.tokens, size.dim, size.patch_size**2 * size.channels
+    block = 2 * (3 * d * d + d * d + 4 * d * d + 4 * d * d) + 4 * n * d
+    by_hand = n * (2 * values * d + size.depth * block + 2 * d * values) + 2 * (256 * d + d * d)
+    assert forward_operations(contestant(PLAIN, size), size) == by_hand
+
+
+@pytest.mark.parametrize("name", ["tiny", "lesson", "S/8"])
+def test_contestants_are_the_networks_they_are_named_after(name):
+    size = size_of(name, "cpu")
+    peer = contestant(PEER, size).network
+    assert type(peer) is DiTTransformer2DModel
+    published = ditlab.DiT(
+        size.image_size,
+        size.patch_size,
+        size.channels,
+        size.dim,
+        size.depth,
+        size.heads,
+        mlp_ratio=4.0,
+        positions="sincos",
+        num_classes=size.num_classes,
+        time_features=256,
+        embedders="per-block",
+    )
+    assert parameter_count(peer, trainable_only=True) == parameter_count(published, trainable_only=True)
+    plain = contestant(PLAIN, size).network
+    assert [type(layer) for layer in plain.encoder.layers] == [torch.nn.TransformerEncoderLayer] * size.depth
+
+
+@pytest.mark.parametrize("name", [PEER, PLAIN, OURS])
+def test_a_contestant_depends_on_all_it_is_told(name):
+    """Else it would be compared for work that it does not do. Ours begins with a zero output: its weights are moved."""
+    size = size_of("tiny", "cpu")
+    torch.manual_seed(0)
+    entry = contestant(name, size)
+    entry.network.eval()
+    with torch.no_grad():
+        for p in entry.network.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        x, t, label = torch.randn(2, *size.shape), torch.tensor([0.3, 0.3]), torch.tensor([1, 1])
+        out = entry.predict(x, t, label)
+        assert out.shape == x.shape
+        for other in (entry.predict(x + 1, t, label), entry.predict(x, t + 0.5, label), entry.predict(x, t, label + 1)):
+            assert not torch.allclose(out, other, atol=1e-4)
+
+
+def test_the_ceiling_is_the_fastest_of_the_products():
+    products = [Product(8, 8, 8), Product(256, 256, 256)]
+    ceiling = find_ceiling(products, "fp32", CPU, 0.01)
+    assert ceiling.product == products[1]
+    assert ceiling.flops_per_s > 1e8
+    shapes = products_of([size_of("S/4", "cpu")], CPU)
+    assert Product(8 * 64, 384, 4 * 384) in shapes
+    assert len(set(shapes)) == len(shapes)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sizes", "S/3"], "choose of tiny, lesson, S/8"),
+        (["--sizes", ""], "choose of tiny, lesson, S/8"),
+        (["--sizes", "XL/2", "--device", "cpu"], "needs a CUDA GPU"),
+        (["--out", "speed.txt"], "must be a file that ends in .json"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(words, said, capsys):
+    assert main(["bench", *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_sizes_fit_their_device():
+    assert [size.name for size in sizes_of(None, "cpu")] == list(ON_CPU)
+    assert [size.name for size in sizes_of(None, "cuda")] == list(ON_CUDA)
+    large = size_of("XL/2", "cuda")
+    assert (large.batch, large.part, large.tokens, large.dim // large.heads) == (256, CUDA_PART, 256, 72)
+    for name in KNOWN:
+        size = size_of(name, "cuda")
+        assert size.batch % size.part == 0
+    with pytest.raises(InputError, match="not known"):
+        sizes_of("lesson,large", "cpu")
+
+
+def test_without_the_peer_its_rows_are_left_out(monkeypatch, capsys):
+    assert PEER in available()
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # Python then finds it no more
+    assert main(WORDS) == 0
+    done = capsys.readouterr()
+    figures = json.loads(done.out)
+    rows = every_row(figures)
+    assert {name for _, name, _, _ in rows} == {PLAIN, OURS}
+    assert not any("ratio" in row for row in rows.values())
+    (note,) = figures["notes"]
+    assert f"note: {note}" in done.err.splitlines()
+    assert "pip install 'ditlab[latents]'" in note
