@@ -1,5 +1,6 @@
 # make demo   sets everything up, trains the smallest DiT and draws circles;  make lab  looks inside it, in a browser
 # make test   sets everything up and passes the tests
+# make quotes writes the numbers of the JSON files into the documentation
 # make check  lint, format and types, the page's too;  make test-slow  the long tests;  make bench  speed beside diffusers
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ READY  := $(VENV)/.ready
 TESTED := $(VENV)/.ready-dev
 PAGE   := node_modules/.ready
 
-.PHONY: demo lab test test-slow check bench clean
+.PHONY: demo lab test test-slow check bench quotes clean
 
 demo: $(READY)
 	$(BIN)/ditlab demo
@@ -33,6 +34,9 @@ check: $(TESTED) $(PAGE)
 
 bench: $(TESTED)
 	$(BIN)/python benchmarks/train_step.py
+
+quotes:
+	$(PYTHON) tools/quotes.py
 
 clean:
 	rm -rf $(VENV) node_modules dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,202 @@
+"""Numbers in the documentation that come from JSON files, and are written there by this script alone.
+
+    python tools/quotes.py            # rewrite them (make quotes)
+    python tools/quotes.py --check    # say where text and JSON differ, change nothing
+
+A quote stands between two comments, which neither GitHub nor the site shows. The first names the file, from the root of
+the repository, the place in it, and how it is written:
+
+    <!--q benchmarks/results/train_step.json /rows/loop=default/ratio .2f-->1.53<!--/q-->
+
+The place is a JSON pointer (RFC 6901): keys and positions after slashes; ``~1`` is a slash in a key. In a list,
+``key=value`` is the one entry with that value, and ``key=value,other=value`` the one with both. The format is Python's,
+with a space before a per cent sign; without one, text stays as it is and numbers are written in full. A factor may come
+after a star (``.1f*1000`` writes seconds as milliseconds). What holds spaces goes in double quotes.
+
+A table has a line for each entry of a list or an object, and columns of "heading=template", where ``{place}`` or
+``{place:format}`` is looked up in the entry, ``{@}`` is its key or position, and ``{.:format}`` the entry itself:
+
+    <!--table studies/results/full/NAME.json /kinds "kind={@}" "loss={loss/mean:.3f} ± {loss/sd:.3f}"-->
+    <!--/table-->
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+QUOTE = re.compile(r"(?P<open><!--q (?P<call>[^\n]*?)-->)(?P<text>[^\n]*?)<!--/q-->")
+TABLE = re.compile(r"(?P<open><!--table (?P<call>.*?)-->\n)(?P<text>.*?)<!--/table-->", re.DOTALL)
+MARKER = re.compile(r"<!--\s*/?\s*(?:q|table)\b")
+FENCE = re.compile(r"^(`{3,}).*?^\1$", re.DOTALL | re.MULTILINE)
+FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
+
+
+class QuoteError(ValueError):
+    """A quote that names no value: file, place or format are wrong."""
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """The files whose numbers are quotes: README.md and everything below docs/."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+@cache
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise QuoteError(f"there is no {path}") from None
+    except ValueError as error:
+        raise QuoteError(f"{path} is no JSON: {error}") from None
+
+
+def _entry(values: list[Any], part: str) -> Any:
+    """The one entry of a list at a position, or with the given values."""
+    if "=" not in part:
+        return values[int(part)]
+    wanted = [pair.split("=", 1) for pair in part.split(",")]
+    found = [v for v in values if all(key in v and text(v[key]) == word for key, word in wanted)]
+    if len(found) != 1:
+        raise KeyError(part)
+    return found[0]
+
+
+def look_up(value: Any, pointer: str) -> Any:
+    """The value at a JSON pointer, whose parts in a list may be ``key=value``.
+
+    Raises:
+        QuoteError: there is none.
+    """
+    parts = [part.replace("~1", "/").replace("~0", "~") for part in pointer.strip("/").split("/") if part]
+    for part in parts:
+        try:
+            value = _entry(value, part) if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            has = ", ".join(map(str, value)) if isinstance(value, dict) else f"{type(value).__name__} {value!r}"
+            raise QuoteError(f"{pointer}: no {part!r} in {has[:200]}") from None
+    return value
+
+
+def text(value: Any, form: str = "") -> str:
+    """A value as the page has it: formatted, with a space before a per cent sign.
+
+    Raises:
+        QuoteError: the value cannot be written so.
+    """
+    form, star, factor = form.partition("*")
+    if isinstance(value, dict | list):
+        raise QuoteError(f"one value is wanted, not a {type(value).__name__}")
+    try:
+        written = format(value * float(factor) if star else value, form)
+    except (TypeError, ValueError) as error:
+        raise QuoteError(f"{value!r} as {form!r}: {error}") from None
+    written = written.replace("-", "−") if isinstance(value, int | float) else written
+    return written[:-1] + " %" if form.endswith("%") else written
+
+
+def _split(call: str, least: int) -> list[str]:
+    try:
+        words = shlex.split(call)
+    except ValueError as error:
+        raise QuoteError(f"{call}: {error}") from None
+    if len(words) < least:
+        raise QuoteError(f"{call}: a file and a place are wanted")
+    return words
+
+
+def _quote(call: str, root: Path) -> str:
+    file, pointer, *form = _split(call, 2)
+    if len(form) > 1:
+        raise QuoteError(f"{call}: too many words; put what holds spaces in double quotes")
+    return text(look_up(_read(root / file), pointer), *form)
+
+
+def _cell(template: str, key: str, entry: Any) -> str:
+    def field(found: re.Match[str]) -> str:
+        place, form = found[1], found[2] or ""
+        return key if place == "@" else text(look_up(entry, "" if place == "." else place), form)
+
+    return FIELD.sub(field, template)
+
+
+def _table(call: str, root: Path) -> str:
+    file, pointer, *columns = _split(call, 3)
+    entries = look_up(_read(root / file), pointer)
+    if not isinstance(entries, dict | list):
+        raise QuoteError(f"{call}: a table is made of a list or an object")
+    pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
+    heads, _, templates = zip(*(column.partition("=") for column in columns), strict=True)
+    rows = [[_cell(template, str(key), entry) for template in templates] for key, entry in pairs]
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:], ""])
+
+
+def _kinds() -> list[tuple[re.Pattern[str], Callable[[str, Path], str], str]]:
+    return [(QUOTE, _quote, "<!--/q-->"), (TABLE, _table, "<!--/table-->")]
+
+
+def _prose(page: str) -> Iterator[tuple[str, bool]]:
+    """The page in pieces, with whether each is prose; in a fenced block a quote is only shown."""
+    end = 0
+    for block in FENCE.finditer(page):
+        yield page[end : block.start()], True
+        yield block[0], False
+        end = block.end()
+    yield page[end:], True
+
+
+def rewrite(page: str, root: Path = ROOT) -> tuple[str, list[str]]:
+    """The page with every quote as the JSON files have it, and one line for each that differed.
+
+    Raises:
+        QuoteError: a quote names nothing, or its comments do not close.
+    """
+    differences: list[str] = []
+    pieces = []
+    for piece, prose in _prose(page):
+        for pattern, render, close in _kinds() if prose else []:
+
+            def renewed(found: re.Match[str], render: Any = render, close: str = close) -> str:
+                now = render(found["call"], root)
+                if now != found["text"]:
+                    differences.append(f"{found['call']}: the page has {found['text']!r}, the file {now!r}")
+                return f"{found['open']}{now}{close}"
+
+            piece = pattern.sub(renewed, piece)
+        lone = MARKER.search(left) if prose and (left := TABLE.sub("", QUOTE.sub("", piece))) else None
+        if lone:
+            raise QuoteError(f"the comments of a quote do not pair: {left[lone.start() :][:80]}")
+        pieces.append(piece)
+    return "".join(pieces), differences
+
+
+def main(argv: list[str]) -> int:
+    """Rewrite or check all pages; the exit status is 1 where a check found a difference, 2 where a quote is wrong."""
+    check, status = "--check" in argv, 0
+    for path in pages():
+        name = path.relative_to(ROOT)
+        try:
+            page, differences = rewrite(path.read_text())
+        except QuoteError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            status = 2
+            continue
+        for line in differences:
+            print(f"{name}: {line}")
+        if differences and check:
+            status = max(status, 1)
+        elif differences:
+            path.write_text(page)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
