@@ -1,6 +1,6 @@
 # make demo   sets everything up, trains the smallest DiT and draws circles;  make lab  looks inside it, in a browser
 # make test   sets everything up and passes the tests
-# make quotes writes the numbers of the JSON files into the documentation
+# make docs   makes the site of the documentation;  make quotes  writes the numbers of the JSON files into it
 # make check  lint, format and types, the page's too;  make test-slow  the long tests;  make bench  speed beside diffusers
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TESTED := $(VENV)/.ready-dev
 PAGE   := node_modules/.ready
 
-.PHONY: demo lab test test-slow check bench quotes clean
+.PHONY: demo lab test test-slow check bench docs quotes clean
 
 demo: $(READY)
 	$(BIN)/ditlab demo
@@ -35,11 +35,14 @@ check: $(TESTED) $(PAGE)
 bench: $(TESTED)
 	$(BIN)/python benchmarks/train_step.py
 
+docs: $(TESTED)
+	$(BIN)/zensical build --clean --strict
+
 quotes:
 	$(PYTHON) tools/quotes.py
 
 clean:
-	rm -rf $(VENV) node_modules dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) node_modules dist site .cache .pytest_cache .mypy_cache .ruff_cache
 
 # pip, not uv or poetry: it alone takes the CPU build of torch that constraints.txt asks for where one is at hand.
 $(READY): pyproject.toml constraints.txt
