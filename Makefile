@@ -38,8 +38,8 @@ bench: $(TESTED)
 docs: $(TESTED)
 	$(BIN)/zensical build --clean --strict
 
-quotes:
-	$(PYTHON) tools/quotes.py
+quotes: $(TESTED)
+	$(BIN)/python tools/quotes.py
 
 clean:
 	rm -rf $(VENV) node_modules dist site .cache .pytest_cache .mypy_cache .ruff_cache

@@ -18,6 +18,8 @@ A table has a line for each entry of a list or an object, and columns of "headin
 
     <!--table studies/results/full/NAME.json /kinds "kind={@}" "loss={loss/mean:.3f} ± {loss/sd:.3f}"-->
     <!--/table-->
+
+Listings of code and tables of options are kept in the same way: see ``listings.py``.
 """
 
 from __future__ import annotations
@@ -26,16 +28,24 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-QUOTE = re.compile(r"(?P<open><!--q (?P<call>[^\n]*?)-->)(?P<text>[^\n]*?)<!--/q-->")
-TABLE = re.compile(r"(?P<open><!--table (?P<call>.*?)-->\n)(?P<text>.*?)<!--/table-->", re.DOTALL)
-MARKER = re.compile(r"<!--\s*/?\s*(?:q|table)\b")
-FENCE = re.compile(r"^(`{3,}).*?^\1$", re.DOTALL | re.MULTILINE)
+
+
+def _between(name: str, inside: str) -> re.Pattern[str]:
+    """What stands between two comments: ``inside`` is a quote's place among text, or a block of lines."""
+    return re.compile(rf"(?P<open><!--{name} (?P<call>[^\n]*?)-->{inside})(?P<close><!--/{name}-->)", re.DOTALL)
+
+
+BLOCK = r"\n)(?P<text>.*?"
+QUOTE = _between("q", r")(?P<text>[^\n]*?")
+TABLE, SOURCE, OPTIONS = _between("table", BLOCK), _between("source", BLOCK), _between("options", BLOCK)
+MARKER = re.compile(r"<!--\s*/?\s*(?:q|table|source|options)\b")
+FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 
 
@@ -139,42 +149,56 @@ def _table(call: str, root: Path) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:], ""])
 
 
-def _kinds() -> list[tuple[re.Pattern[str], Callable[[str, Path], str], str]]:
-    return [(QUOTE, _quote, "<!--/q-->"), (TABLE, _table, "<!--/table-->")]
+def _source(call: str, root: Path) -> str:
+    from tools.listings import source
+
+    file, name = _split(call, 2)
+    try:
+        return source(root / file, name)
+    except (LookupError, OSError) as error:
+        raise QuoteError(str(error)) from None
 
 
-def _prose(page: str) -> Iterator[tuple[str, bool]]:
-    """The page in pieces, with whether each is prose; in a fenced block a quote is only shown."""
-    end = 0
-    for block in FENCE.finditer(page):
-        yield page[end : block.start()], True
-        yield block[0], False
-        end = block.end()
-    yield page[end:], True
+def _options(call: str, _: Path) -> str:
+    from tools.listings import options
+
+    try:
+        return options(call.strip())
+    except LookupError as error:
+        raise QuoteError(str(error)) from None
+
+
+Render = Callable[[str, Path], str]
+LISTINGS: list[tuple[re.Pattern[str], Render]] = [(SOURCE, _source), (OPTIONS, _options)]
+NUMBERS: list[tuple[re.Pattern[str], Render]] = [(QUOTE, _quote), (TABLE, _table)]
 
 
 def rewrite(page: str, root: Path = ROOT) -> tuple[str, list[str]]:
-    """The page with every quote as the JSON files have it, and one line for each that differed.
+    """The page with every quote as the files have it, and one line for each that differed.
 
     Raises:
-        QuoteError: a quote names nothing, or its comments do not close.
+        QuoteError: a quote names nothing, or its comments do not pair.
     """
     differences: list[str] = []
-    pieces = []
-    for piece, prose in _prose(page):
-        for pattern, render, close in _kinds() if prose else []:
 
-            def renewed(found: re.Match[str], render: Any = render, close: str = close) -> str:
-                now = render(found["call"], root)
-                if now != found["text"]:
-                    differences.append(f"{found['call']}: the page has {found['text']!r}, the file {now!r}")
-                return f"{found['open']}{now}{close}"
+    def renewed(found: re.Match[str], render: Render) -> str:
+        now = render(found["call"], root)
+        if now != found["text"]:
+            differences.append(f"{found['call']}: the page has {found['text']!r}, the files {now!r}")
+        return f"{found['open']}{now}{found['close']}"
 
-            piece = pattern.sub(renewed, piece)
-        lone = MARKER.search(left) if prose and (left := TABLE.sub("", QUOTE.sub("", piece))) else None
-        if lone:
-            raise QuoteError(f"the comments of a quote do not pair: {left[lone.start() :][:80]}")
-        pieces.append(piece)
+    def renew(text: str, kinds: list[tuple[re.Pattern[str], Render]]) -> str:
+        for pattern, render in kinds:
+            text = pattern.sub(partial(renewed, render=render), text)
+        return text
+
+    pieces = FENCE.split(renew(page, LISTINGS))  # prose, a fenced block, prose, ...; in a block a quote is only shown
+    pieces[::2] = [renew(prose, NUMBERS) for prose in pieces[::2]]
+    left = "".join(pieces[::2])
+    for pattern, _ in (*LISTINGS, *NUMBERS):
+        left = pattern.sub("", left)
+    if lone := MARKER.search(left):
+        raise QuoteError(f"the comments of a quote do not pair: {left[lone.start() :][:80]}")
     return "".join(pieces), differences
 
 
@@ -199,4 +223,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ditlab.cli.main import VERBS
 from tools.quotes import ROOT, QuoteError, look_up, pages, rewrite, text
 
 RESULT = {
@@ -116,3 +117,35 @@ def test_a_quote_in_a_fenced_block_is_only_shown(folder):
 def test_pointers_reach_keys_with_slashes():
     assert look_up({"S/4": {"a~b": 1}}, "/S~14/a~0b") == 1
     assert text(True) == "True"
+
+
+def test_listings_are_the_source_without_docstrings(tmp_path):
+    (tmp_path / "m.py").write_text(
+        '@frozen\nclass A:\n    """Said.\n\n    More."""\n\n    x = 1\n\n    def f(self):\n        """Said."""\n'
+        "        return 1\n"
+    )
+    page = "<!--source m.py A.f-->\n<!--/source-->\n<!--source m.py A-->\n<!--/source-->\n"
+    filled, differences = rewrite(page, tmp_path)
+    assert len(differences) == 2
+    assert "```python\ndef f(self):\n    return 1\n```\n" in filled
+    assert "```python\n@frozen\nclass A:\n    x = 1\n\n    def f(self):\n        return 1\n```\n" in filled
+    assert rewrite(filled, tmp_path) == (filled, [])
+    assert len(rewrite(filled.replace("return 1", "return 2"), tmp_path)[1]) == 2
+    for wrong in ("m.py A.g", "gone.py A"):
+        with pytest.raises(QuoteError, match=r"A.g|gone.py"):
+            rewrite(f"<!--source {wrong}-->\n<!--/source-->\n", tmp_path)
+
+
+def test_options_are_those_of_the_section():
+    filled, _ = rewrite("<!--options ditlab.cli.options:DoctorOptions-->\n<!--/options-->\n")
+    assert "| `RUN` | folder of a run, or its name in runs/ |  |" in filled
+    assert "| `--device` | where to measure: `auto`, `cpu`, `cuda`, `mps` | `auto` |" in filled
+    assert "| `--json` |" in filled
+    with pytest.raises(QuoteError, match="NoOptions"):
+        rewrite("<!--options ditlab.cli.options:NoOptions-->\n<!--/options-->\n")
+
+
+def test_every_verb_is_in_the_reference():
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
+    for verb in VERBS:
+        assert f"## `ditlab {verb}" in page, f"docs/reference/command-line.md: add ditlab {verb}"
