@@ -66,7 +66,8 @@ def _row(prefix: str, name: str, field: Any) -> str | None:
     marks = [mark for mark in field.metadata if hasattr(mark, "metavar")]
     flag = next((mark.name for mark in marks if mark.name), name.replace("_", "-"))
     meaning = next((mark.help for mark in marks if mark.help), field.description or "")
-    choices = _choices(field.annotation)
+    listed = [mark.metavar for mark in marks if (mark.metavar or "").startswith("{")]
+    choices = listed[0].strip("{}").split(",") if listed else _choices(field.annotation)
     if tyro.conf.Positional in field.metadata:
         shown = next((mark.metavar for mark in marks if mark.metavar), flag.upper())
     else:

@@ -31,6 +31,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,7 +185,8 @@ def rewrite(page: str, root: Path = ROOT) -> tuple[str, list[str]]:
     def renewed(found: re.Match[str], render: Render) -> str:
         now = render(found["call"], root)
         if now != found["text"]:
-            differences.append(f"{found['call']}: the page has {found['text']!r}, the files {now!r}")
+            was, now_is = (shorten(repr(text), 150) for text in (found["text"], now))
+            differences.append(f"{found['call']}: the page has {was}, the files {now_is}")
         return f"{found['open']}{now}{found['close']}"
 
     def renew(text: str, kinds: list[tuple[re.Pattern[str], Render]]) -> str:

@@ -1,12 +1,13 @@
 """Commands of the documentation, run with few steps, or read by the parser where they cannot be run here."""
 
-import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from ditlab.cli import options
 from ditlab.cli.main import main
@@ -33,6 +34,7 @@ READ = {
     "ditlab lab": "it serves until it is stopped (tests/lab/test_serve.py)",
     "torchrun": "it needs as many GPUs (tests/reliability/test_parallel.py starts real ones)",
     "sbatch": "it needs Slurm",
+    "deploy/": "it needs as many GPUs (tests/reliability/test_parallel.py starts it with two processes)",
     "tensorboard": "it serves until it is stopped",
     "python benchmarks/": "they take minutes",
     "ditlab import DiT-XL-2-256x256.pt": "a file of 2.7 GB (tests/interop/test_verbs.py imports small ones)",
@@ -83,9 +85,10 @@ def run_script(words):
     script, *rest = words
     few = shrunk(rest, " ".join(words))
     make_room(few)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, script, *few], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [script, *few])
+        runpy.run_path(script, run_name="__main__")
+    assert end.value.code == 0, f"{' '.join(words)} ended with {end.value.code}"
 
 
 def shrunk(words, command):
@@ -119,6 +122,9 @@ def understood(words):
     program, *rest = words
     if program == "torchrun":
         return understood(["ditlab", *rest[rest.index("ditlab") + 1 :]])
+    if program.startswith("deploy/"):
+        assert (ROOT / program).exists()
+        return understood(["ditlab", "train", *rest[1:]])
     if program == "sbatch":
         if "--wrap" in rest:
             return understood(split(rest[rest.index("--wrap") + 1]))

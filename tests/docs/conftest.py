@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from ditlab.cli.main import main
+from ditlab.diffusion.solvers import SOLVERS
 from ditlab.networks.conditioning import CONDITIONINGS
+from ditlab.networks.registered import NETWORKS
 from tests.docs.commands import FEW
 from tests.images import folder_of, png
 from tests.interop.peers import random_vae
@@ -67,9 +69,10 @@ def folder(world, tmp_path, monkeypatch, unchecked):
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, "COLUMNS", "120")
-    kinds = dict(CONDITIONINGS)
+    known = [(names, dict(names)) for names in (CONDITIONINGS, NETWORKS, SOLVERS)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield tmp_path
-    CONDITIONINGS.clear()
-    CONDITIONINGS.update(kinds)
+    for names, before in known:
+        names.clear()
+        names.update(before)
