@@ -19,6 +19,11 @@ A table has a line for each entry of a list or an object, and columns of "headin
     <!--table studies/results/full/NAME.json /kinds "kind={@}" "loss={loss/mean:.3f} ± {loss/sd:.3f}"-->
     <!--/table-->
 
+A picture of a result is copied beside the documentation, to where the page that shows it has it:
+
+    <!--picture studies/results/full/NAME.png-->
+    ![what is to be seen](images/study-NAME.png)
+
 Listings of code and tables of options are kept in the same way: see ``listings.py``.
 """
 
@@ -27,6 +32,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -45,6 +51,7 @@ def _between(name: str, inside: str) -> re.Pattern[str]:
 BLOCK = r"\n)(?P<text>.*?"
 QUOTE = _between("q", r")(?P<text>[^\n]*?")
 TABLE, SOURCE, OPTIONS = _between("table", BLOCK), _between("source", BLOCK), _between("options", BLOCK)
+PICTURE = re.compile(r"<!--picture ([^\n]*?)-->(\n!\[[^\]]*\]\(([^)\s]+)\))?")
 MARKER = re.compile(r"<!--\s*/?\s*(?:q|table|source|options)\b")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
@@ -146,7 +153,7 @@ def _table(call: str, root: Path) -> str:
     pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
     heads, _, templates = zip(*(column.partition("=") for column in columns), strict=True)
     rows = [[_cell(template, str(key), entry) for template in templates] for key, entry in pairs]
-    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:], ""])
 
 
@@ -204,6 +211,22 @@ def rewrite(page: str, root: Path = ROOT) -> tuple[str, list[str]]:
     return "".join(pieces), differences
 
 
+def different_pictures(page: Path, root: Path = ROOT) -> list[tuple[Path, Path]]:
+    """Source and copy of the pictures of a page of which the copy is not the source.
+
+    Raises:
+        QuoteError: there is no such source, or the page shows no picture behind it.
+    """
+    pairs = []
+    for call, _, shown in PICTURE.findall(FENCE.sub("", page.read_text())):
+        original, copy = root / call, page.parent / shown
+        if not shown or not original.exists():
+            raise QuoteError(f"<!--picture {call}-->: " + ("no such file" if shown else "no picture follows"))
+        if not copy.exists() or copy.read_bytes() != original.read_bytes():
+            pairs.append((original, copy))
+    return pairs
+
+
 def main(argv: list[str]) -> int:
     """Rewrite or check all pages; the exit status is 1 where a check found a difference, 2 where a quote is wrong."""
     check, status = "--check" in argv, 0
@@ -211,16 +234,22 @@ def main(argv: list[str]) -> int:
         name = path.relative_to(ROOT)
         try:
             page, differences = rewrite(path.read_text())
+            pictures = different_pictures(path)
         except QuoteError as error:
             print(f"{name}: {error}", file=sys.stderr)
             status = 2
             continue
         for line in differences:
             print(f"{name}: {line}")
-        if differences and check:
-            status = max(status, 1)
-        elif differences:
+        for original, copy in pictures:
+            print(f"{name}: {copy.name} is not {original.relative_to(ROOT)}")
+        if check:
+            status = max(status, int(bool(differences or pictures)))
+            continue
+        if differences:
             path.write_text(page)
+        for original, copy in pictures:
+            shutil.copyfile(original, copy)
     return status
 
 

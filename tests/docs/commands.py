@@ -85,9 +85,10 @@ def run_script(words):
     script, *rest = words
     few = shrunk(rest, " ".join(words))
     make_room(few)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *few])
-        runpy.run_path(script, run_name="__main__")
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(script, run_name="__main__")
     assert end.value.code == 0, f"{' '.join(words)} ended with {end.value.code}"
 
 

@@ -1,14 +1,16 @@
 """Every number that the documentation quotes is the one in its JSON file."""
 
 import json
+import shutil
 
 import pytest
 
 from ditlab.cli.main import VERBS
-from tools.quotes import ROOT, QuoteError, look_up, pages, rewrite, text
+from tools.quotes import ROOT, QuoteError, different_pictures, look_up, pages, rewrite, text
 
 RESULT = {
     "verdict": "not shown here",
+    "reasons": ["mean |gate| is 0"],
     "valid": 0.9612,
     "seconds": 0.0271,
     "change": -0.25,
@@ -36,6 +38,7 @@ def folder(tmp_path):
 def test_page_has_the_numbers_of_its_files(path):
     _, differences = rewrite(path.read_text())
     assert not differences, "make quotes"
+    assert not different_pictures(path), "make quotes"
 
 
 @pytest.mark.parametrize(
@@ -81,16 +84,38 @@ def test_tables_are_made_and_differences_found(folder):
 
 def test_tables_of_lists(folder):
     table = '<!--table r.json /maps "layer={@}" "early={0}" "late={1:.1f}"-->\n<!--/table-->'
-    assert (
-        "| layer | early | late |\n|---|---|---|\n| 0 | 0.42 | 0.4 |\n| 1 | 0.44 | 0.5 |\n" in rewrite(table, folder)[0]
-    )
+    lines = rewrite(table, folder)[0].split("\n")
+    assert lines[1:5] == ["| layer | early | late |", "|---|---|---|", "| 0 | 0.42 | 0.4 |", "| 1 | 0.44 | 0.5 |"]
+
+
+def test_a_bar_in_a_cell_is_no_column(folder):
+    page, _ = rewrite('<!--table r.json /reasons "found={.}"-->\n<!--/table-->', folder)
+    assert "| mean \\|gate\\| is 0 |" in page
+
+
+def test_pictures_are_copies(folder):
+    (folder / "docs" / "images").mkdir(parents=True)
+    (folder / "plot.png").write_bytes(b"new")
+    page = folder / "docs" / "page.md"
+    page.write_text("<!--picture plot.png-->\n![A plot](images/plot.png)\n")
+    assert different_pictures(page, folder) == [(folder / "plot.png", page.parent / "images/plot.png")]
+    shutil.copyfile(*different_pictures(page, folder)[0])
+    assert different_pictures(page, folder) == []
+    (folder / "plot.png").write_bytes(b"newer")
+    assert len(different_pictures(page, folder)) == 1
+    page.write_text("<!--picture gone.png-->\n![A plot](images/plot.png)\n")
+    with pytest.raises(QuoteError, match=r"gone\.png"):
+        different_pictures(page, folder)
+    page.write_text("<!--picture plot.png-->\nNo picture.\n")
+    with pytest.raises(QuoteError, match=r"plot\.png"):
+        different_pictures(page, folder)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("<!--q gone.json /a-->1<!--/q-->", "gone.json"),
-        ("<!--q r.json /vaild-->1<!--/q-->", "no 'vaild' in verdict, valid"),
+        ("<!--q r.json /vaild-->1<!--/q-->", "no 'vaild' in verdict, reasons"),
         ("<!--q r.json /rows/kind=film/loss-->1<!--/q-->", "kind=film"),
         ("<!--q r.json /rows/7/loss-->1<!--/q-->", "'7'"),
         ("<!--q r.json /rows-->1<!--/q-->", "list"),
