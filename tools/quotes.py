@@ -4,9 +4,9 @@
     python tools/quotes.py --check    # say where text and JSON differ, change nothing
 
 A quote stands between two comments, which neither GitHub nor the site shows. The first names the file, from the root of
-the repository, the place in it, and how it is written:
+the repository, the place in it, and how it is written; a line must not begin with it:
 
-    <!--q benchmarks/results/train_step.json /rows/loop=default/ratio .2f-->1.53<!--/q-->
+    It is <!--q benchmarks/results/train_step.json /rows/loop=default/ratio .2f-->1.53<!--/q--> times as fast.
 
 The place is a JSON pointer (RFC 6901): keys and positions after slashes; ``~1`` is a slash in a key. In a list,
 ``key=value`` is the one entry with that value, and ``key=value,other=value`` the one with both. The format is Python's,
@@ -52,6 +52,7 @@ BLOCK = r"\n)(?P<text>.*?"
 QUOTE = _between("q", r")(?P<text>[^\n]*?")
 TABLE, SOURCE, OPTIONS = _between("table", BLOCK), _between("source", BLOCK), _between("options", BLOCK)
 PICTURE = re.compile(r"<!--picture ([^\n]*?)-->(\n!\[[^\]]*\]\(([^)\s]+)\))?")
+FIRST = re.compile(r"^<!--q [^\n]*", re.MULTILINE)
 MARKER = re.compile(r"<!--\s*/?\s*(?:q|table|source|options)\b")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
@@ -206,6 +207,8 @@ def rewrite(page: str, root: Path = ROOT) -> tuple[str, list[str]]:
     left = "".join(pieces[::2])
     for pattern, _ in (*LISTINGS, *NUMBERS):
         left = pattern.sub("", left)
+    if first := FIRST.search("".join(pieces[::2])):
+        raise QuoteError(f"a quote must not begin a line, which Markdown would then take for HTML: {first[0]}")
     if lone := MARKER.search(left):
         raise QuoteError(f"the comments of a quote do not pair: {left[lone.start() :][:80]}")
     return "".join(pieces), differences

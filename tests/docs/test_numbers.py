@@ -67,7 +67,7 @@ def test_quotes_are_written_and_differences_found(folder, call, written):
 
 
 def test_two_quotes_on_a_line_are_two(folder):
-    line = "<!--q r.json /valid .0%-->96 %<!--/q--> of <!--q r.json /parameters-->252,496<!--/q-->"
+    line = "On <!--q r.json /valid .0%-->96 %<!--/q--> of <!--q r.json /parameters-->252,496<!--/q-->"
     page, differences = rewrite(line, folder)
     assert len(differences) == 1
     assert page.endswith("-->252496<!--/q-->")
@@ -114,17 +114,18 @@ def test_pictures_are_copies(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("<!--q gone.json /a-->1<!--/q-->", "gone.json"),
-        ("<!--q r.json /vaild-->1<!--/q-->", "no 'vaild' in verdict, reasons"),
-        ("<!--q r.json /rows/kind=film/loss-->1<!--/q-->", "kind=film"),
-        ("<!--q r.json /rows/7/loss-->1<!--/q-->", "'7'"),
-        ("<!--q r.json /rows-->1<!--/q-->", "list"),
-        ("<!--q r.json /verdict .2f-->1<!--/q-->", "not shown here"),
-        ("<!--q r.json-->1<!--/q-->", "a file and a place"),
-        ("<!--q r.json /valid a b-->1<!--/q-->", "double quotes"),
-        ("<!--q r.json /valid .1%-->96.1 %", "do not pair"),
+        ("It is <!--q gone.json /a-->1<!--/q-->", "gone.json"),
+        ("It is <!--q r.json /vaild-->1<!--/q-->", "no 'vaild' in verdict, reasons"),
+        ("It is <!--q r.json /rows/kind=film/loss-->1<!--/q-->", "kind=film"),
+        ("It is <!--q r.json /rows/7/loss-->1<!--/q-->", "'7'"),
+        ("It is <!--q r.json /rows-->1<!--/q-->", "list"),
+        ("It is <!--q r.json /verdict .2f-->1<!--/q-->", "not shown here"),
+        ("It is <!--q r.json-->1<!--/q-->", "a file and a place"),
+        ("<!--q r.json /parameters ,-->252,496<!--/q-->", "begin a line"),
+        ("It is <!--q r.json /valid a b-->1<!--/q-->", "double quotes"),
+        ("It is <!--q r.json /valid .1%-->96.1 %", "do not pair"),
         ("96.1 %<!--/q-->", "do not pair"),
-        ("<!-- q r.json /valid .1%-->96.1 %<!--/q-->", "do not pair"),
+        ("It is <!-- q r.json /valid .1%-->96.1 %<!--/q-->", "do not pair"),
         ('<!--table r.json /kinds "kind={@}"-->\n', "do not pair"),
         ('<!--table r.json /valid "kind={@}"-->\n<!--/table-->', "a list or an object"),
     ],
