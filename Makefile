@@ -1,5 +1,6 @@
 # make demo   sets everything up, trains the smallest DiT and draws circles;  make lab  looks inside it, in a browser
 # make test   sets everything up and passes the tests
+# make docs   makes the site of the documentation;  make quotes  writes the numbers of the JSON files into it
 # make check  lint, format and types, the page's too;  make test-slow  the long tests;  make bench  speed beside diffusers
 # make studies  what is said about DiTs, measured: under 45 minutes on two cores;  make studies-full  about an hour
 
@@ -10,7 +11,7 @@ READY  := $(VENV)/.ready
 TESTED := $(VENV)/.ready-dev
 PAGE   := node_modules/.ready
 
-.PHONY: demo lab test test-slow check bench studies studies-full clean
+.PHONY: demo lab test test-slow check bench studies studies-full docs quotes clean
 
 demo: $(READY)
 	$(BIN)/ditlab demo
@@ -41,8 +42,14 @@ studies: $(TESTED)
 studies-full: $(TESTED)
 	$(BIN)/python -m studies --full
 
+docs: $(TESTED)
+	$(BIN)/zensical build --clean --strict
+
+quotes: $(TESTED)
+	$(BIN)/python tools/quotes.py
+
 clean:
-	rm -rf $(VENV) node_modules dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) node_modules dist site .cache .pytest_cache .mypy_cache .ruff_cache
 
 # pip, not uv or poetry: it alone takes the CPU build of torch that constraints.txt asks for where one is at hand.
 $(READY): pyproject.toml constraints.txt

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EulerMaruyama,
         Heun,
         Solver,
+        register_solver,
     )
     from ditlab.diffusion.targets import Estimate
     from ditlab.errors import ConfigError, InputError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
     from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
+    from ditlab.networks.registered import register_network
     from ditlab.networks.unet import UNet
     from ditlab.run import Run, load
 
@@ -54,6 +56,8 @@ _HOME = {
     "log_likelihood": "diffusion.likelihood",
     "Estimate": "diffusion.targets",
     "Solver": "diffusion.solvers",
+    "register_solver": "diffusion.solvers",
+    "register_network": "networks.registered",
     "Euler": "diffusion.solvers",
     "Heun": "diffusion.solvers",
     "DPMSolverPlusPlus": "diffusion.solvers",
@@ -109,6 +113,8 @@ __all__ = [
     "log_likelihood",
     "probe",
     "register_conditioning",
+    "register_network",
+    "register_solver",
 ]
 
 

@@ -18,6 +18,7 @@ from ditlab.config import (
     LatentsData,
     MeanFlowConfig,
     MLPConfig,
+    OwnConfig,
     PointsData,
     SamplingConfig,
     UNetConfig,
@@ -31,6 +32,7 @@ from ditlab.diffusion.process import DDPM, FlowMatching, Process
 from ditlab.errors import InputError
 from ditlab.networks.dit import DiT
 from ditlab.networks.mlp import MLPDenoiser
+from ditlab.networks.registered import make_network
 from ditlab.networks.unet import UNet
 
 
@@ -62,11 +64,13 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
     arguments: dict[str, Any] = config.network.model_dump(exclude={"kind"})
     shape, num_classes = dataset.shape, dataset.num_classes
     if isinstance(config.process, MeanFlowConfig):
-        if isinstance(config.network, UNetConfig):
+        if isinstance(config.network, UNetConfig | OwnConfig):
             raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
         if config.process.guidance != 1 and num_classes is None:
             raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
         arguments["interval"] = True
+    if isinstance(config.network, OwnConfig):
+        return _own_network(config.network, shape, num_classes)
     if isinstance(config.network, MLPConfig):
         return MLPDenoiser(shape, num_classes=num_classes, **arguments)
     if len(shape) != 3:
@@ -77,6 +81,15 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
         return kinds[type(config.network)](**arguments)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _own_network(config: OwnConfig, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+    if not config.name:
+        raise InputError("name the network, under which it was registered: --network own --network.name NAME")
+    try:
+        return make_network(config.name, shape=shape, num_classes=num_classes, **config.settings)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--network.name {config.name}: {error}") from None
 
 
 def initial_network(config: Config, dataset: Dataset) -> nn.Module:

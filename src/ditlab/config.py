@@ -170,6 +170,17 @@ class MLPConfig(Section):
     time_scale: float = Field(1000.0, description="the sinusoid sees time_scale times t")
 
 
+class OwnConfig(Section):
+    """A network of one's own, that was registered under a name."""
+
+    prefix: ClassVar[str] = "network."
+    kind: Annotated[Literal["own"], tyro.conf.Suppress] = "own"
+    name: str = Field("", description="under which it was registered, by ditlab.register_network")
+    settings: Annotated[dict[str, bool | int | float | str], tyro.conf.arg(metavar="NAME VALUE [NAME VALUE ...]")] = (
+        Field({}, description="its arguments, each a name and a value")
+    )
+
+
 class FlowConfig(Section):
     """Flow matching."""
 
@@ -241,9 +252,22 @@ class AdamWConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
 
 
-SolverName = Literal[
-    "euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5", "average"
-]
+SOLVERS = "euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5", "average"
+
+
+def _known_solver(name: str) -> str:
+    """One of these names, or one that was registered; only to look for that is torch imported."""
+    if name not in SOLVERS:
+        from ditlab.diffusion.solvers import SOLVERS as REGISTERED
+
+        if name not in REGISTERED:
+            known = ", ".join(dict.fromkeys((*SOLVERS, *REGISTERED)))
+            raise ValueError(f"unknown solver {name!r}; choose one of {known}, or register it first")
+    return name
+
+
+SOLVER_CHOICES = tyro.conf.arg(metavar="{" + ",".join(SOLVERS) + "}")
+SolverName = Annotated[str, AfterValidator(_known_solver)]
 GridName = Literal["auto", "uniform", "quadratic", "karras", "respaced", "leading"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -273,7 +297,7 @@ class SamplingConfig(Section):
 
     prefix: ClassVar[str] = "sampling."
     steps: int = Field(25, ge=1, description="solver steps")
-    solver: SolverName = Field("heun", description="of the reverse process")
+    solver: Annotated[SolverName, SOLVER_CHOICES] = Field("heun", description="of the reverse process")
     guidance: float = Field(1.0, description="classifier-free guidance scale; 1 is off")
     grid: GridName = Field("auto", description="times of the steps; auto is uniform for flow, respaced for ddpm")
     shift: float = Field(1.0, gt=0, description="above 1 moves the times of a continuous grid towards the noise")
@@ -287,12 +311,12 @@ class SamplingConfig(Section):
 DataConfig = Annotated[
     CirclesData | PointsData | DigitsData | ImagesData | LatentsData | ExternalData, Field(discriminator="kind")
 ]
-NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig | OwnConfig, Field(discriminator="kind")]
 ProcessConfig = Annotated[FlowConfig | DDPMConfig | MeanFlowConfig, Field(discriminator="kind")]
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
 
 KINDS: dict[str, dict[str, type[Section]]] = {
-    "network": {"dit": DiTConfig, "unet": UNetConfig, "mlp": MLPConfig},
+    "network": {"dit": DiTConfig, "unet": UNetConfig, "mlp": MLPConfig, "own": OwnConfig},
     "process": {"flow": FlowConfig, "ddpm": DDPMConfig, "meanflow": MeanFlowConfig},
     "optimizer": {"muon": MuonConfig, "adamw": AdamWConfig},
 }

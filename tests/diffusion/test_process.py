@@ -8,8 +8,10 @@ import torch
 
 import ditlab
 from ditlab.chance import generator_for
-from ditlab.config import SolverName
-from ditlab.diffusion.solvers import SOLVERS, integrate
+from ditlab.config import SOLVERS as NAMES
+from ditlab.config import SamplingConfig
+from ditlab.diffusion.solvers import OWN, SOLVERS, Heun, integrate
+from ditlab.errors import ConfigError
 
 SHAPES = {"points": (2,), "grey": (1, 16, 16), "rectangle": (3, 8, 12)}
 PROCESSES = {"flow": ditlab.FlowMatching, "ddpm": ditlab.DDPM}
@@ -103,7 +105,26 @@ def test_a_sample_does_not_depend_on_its_batch(solver):
 
 
 def test_the_solvers_names_are_the_commands_choices():
-    assert set(SolverName.__args__) == {*SOLVERS, "average"}  # the last is MeanFlow's own
+    assert {*NAMES} == {*OWN, "average"}  # the last is MeanFlow's own
+
+
+def test_a_solver_of_ones_own_is_known_by_its_name(monkeypatch):
+    monkeypatch.delitem(SOLVERS, "halved", raising=False)
+    with pytest.raises(ConfigError, match=r"unknown solver 'halved'; choose one of .*, or register it first"):
+        SamplingConfig(solver="halved")
+
+    @ditlab.register_solver("halved")
+    class Halved(Heun):
+        pass
+
+    monkeypatch.setitem(SOLVERS, "halved", Halved)  # forgotten after the test
+    assert SamplingConfig(solver="halved").solver == "halved"
+    process = ditlab.FlowMatching(shaken(network_for((2,))))
+    drawn = [process.sample(3, (2,), steps=3, solver=solver) for solver in ("halved", Halved(), "heun")]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    with pytest.raises(ValueError, match="ditlab's own"):
+        ditlab.register_solver("heun")
 
 
 @pytest.mark.parametrize("make", PROCESSES.values(), ids=PROCESSES)

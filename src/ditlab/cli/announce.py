@@ -62,7 +62,7 @@ def _chosen(config: Config, count: int) -> str:
 
     network = config.network
     cut = f" on patches of {network.patch_size}×{network.patch_size}" if network.kind == "dit" else ""
-    name = {"dit": "DiT", "unet": "U-Net", "mlp": "MLP"}[network.kind]
+    name = network.name if network.kind == "own" else {"dit": "DiT", "unet": "U-Net", "mlp": "MLP"}[network.kind]
     epochs = config.steps * config.batch_size / count
     return (
         f"A {name} of {parameters_of(config):,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "

@@ -12,7 +12,17 @@ import tyro
 from pydantic import Field
 
 from ditlab.cli.words import find, spell_out, take_kind, take_value
-from ditlab.config import KINDS, Config, DDPMConfig, GridName, Interval, SamplingConfig, SolverName, Width
+from ditlab.config import (
+    KINDS,
+    SOLVER_CHOICES,
+    Config,
+    DDPMConfig,
+    GridName,
+    Interval,
+    SamplingConfig,
+    SolverName,
+    Width,
+)
 from ditlab.data.images.survey import Survey, survey
 from ditlab.data.latents.survey import StoreSurvey, survey_store
 from ditlab.errors import InputError
@@ -59,7 +69,9 @@ class DrawingOptions(Section):
 
     run: RunName
     steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
-    solver: SolverName | None = Field(None, description="of the reverse process; None is the run's own")
+    solver: Annotated[SolverName | None, SOLVER_CHOICES] = Field(
+        None, description="of the reverse process; None is the run's own"
+    )
     grid: GridName | None = Field(None, description="times of the steps; None is the run's own")
     shift: float | None = Field(None, gt=0, description="above 1 moves the times towards the noise; None the run's own")
     guidance: float | None = Field(None, description="classifier-free guidance scale, 1 is off; None is the run's own")
@@ -250,7 +262,7 @@ class LatentsEncodeOptions(Section):
 class TrainOptions(Config):
     """Train a recipe into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow,
+    Choose kinds, and their options are offered: --network dit|unet|mlp|own, --process flow|ddpm|meanflow,
     --optimizer muon|adamw.
     """
 
@@ -270,7 +282,7 @@ class TrainOptions(Config):
 class LatentsTrainOptions(TrainOptions):
     """Train a recipe on latents into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp, --process flow|ddpm|meanflow,
+    Choose kinds, and their options are offered: --network dit|unet|mlp|own, --process flow|ddpm|meanflow,
     --optimizer muon|adamw.
     """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -343,6 +343,29 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
 }
 
 
+OWN = frozenset(SOLVERS)  # ditlab's own
+MadeSolver = TypeVar("MadeSolver", bound=Callable[[], Solver])
+
+
+def register_solver(name: str) -> Callable[[MadeSolver], MadeSolver]:
+    """A decorator that makes a solver known by name: ``sample(solver=name)``, ``--solver name``.
+
+    It goes on a class, or on any callable, that makes the solver without arguments. Registered again, as a notebook's
+    cell is, the latest is the one.
+
+    Raises:
+        ValueError: the name is that of a solver of ditlab's own.
+    """
+    if name in OWN:
+        raise ValueError(f"solver {name!r} is ditlab's own; choose another name")
+
+    def register(make: MadeSolver) -> MadeSolver:
+        SOLVERS[name] = make
+        return make
+
+    return register
+
+
 def as_solver(solver: str | Solver) -> Solver:
     """A solver by name, or the solver itself.
 
@@ -352,7 +375,7 @@ def as_solver(solver: str | Solver) -> Solver:
     if not isinstance(solver, str):
         return solver
     if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+        raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}, or register it first")
     return SOLVERS[solver]()
 
 

@@ -29,7 +29,7 @@ from ditlab.lab.scenes import Scene, Scenes, affordable, check_work, evaluations
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
 
-KINDS = {"dit": "A DiT", "unet": "A U-Net", "mlp": "An MLP"}
+KINDS = {"dit": "A DiT", "unet": "A U-Net", "mlp": "An MLP", "own": "A registered network"}
 MAX_STEPS = 200
 MAX_BYTES = 256e6  # of the arrays of one trajectory
 SUMMARY_IMAGES = 64

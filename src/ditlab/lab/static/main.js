@@ -37,7 +37,7 @@ const SECTIONS = [
 
 const guide = tour();
 
-const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP" };
+const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP", own: "a registered network" };
 const PROCESSES = { flow: "flow matching, which learns the way from noise to data", ddpm: "DDPM, which learns to take noise away step by step",
   meanflow: "MeanFlow, which learns the mean velocity over any span of the way from noise to data" };
 const TARGETS = { velocity: "the velocity, how xₜ changes with the time t", eps: "the noise ε in xₜ", x0: "the clean data x₀", v: "v, a mixture of noise and data" };

@@ -52,7 +52,7 @@ const dataOf = (settings, { run }) => JSON.stringify([run.shape, ...Object.entri
 /** @param {unknown} value */
 const said = (value) => (value === undefined || value === null ? "–" : Array.isArray(value) ? value.join(", ") : String(value));
 
-const NETWORKS = { dit: "DiT", unet: "U-Net", mlp: "MLP" };
+const NETWORKS = { dit: "DiT", unet: "U-Net", mlp: "MLP", own: "registered" };
 
 export class Facts {
   constructor() {
