@@ -136,8 +136,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     if ranks.first:
         from ditlab.evaluated import record
 
-        kept = record(run.folder.path, measured)
-        say(f"\nLook at {' and '.join(map(str, kept[1:]))}; {kept[0]} has the figures")
+        figures, *pictures = record(run.folder.path, measured)
+        if not options.as_json:
+            say(f"\nLook at {' and '.join(map(str, pictures))}; all that was measured is in {figures}")
     return 0
 
 
