@@ -111,11 +111,12 @@ class Evaluator:
         self.n, self.seed, self.decode, self.ranks = n, seed, decode, ranks
         self.device = torch.device("cpu") if device is None else device
         self.notice, self.beat = notice, beat
-        values = math.prod(dataset.shape)
-        self.batch_size = batch_size or max(1, min(LARGEST_BATCH, BATCH_VALUES // values))
-        self.kept = n if isinstance(config.data, CirclesData | PointsData | DigitsData) else MOST_VALUES // values
         self.images = len(dataset.shape) == 3 and (config.latent_space is None or decode is not None)
         self.shape = tuple(self._comparable(torch.zeros(1, *dataset.shape)).shape[1:]) if self.images else dataset.shape
+        values = max(math.prod(dataset.shape), math.prod(self.shape))
+        self.batch_size = batch_size or max(1, min(LARGEST_BATCH, BATCH_VALUES // values))
+        small = isinstance(config.data, CirclesData | PointsData | DigitsData)
+        self.kept = n if small else max(1, MOST_VALUES // values)  # samples; of the others features are kept alone
         self.features = ranks.together(lambda: self._features(features))
         self.values = Values(self.shape, latent=not self.images)
 
@@ -250,6 +251,8 @@ class Evaluator:
         if not self.ranks.first:
             return Measured({}, samples)
         figures, copies = self._of_kind(samples, labels), None
+        if "sliced_wasserstein" in figures and len(samples) < self.n:
+            figures["sliced_wasserstein_n"] = len(samples)
         if reference is not None:
             figures |= reference.figures(found[0], self.seed)
         if isinstance(features, Classifier) and features.judges and labels is not None:

@@ -182,7 +182,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
-        names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks*.txt")
+        names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks*.txt", ".eval*.tmp.*")
         left = [entry for name in names for entry in self.path.glob(name)]
         for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
             left += folder.glob(".*")

@@ -127,7 +127,7 @@ def test_labels_as_the_data_have_them(here, capsys):
 
 def test_a_classifier_is_trained_once_and_judges(here, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DITLAB_CACHE", str(tmp_path))
-    status, out, err = call(capsys, "eval", "labelled", "--n", 40, "--json")
+    _, out, err = call(capsys, "eval", "labelled", "--n", 40, "--json")
     first = json.loads(out)
     assert "training a small classifier on 40 images" in err
     assert first["features"] == "classifier"

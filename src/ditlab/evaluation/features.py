@@ -106,15 +106,23 @@ class Inception:
                 f"--features inception needs the network's weights at {path}: fetch {INCEPTION} from the releases of "
                 f"github.com/toshas/torch-fidelity; or use --features classifier"
             )
-        from torchmetrics.image.fid import NoTrainInceptionV3
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
 
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+            network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+        except (ImportError, RuntimeError, NameError) as error:  # torch-fidelity needs a torchvision that fits torch
+            told = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"--features inception: torch-fidelity does not work here ({told}); it needs the torchvision that was "
+                f"built for torch {torch.__version__}; or use --features classifier"
+            ) from None
         self.network: nn.Module = network.to(device).eval().requires_grad_(False)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
     def __call__(self, samples: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 2048"]:
         pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().byte()
-        return self.network(pixels.expand(-1, 3, -1, -1))
+        with torch.no_grad():
+            return self.network(pixels.expand(-1, 3, -1, -1))
 
 
 class Custom:

@@ -59,9 +59,9 @@ class Real(NamedTuple):
 def real_data(dataset: Dataset, n: int, seed: int, decode: Callable[[Tensor], Tensor] | None = None) -> Real:
     """Data of the kind that a run was trained on, for n samples.
 
-    Data without end are made anew: at least 2,000 to compare with. Of the digits half B is compared with, and half A,
-    which was trained on, put in the place of samples. Of other finite data one half, up to 50,000, is compared with;
-    n of the others are put in the place of samples.
+    Data without end are made anew: at least 2,000 to compare with. Of the digits half B is compared with, and n of
+    half A, which was trained on, put in the place of samples. Of other finite data one half, up to 50,000, is compared
+    with; n of the others are put in the place of samples.
 
     Args:
         dataset: the data.
@@ -72,19 +72,13 @@ def real_data(dataset: Dataset, n: int, seed: int, decode: Callable[[Tensor], Te
     match dataset:
         case Digits():
             half_a, half_b = digit_halves()
-            return Real("half B of the digits", _lot(half_b.images), _lot(half_a.images), _training(dataset, None))
+            floor = _lot(half_a.images[:n])
+            return Real("half B of the digits", _lot(half_b.images), floor, _training(dataset, None))
         case Circles() | Points():
             make = _circles if isinstance(dataset, Circles) else dataset.sampler
-            count = min(max(REFERENCE, n), MOST_FRESH)
+            sizes = {"reference": min(max(REFERENCE, n), MOST_FRESH), "floor": min(n, MOST_FRESH)}
             reference, floor = (
-                _lot(make(size, generator_for(seed, "evaluation", what)))
-                for size, what in (
-                    (count, "reference"),
-                    (
-                        min(n, MOST_FRESH),
-                        "floor",
-                    ),
-                )
+                _lot(make(size, generator_for(seed, "evaluation", what))) for what, size in sizes.items()
             )
             name = "circles" if isinstance(dataset, Circles) else dataset.name
             return Real(f"fresh {name}", reference, floor, None)
