@@ -164,6 +164,21 @@ def test_other_data_and_decoded_latents(here, capsys):
     assert against["vae"] == "vae"
 
 
+def test_a_run_of_others_is_compared_with_a_folder(here, capsys):
+    """What was imported has no data here, and is measured against those that are named."""
+    shutil.copytree("runs/labelled", "runs/external", dirs_exist_ok=True)
+    config = json.loads(Path("runs/external/config.json").read_text())
+    config["data"] = {"kind": "external", "shape": [3, 8, 8], "num_classes": 2}
+    Path("runs/external/config.json").write_text(json.dumps(config))
+    against = ("--data", "others", "--features", "pixels")
+    found, own = measured(capsys, "external", *against), measured(capsys, "labelled", *against)
+    assert found["frechet"] == own["frechet"]
+    assert "frechet_floor" not in found
+    for words, message in (((), "name a folder with --data"), ((*against, "--labels", "data"), "use balanced")):
+        status, _, err = call(capsys, "eval", "external", *words)
+        assert (status, message in err) == (2, True), err
+
+
 def test_a_function_of_ones_own(here, capsys):
     body = "import torch\n\ndef moments(x):\n    x = x.flatten(1)\n    return torch.stack([x.mean(1), x.std(1)], 1)\n"
     body += "\ndef wrong(x):\n    return x.mean()\n\nnumber = 3\n"

@@ -1,6 +1,7 @@
 """Fréchet and kernel distances, and what neighbours tell: against torchmetrics, closed forms, and plain loops."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -164,9 +165,15 @@ def test_samples_as_good_as_data_score_as_data_do():
     assert narrow["density"] > 0.8 > 0.5 > narrow["coverage"]
     assert (off["precision"], off["recall"], off["density"], off["coverage"]) == (0, 0, 0, 0)
     assert off["frechet"] == pytest.approx(3 * 81, rel=0.05)
-    few = Reference(cloud(4, 3, 0)).figures(cloud(3, 3, 1))
+
+
+@pytest.mark.parametrize(("samples", "data"), [(3, 4), (2, 2), (2, 1), (9, 1)])
+def test_few_have_fewer_figures_and_all_are_numbers(samples, data):
+    few = Reference(cloud(data, 3, 0), cloud(data, 3, 1)).figures(cloud(samples, 3, 2))
+    few |= memorised(Bank(cloud(data, 3, 0)), cloud(samples, 3, 1), 0)
     assert "precision" not in few
-    assert all(math.isfinite(value) for value in few.values() if isinstance(value, float))
+    assert ("kernel" in few) == (data > 1)
+    json.dumps(few, allow_nan=False)
 
 
 def test_copies_are_found_and_strangers_are_not():

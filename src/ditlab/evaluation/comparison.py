@@ -37,7 +37,8 @@ class Reference:
         if self.others is None:
             return {}
         found = {"frechet_floor": frechet(Moments.of(self.others), self.moments)}
-        found["kernel_floor"] = kernel_distance(self.others[:MOST], self.data[:MOST])
+        if min(len(self.others), len(self.data)) > 1:
+            found["kernel_floor"] = kernel_distance(self.others[:MOST], self.data[:MOST])
         if (parts := _manifolds(self.others, self.data)) is not None:
             found |= {f"{name}_real": float(values.mean()) for name, values in parts._asdict().items()}
         return found
@@ -45,17 +46,20 @@ class Reference:
     def figures(self, samples: Float[Tensor, "n d"], seed: int = 0) -> dict[str, Any]:
         """All figures of samples, with their intervals and floors; those that need more samples are left out."""
         distance = frechet_interval(samples, self.moments, seed)
-        pairs = kernel_interval(samples[:MOST], self.data[:MOST], seed)
         found: dict[str, Any] = {
             "frechet": distance.value,
             "frechet_interval": distance.interval,
             "frechet_replicates": distance.replicates,
-            "kernel": pairs.value,
-            "kernel_interval": pairs.interval,
-            "kernel_subset_mean": pairs.subset_mean,
-            "kernel_subset_std": pairs.subset_std,
-            "kernel_subsets": f"{SUBSETS} of {pairs.subset_size}",
         }
+        if len(self.data) > 1:
+            pairs = kernel_interval(samples[:MOST], self.data[:MOST], seed)
+            found |= {
+                "kernel": pairs.value,
+                "kernel_interval": pairs.interval,
+                "kernel_subset_mean": pairs.subset_mean,
+                "kernel_subset_std": pairs.subset_std,
+                "kernel_subsets": f"{SUBSETS} of {pairs.subset_size}",
+            }
         if (parts := _manifolds(samples, self.data)) is not None:
             for name, values in parts._asdict().items():
                 found |= {name: float(values.mean()), f"{name}_interval": mean_interval(values, seed, name)}
@@ -89,8 +93,13 @@ class Bank:
 
     @cached_property
     def apart(self) -> float:
-        """Median distance of a datum to the nearest of the others, of up to 2,000: as of one that was held out."""
+        """Median distance of a datum to the nearest of the others, of up to 2,000: as of one that was held out.
+
+        0 where there is but one, or where most are there twice.
+        """
         probes = self.plain[:PROBES]
+        if len(self.plain) < 2:
+            return 0.0
         return float(nearest(probes, self.rows, 1, torch.arange(len(probes)), self.names).distances.median())
 
     def nearest(self, samples: Float[Tensor, "n d"], k: int) -> Nearest:
@@ -102,11 +111,8 @@ class Bank:
 def memorised(bank: Bank, samples: Float[Tensor, "n d"], seed: int) -> dict[str, Any]:
     """Median distance of samples to the nearest datum, over that of data to the nearest other: below 1 means copies."""
     distances = bank.nearest(samples[:MOST], 1).distances[:, 0]
-    found = {
-        "nearest_training_image": float(distances.median()),
-        "nearest_training_image_held_out": bank.apart,
-    }
-    if not bank.apart:  # half of the data are there twice
+    found = {"nearest_training_image": float(distances.median()), "nearest_training_image_held_out": bank.apart}
+    if not bank.apart:
         return found
     low, high = median_interval(distances, seed, "memorisation")
     ratio = found["nearest_training_image"] / bank.apart

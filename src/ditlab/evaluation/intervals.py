@@ -17,8 +17,8 @@ AT_A_TIME = 2**22  # values that are drawn together
 
 
 def normal_interval(value: float, replicates: Float[Tensor, " r"]) -> Interval:
-    """1.96 standard deviations of bootstrap replicates about the value."""
-    reach = QUANTILE * float(replicates.std())
+    """1.96 standard deviations of bootstrap replicates about the value; replicates that have none do not count."""
+    reach = QUANTILE * float(replicates[replicates.isfinite()].std(correction=0))
     return [value - reach, value + reach]
 
 
