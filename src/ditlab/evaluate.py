@@ -83,47 +83,41 @@ def measure(
     drawing = build_drawing(settings, run.process, guided)
     decode = _decoder(run, vae)
     device = next(run.process.parameters()).device
-    evaluator = Evaluator(
-        run.config,
-        dataset,
-        n=n,
-        seed=seed,
-        features=features,
-        other=None if data is None else _other_data(run, data, decode),
-        decode=decode,
-        device=device,
-        batch_size=batch_size,
-        ranks=ranks,
-        notice=notice,
-    )
+    compared: dict[str, Any] = {"features": features, "decode": decode, "batch_size": batch_size, "notice": notice}
+    compared["other"] = None if data is None else _other_data(run, data, decode)
+    evaluator = Evaluator(run.config, dataset, n=n, seed=seed, device=device, ranks=ranks, **compared)
     asked = _labels(run, dataset, n, seed, labels)
-    drawn = 0
-    before = run.process.evaluations
-
-    def draw(numbers: range) -> Tensor:
-        nonlocal drawn
-        drawn += len(numbers)
-        own = None if asked is None else asked[torch.tensor(numbers).clamp(max=n - 1)]
-        count = len(numbers)
-        return run.sample(count, own, seed=seed, first=numbers.start, batch_size=count, guide=guide, **drawing)
-
+    draw = _Draw(run, asked, {"seed": seed, "guide": guide, **drawing})
     measured = evaluator.measure(draw, asked)
-    evaluations = (run.process.evaluations - before) / drawn
     likelihood: dict[str, Any] = {}
     if nll:
         assert isinstance(dataset, HeldOut)
         likelihood = measure_likelihood(run.process, dataset, nll_n, seed, ranks.spread)
     if not ranks.first:
         return measured
-    evaluations = int(evaluations) if evaluations.is_integer() else round(evaluations, 1)
     decided = {"n": n, "seed": seed} | ({} if asked is None else {"labels": labels}) | drawn_with(run, settings, guide)
-    decided |= {
-        "evaluations": evaluations,
-        "weights": run.weights,
-        "run_step": run.step,
-        **_made_by(device, decode, vae),
-    }
-    return measured._replace(figures=measured.figures | likelihood | decided)
+    decided |= {"evaluations": draw.evaluations, "weights": run.weights, "run_step": run.step}
+    return measured._replace(figures=measured.figures | likelihood | decided | _made_by(device, decode, vae))
+
+
+class _Draw:
+    """Draws samples of a run by number, and counts how often the network runs for them."""
+
+    def __init__(self, run: Run, labels: Tensor | None, options: dict[str, Any]) -> None:
+        self.run, self.labels, self.options = run, labels, options
+        self.drawn, self.before = 0, run.process.evaluations
+
+    def __call__(self, numbers: range) -> Tensor:
+        count, labels = len(numbers), self.labels
+        self.drawn += count
+        own = None if labels is None else labels[torch.tensor(numbers).clamp(max=len(labels) - 1)]
+        return self.run.sample(count, own, first=numbers.start, batch_size=count, **self.options)
+
+    @property
+    def evaluations(self) -> float:
+        """For each sample."""
+        found = (self.run.process.evaluations - self.before) / self.drawn
+        return int(found) if found.is_integer() else round(found, 1)
 
 
 def _check(run: Run, n: int, data: str | None, vae: str | None) -> None:

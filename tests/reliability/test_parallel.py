@@ -221,7 +221,7 @@ def test_samples_and_figures_are_those_of_one_process(jobs, tmp_path):
     words = ["digits", *TINY, "--steps", "2", "--network.patch-size", "4", "--name", "run"]
     assert jobs.run(tmp_path, words, 1)[0] == [0]
     drawing = ["run", "--steps", "2", "--solver", "euler"]
-    measuring = [*drawing, "--n", "101", "--nll", "--nll-n", "65", "--json"]
+    measuring = [*drawing, "--n", "101", "--features", "classifier", "--nll", "--nll-n", "65", "--json"]
     figures, samples = {}, {}
     for world in (1, 2):
         ended, told = jobs.run(tmp_path, ["sample", *drawing, "--n", "5", "--out", f"{world}.npz"], world)
@@ -229,9 +229,9 @@ def test_samples_and_figures_are_those_of_one_process(jobs, tmp_path):
         samples[world] = np.load(tmp_path / f"{world}.npz")["samples"]
         ended, told = jobs.run(tmp_path, ["eval", *measuring], world, f"eval{world}")
         assert ended == [0] * world, told
-        figures[world] = json.loads((tmp_path / f"eval{world}.0.err").read_text())
+        figures[world] = json.loads((tmp_path / f"eval{world}.0.err").read_text().splitlines()[-1])
     assert np.array_equal(samples[1], samples[2])
-    assert figures[1]["nll_n"] == 65
+    assert (figures[1]["nll_n"], figures[1]["features"]) == (65, "classifier")
     assert figures[1] == figures[2]
 
 

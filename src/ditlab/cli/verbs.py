@@ -270,13 +270,13 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures, allow_nan=False))
         return
-    rows = _rows(figures)
+    rows = table(figures)
     width = max(len(key) for key in rows)
     for key, text in rows.items():
         print(f"{key:<{width}}  {text}")
 
 
-def _rows(figures: dict[str, Any]) -> dict[str, str]:
+def table(figures: dict[str, Any]) -> dict[str, str]:
     """Every figure in words, with its interval and what real data score, where they are given, in its row."""
     rows, said = {}, set()
     for key, value in figures.items():
