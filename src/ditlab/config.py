@@ -375,6 +375,10 @@ class Config(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     preview_every: int = Field(500, ge=1, description="steps between pictures drawn from the same noise")
     record_every: int = Field(100, ge=1, description="steps between recordings of gates and branches")
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between lines of metrics.jsonl with figures as of ditlab eval; None is never"
+    )
+    eval_n: int = Field(1000, ge=2, le=10**7, description="samples that these figures are of")
     track: Literal["tensorboard", "wandb"] | None = Field(
         None, description="show metrics and previews there too; needs pip install 'ditlab[tensorboard]' or [wandb]"
     )
@@ -401,6 +405,8 @@ class Config(Section):
             raise ConfigError(f"accumulate={self.accumulate}: must divide batch_size={self.batch_size}")
         if few_steps and self.compile is True:
             raise ConfigError("compile=True: meanflow differentiates the network as it is; leave compile out")
+        if self.eval_every is not None and self.data.kind == "digits" and self.eval_n < 100:
+            raise ConfigError(f"eval_n={self.eval_n}: the Fréchet distance of 64 features needs at least 100 digits")
         if sampling.solver == "average" and not few_steps:
             raise ConfigError("sampling.solver=average: only --process meanflow learns an average velocity")
         if sampling.solver == "average" and sampling.guidance != 1:

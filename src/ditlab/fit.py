@@ -20,6 +20,7 @@ from ditlab.diffusion.process import Process
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
+from ditlab.midway import Midway
 from ditlab.pictures import false_colors, save_picture
 from ditlab.run import RunFolder
 from ditlab.tracking import Nobody, Tracker, must_be_installed, tracking
@@ -258,6 +259,7 @@ class Recorder:
         self.has_gates = bool(modulated_blocks(state.network))
         if self.has_gates:
             self.recorded = self._recording_batch(dataset)
+        self.midway = Midway(state, dataset, watcher.notice, beat) if self.config.eval_every else None
 
     def _recording_batch(self, dataset: Dataset) -> tuple[Any, ...]:
         """The same noisy samples at every recording: (T, B, *shape), the T times, and the conditions."""
@@ -291,6 +293,7 @@ class Recorder:
             name: last or step.step % getattr(config, f"{name}_every") == 0
             for name in ("log", "record", "preview", "checkpoint")
         }
+        due["eval"] = self.config.eval_every is not None and (last or step.step % self.config.eval_every == 0)
         due["snapshot"] = bool(config.averages) and (last or step.step % config.snapshot_every == 0)
         if due["log"] or due["record"]:
             self._log(step, due["record"])
@@ -298,6 +301,9 @@ class Recorder:
         begun = time.perf_counter()
         if due["preview"]:
             self._preview()
+            self.beat()
+        if due["eval"] and self.midway is not None:  # before the checkpoint, as the snapshot
+            self._evaluate(self.midway, self.seconds + begun - self.clock)
             self.beat()
         if due["snapshot"]:  # before the checkpoint: a run that goes on from that one has it
             self._snapshot()
@@ -369,6 +375,10 @@ class Recorder:
         if self.first:
             write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
             self.tracker.picture(self.state.step, path)
+
+    def _evaluate(self, midway: Midway, seconds: float) -> None:
+        if figures := midway.figures():
+            self._tell({"step": self.state.step, "seconds": round(seconds, 3), "eval": figures})
 
     def _snapshot(self) -> None:
         tensors = self.state.averages.snapshot()

@@ -182,7 +182,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
-        names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks*.txt")
+        names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks*.txt", ".eval*.tmp.*")
         left = [entry for name in names for entry in self.path.glob(name)]
         for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
             left += folder.glob(".*")
@@ -238,6 +238,7 @@ class Run:
     step: int
     num_classes: int | None
     shape: tuple[int, ...]
+    weights: str | float = "ema"
 
     def sample(
         self,
@@ -252,6 +253,7 @@ class Run:
         shift: float = 1.0,
         guide: Run | None = None,
         ranks: Ranks = ALONE,
+        first: int = 0,
     ) -> Float[Tensor, "n ..."]:
         """Draw n samples; images are clamped to [−1, 1], points and latents are not.
 
@@ -262,6 +264,7 @@ class Run:
             batch_size: how many at a time; it changes nothing but memory and speed.
             guide: a weaker run of the same data and path, in the place of the null label.
             ranks: processes that draw a share each; every one of them gets all samples.
+            first: the number of the first sample, to go on where an earlier call has ended; give labels then, if any.
 
         Raises:
             InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels; a
@@ -280,7 +283,7 @@ class Run:
             cond = None if wanted is None else {"label": wanted[torch.tensor(some).clamp(max=n - 1)]}
             try:
                 pieces.append(
-                    self.process.sample(len(some), self.shape, cond=cond, seed=seed, first=some[0], **options)
+                    self.process.sample(len(some), self.shape, cond=cond, seed=seed, first=first + some[0], **options)
                 )
             except ValueError as error:
                 raise InputError(str(error)) from None
@@ -366,4 +369,4 @@ def load(
     if taken is None:
         raise InputError(f"{folder.path} has no checkpoint yet; go on with: ditlab train --resume {folder.path}")
     process = build_process(config, network.to(resolve_device(device))).eval().requires_grad_(False)
-    return Run(folder, config, process, taken, dataset.num_classes, dataset.shape)
+    return Run(folder, config, process, taken, dataset.num_classes, dataset.shape, weights)

@@ -87,7 +87,7 @@ def test_a_label_that_is_not_there_is_refused(runs):
 def test_figures_are_those_of_ditlab_eval(runs, library, names):
     found = library.quality(names["circles"], 20, "raw", 20, 3, look_away)
     run = ditlab.load(runs / "circles", weights="raw", step=20)
-    assert found == evaluate(run, 20, seed=3, **run.config.sampling.model_dump())
+    assert found == evaluate(run, 20, seed=3, features="none", **run.config.sampling.model_dump())
     drawn = run.sample(20, steps=25, solver="heun", seed=3)
     assert found["valid"] == measure_circles(drawn, 3)["valid"]
     assert found["energy_distance"] == pytest.approx(measure_circles(drawn, 3)["energy_distance"])
@@ -133,7 +133,10 @@ def test_images_that_are_not_prepared_are_left_alone(tmp_path, monkeypatch):
     config |= {"sampling": {"steps": 2, "solver": "euler"}}
     run = ditlab.load(train_into(tmp_path / "run", Config(**(RECIPES["circles"]().model_dump() | config))))
     assert Images(str(folder), (8, 8)).prepared
-    assert quality(run, n=8)["sliced_wasserstein"] == evaluate(run, 8, steps=2, solver="euler")["sliced_wasserstein"]
+    assert (
+        quality(run, n=8)["sliced_wasserstein"]
+        == evaluate(run, 8, features="none", steps=2, solver="euler")["sliced_wasserstein"]
+    )
     monkeypatch.setenv("DITLAB_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(InputError, match="are not prepared here"):
         quality(run, n=8)

@@ -123,7 +123,7 @@ def test_figures_are_measured_when_asked_for(chromium, lab, runs):
         panel.get_by_role("button", name="Measure", exact=True).click()
         panel.get_by_text(f"Each figure is of {N} samples").wait_for()
         run = ditlab.load(runs / "points")
-        figures = evaluate(run, N, **run.config.sampling.model_dump())
+        figures = evaluate(run, N, features="none", **run.config.sampling.model_dump())
         for text in table_of(panel)[f"Quality, of {N} samples"]:
             assert float(text) == pytest.approx(figures["energy_distance"], rel=6e-3)
         drawn = panel.locator(".runs-quality svg desc").text_content()

@@ -15,6 +15,7 @@ import torch
 import ditlab
 from ditlab.cli.main import VERBS
 from ditlab.errors import DamagedCheckpoint
+from ditlab.evaluate import evaluate
 from ditlab.interop.exports import export_run
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import read_part, step_name
@@ -220,7 +221,7 @@ def test_samples_and_figures_are_those_of_one_process(jobs, tmp_path):
     words = ["digits", *TINY, "--steps", "2", "--network.patch-size", "4", "--name", "run"]
     assert jobs.run(tmp_path, words, 1)[0] == [0]
     drawing = ["run", "--steps", "2", "--solver", "euler"]
-    measuring = [*drawing, "--n", "101", "--nll", "--nll-n", "65", "--json"]
+    measuring = [*drawing, "--n", "101", "--features", "classifier", "--nll", "--nll-n", "65", "--json"]
     figures, samples = {}, {}
     for world in (1, 2):
         ended, told = jobs.run(tmp_path, ["sample", *drawing, "--n", "5", "--out", f"{world}.npz"], world)
@@ -228,10 +229,31 @@ def test_samples_and_figures_are_those_of_one_process(jobs, tmp_path):
         samples[world] = np.load(tmp_path / f"{world}.npz")["samples"]
         ended, told = jobs.run(tmp_path, ["eval", *measuring], world, f"eval{world}")
         assert ended == [0] * world, told
-        figures[world] = json.loads((tmp_path / f"eval{world}.0.err").read_text())
+        figures[world] = json.loads((tmp_path / f"eval{world}.0.err").read_text().splitlines()[-1])
     assert np.array_equal(samples[1], samples[2])
-    assert figures[1]["nll_n"] == 65
+    assert (figures[1]["nll_n"], figures[1]["features"]) == (65, "classifier")
     assert figures[1] == figures[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_measured_on_the_way_is_that_of_one_process(jobs, tmp_path, kind):
+    """And the training of two processes does not feel that it is measured."""
+    words = ["digits", *TINY, "--steps", "2", "--network.patch-size", "4", "--parallel", kind]
+    for name, more in (("with", ["--eval-every", "2", "--eval-n", "101"]), ("without", [])):
+        ended, told = jobs.run(tmp_path, [*words, *more, "--name", name], 2)
+        assert ended == [0, 0], told
+    kept, plain = (tree(tmp_path / "runs" / name / "checkpoints") for name in ("with", "without"))
+    assert len(plain) > 4
+    assert {name: body for name, body in kept.items() if name.endswith(".safetensors")} == {
+        name: body for name, body in plain.items() if name.endswith(".safetensors")
+    }
+    run = ditlab.load(tmp_path / "runs/with")
+    (told,) = (line["eval"] for line in run.folder.read_metrics() if "eval" in line)
+    after = evaluate(run, 101, **run.config.sampling.model_dump())
+    assert "frechet" in told
+    for name, value in told.items():
+        if isinstance(value, float):
+            assert after[name] == pytest.approx(value, rel=1e-4), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

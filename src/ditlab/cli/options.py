@@ -110,6 +110,24 @@ class EvalOptions(DrawingOptions):
         None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 256 images"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
+    features: str = Field(
+        "auto",
+        description="what samples are compared by: pixels, classifier, inception, none, or a function of your own as "
+        "module:function; auto is disc for circles, classifier for images, else pixels",
+    )
+    data: str | None = Field(
+        None,
+        description="images, or a store of latents, to compare with; None is half of what was trained on",
+    )
+    vae: str | None = Field(
+        None, description="autoencoder that decodes latents, to compare images; None compares the latents"
+    )
+    labels: Literal["balanced", "data"] = Field(
+        "balanced", description="that samples are drawn for: each class in turn, or as often as the data have it"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, le=2**20, description="samples drawn together, for memory and speed alone; None is up to 500"
+    )
 
 
 class DoctorOptions(Section):

@@ -33,6 +33,7 @@ from ditlab.recipes import RECIPES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ditlab.evaluator import Measured
     from ditlab.run import Run, RunFolder
     from ditlab.training.parallel import Ranks
 
@@ -59,7 +60,7 @@ def demo(arguments: Sequence[str]) -> int:
     run = load(folder.path)
     picture = folder.path / "samples.png"
     _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)), ALONE)
-    figures = _measure(run, EvalOptions(run=str(folder.path)), ALONE)
+    figures = _measure(run, EvalOptions(run=str(folder.path)), ALONE).figures
     report({"run": str(folder.path), "picture": str(picture), **figures}, options.as_json)
     say(f"\nLook at {picture}. Next: ditlab lab {folder.path}, or ditlab train digits")
     return 0
@@ -130,7 +131,14 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     ranks = join(options.device)
     run = load(options.run, weights=options.weights, device=options.device)
-    report(_measure(run, options, ranks), options.as_json)
+    measured = _measure(run, options, ranks)
+    report(measured.figures, options.as_json)
+    if ranks.first:
+        from ditlab.evaluated import record
+
+        figures, *pictures = record(run.folder.path, measured)
+        if not options.as_json:
+            say(f"\nLook at {' and '.join(map(str, pictures))}; all that was measured is in {figures}")
     return 0
 
 
@@ -242,14 +250,13 @@ def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]
     return decoder(run, vae)
 
 
-def _measure(run: Run, options: EvalOptions, ranks: Ranks) -> dict[str, Any]:
-    from ditlab.evaluate import evaluate as measure
+def _measure(run: Run, options: EvalOptions, ranks: Ranks) -> Measured:
+    from ditlab.evaluate import measure
 
     settings, guide = _drawing(run, options)
-    drawn = settings.model_dump()
-    return measure(
-        run, options.n, seed=options.seed, guide=guide, nll=options.nll, nll_n=options.nll_n, ranks=ranks, **drawn
-    )
+    asked = ("seed", "features", "data", "vae", "labels", "batch_size", "nll", "nll_n")
+    given = {name: getattr(options, name) for name in asked}
+    return measure(run, options.n, guide=guide, ranks=ranks, notice=say, **given, **settings.model_dump())
 
 
 def _last_loss(folder: RunFolder) -> float | None:
@@ -263,9 +270,26 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures, allow_nan=False))
         return
-    width = max(len(key) for key in figures)
+    rows = table(figures)
+    width = max(len(key) for key in rows)
+    for key, text in rows.items():
+        print(f"{key:<{width}}  {text}")
+
+
+def table(figures: dict[str, Any]) -> dict[str, str]:
+    """Every figure in words, with its interval and what real data score, where they are given, in its row."""
+    rows, said = {}, set()
     for key, value in figures.items():
-        print(f"{key:<{width}}  {_readable(value)}")
+        if key in said:
+            continue
+        rows[key] = _readable(value)
+        if (interval := figures.get(f"{key}_interval")) is not None:
+            rows[key] += f"  [{_readable(interval[0])}, {_readable(interval[1])}]"
+        for suffix in ("_floor", "_real"):
+            if f"{key}{suffix}" in figures:
+                rows[key] += f"  (real data: {_readable(figures[key + suffix])})"
+        said |= {f"{key}{suffix}" for suffix in ("_interval", "_floor", "_real")}
+    return rows
 
 
 def _readable(value: Any) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import linalg
 from torch import Tensor
 
 from ditlab.chance import generator_for
@@ -37,14 +35,3 @@ def sliced_wasserstein(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], directi
     quantiles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     left, right = (torch.quantile(z.double() @ axes, quantiles, dim=0) for z in (x, y))  # (1000, directions)
     return float((left - right).square().mean().sqrt())
-
-
-def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """‖μx − μy‖² + tr(Σx + Σy − 2·(Σx Σy)^½) of features, between Gaussians fitted to them (Heusel et al. 2017).
-
-    The trace of the root is the sum of the roots of the eigenvalues of Σx Σy, which are real and at least 0.
-    """
-    a, b = x.double().numpy(), y.double().numpy()
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = np.sqrt(np.clip(linalg.eigvals(cov_a @ cov_b).real, 0, None)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root)

@@ -19,7 +19,9 @@ from ditlab.data.digits import digit_halves
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
 from ditlab.data.points import POINTS
-from ditlab.evaluation.distances import energy_distance, frechet_distance, sliced_wasserstein
+from ditlab.evaluation.comparison import judged
+from ditlab.evaluation.distances import energy_distance, sliced_wasserstein
+from ditlab.evaluation.intervals import mean_interval, median_interval
 from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap, disc_parameters
 
 REFERENCE = 2000  # data samples to compare with
@@ -38,6 +40,7 @@ def measure_circles(samples: Float[Tensor, "n 1 16 16"], seed: int = 0) -> dict[
 
     return {
         "valid": float((overlap >= VALID_OVERLAP).double().mean()),
+        "valid_interval": mean_interval((overlap >= VALID_OVERLAP).double(), seed, "valid"),
         "overlap": float(overlap.mean()),
         **_with_floor("energy_distance", energy_distance, disc_parameters(samples), data),
     }
@@ -62,29 +65,26 @@ def _with_floor(key: str, distance: Distance, samples: Tensor, data: Callable[..
     return {key: distance(samples, reference), f"{key}_floor": sum(draws) / FLOOR_DRAWS}
 
 
-def measure_digits(samples: Float[Tensor, "n 1 8 8"], labels: Int[Tensor, " n"]) -> dict[str, Any]:
-    """Is each sample the digit that was asked for, how far are all from real ones, and are they copies?
+def measure_digits(samples: Float[Tensor, "n 1 8 8"], labels: Int[Tensor, " n"], seed: int = 0) -> dict[str, Any]:
+    """Is each sample the digit that was asked for, and are they copies?
 
     The generator learned from half A. The judge, a support-vector machine, learned from half B alone; its score on the
-    real half A bounds what a generator can reach. The Fréchet distance is between the 64 pixel values of the samples
-    and of half B; its floor is half A's. Memorisation compares the distance of a sample to its nearest image of half A
-    with that of a held-out image (half B) to its own: a ratio far below 1 means copies.
+    real half A bounds what a generator can reach. Memorisation compares the distance of a sample to its nearest image
+    of half A with that of a held-out image (half B) to its own: a ratio far below 1 means copies.
     """
     half_a, half_b = digit_halves()
     judge = SVC(gamma="scale").fit(_flat(half_b.images), half_b.labels.numpy())
-    correct = judge.predict(_flat(samples)) == labels.numpy()
     nearest = NearestNeighbors(n_neighbors=1).fit(_flat(half_a.images))
-    to_samples, to_held_out = (float(np.median(nearest.kneighbors(_flat(x))[0])) for x in (samples, half_b.images))
+    distances, held_out = (nearest.kneighbors(_flat(x))[0][:, 0] for x in (samples, half_b.images))
+    to_samples, to_held_out = float(np.median(distances)), float(np.median(held_out))
+    ends = median_interval(torch.from_numpy(distances), seed, "memorisation")
     return {
-        "accuracy": float(correct.mean()),
-        "accuracy_by_label": {str(k): float(correct[labels.numpy() == k].mean()) for k in sorted(set(labels.tolist()))},
+        **judged(torch.from_numpy(judge.predict(_flat(samples))), labels, seed),
         "accuracy_real": float(judge.score(_flat(half_a.images), half_a.labels.numpy())),
-        "frechet": frechet_distance(torch.from_numpy(_flat(samples)), torch.from_numpy(_flat(half_b.images))),
-        "frechet_floor": frechet_distance(*(torch.from_numpy(_flat(half.images)) for half in (half_a, half_b))),
-        "frechet_features": "64 pixel values",
         "nearest_training_image": to_samples,
         "nearest_training_image_held_out": to_held_out,
         "memorisation_ratio": to_samples / to_held_out,
+        "memorisation_ratio_interval": [end / to_held_out for end in ends],
     }
 
 

@@ -29,7 +29,7 @@ def configuration(folder: RunFolder) -> dict[str, Any]:
 
 
 def quality(run: Run, *, n: int = 200, seed: int = 0, look: Look = look_away) -> dict[str, Any]:
-    """The figures of ``ditlab eval`` of a run, drawn as its own configuration says.
+    """The figures of ``ditlab eval --features none`` of a run, drawn as its own configuration says.
 
     Nothing is fetched or written: images must have been prepared before.
 
@@ -48,7 +48,7 @@ def quality(run: Run, *, n: int = 200, seed: int = 0, look: Look = look_away) ->
         if not dataset.prepared:
             raise InputError(f"the images of {run.folder.path.name} are not prepared here: ditlab eval does it")
     with looking(run.process.network, look):
-        return evaluate(run, n, seed=seed, **run.config.sampling.model_dump())
+        return evaluate(run, n, seed=seed, features="none", **run.config.sampling.model_dump())
 
 
 @contextmanager

@@ -1,0 +1,83 @@
+"""What ``ditlab eval`` leaves in a run folder: every evaluation so far, a grid of samples, and possible copies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from torch import Tensor
+
+from ditlab.disk import read_json, write_atomically
+from ditlab.errors import InputError
+from ditlab.evaluator import Copy, Measured
+from ditlab.pictures import contact_sheet, save_picture
+
+FILE, GRID, COPIES = "eval.json", "eval.png", "eval-nearest.png"
+
+# All that decides figures, so that two evaluations of which these are the same are one.
+SETTINGS = (
+    *("run_step", "weights", "n", "seed", "labels", "solver", "steps", "grid", "shift"),
+    *("guidance", "guidance_interval", "guidance_rescale", "guidance_channels", "guide", "guide_step"),
+    *("features", "features_digest", "preprocessing", "reference", "vae", "device", "ditlab", "torch"),
+)
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run, the newest last.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = run / FILE
+    if not path.exists():
+        return []
+    found = read_json(path).get("evaluations")
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InputError(f"{path} holds no list of evaluations: move it away, and measure again")
+    return found
+
+
+def record(run: Path, measured: Measured) -> list[Path]:
+    """Add an evaluation to a run's file, in the place of one with the same settings, and write its pictures.
+
+    Returns:
+        The file, and the pictures.
+
+    Raises:
+        InputError: the file that is there is damaged.
+    """
+    settings = _settings(measured.figures)
+    with FileLock(run / f".{FILE}.lock"):
+        others = [entry for entry in read_evaluations(run) if _settings(entry) != settings]
+        text = json.dumps({"evaluations": [*others, measured.figures]}, indent=1, allow_nan=False) + "\n"
+        write_atomically(run / FILE, lambda path: path.write_text(text))
+        written = [run / FILE]
+        shown, columns = measured.shown, measured.columns
+        if shown.dim() == 2 or shown.shape[1] in (1, 3):
+            write_atomically(run / GRID, lambda path: save_picture(path, shown, columns))
+            written.append(run / GRID)
+        if measured.copies:
+            sheet = contact_sheet([_row(copy) for copy in measured.copies])
+            write_atomically(run / COPIES, lambda path: sheet.save(path))
+            written.append(run / COPIES)
+    return written
+
+
+def _settings(figures: dict[str, Any]) -> list[Any]:
+    return [figures.get(name) for name in SETTINGS]
+
+
+def _row(copy: Copy) -> tuple[str, Sequence[np.ndarray]]:
+    """A sample and what is nearest to it, under a title."""
+    title = f"sample {copy.number}, {copy.distances[0]:.3g} from {copy.names[0]}"
+    return title, [_pixels(image) for image in (copy.sample, *copy.data)]
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """(C, H, W) in [−1, 1] → 8 bits."""
+    pixels: np.ndarray = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+    return pixels.repeat(3, axis=0) if len(pixels) == 1 else pixels
