@@ -30,7 +30,7 @@ from ditlab.training.failures import save_failure
 from ditlab.training.guard import summary
 from ditlab.training.loader import STARTING
 from ditlab.training.loading import load_checkpoint
-from ditlab.training.loop import Step, TrainState, hopeless, train
+from ditlab.training.loop import Step, TrainState, hopeless, rehearse, train
 from ditlab.training.parallel import ALONE, Ranks, is_lost
 from ditlab.training.posthoc import write_snapshot
 from ditlab.training.signals import collected
@@ -39,6 +39,7 @@ from ditlab.training.watchdog import Watchdog
 from ditlab.training.writer import CheckpointWriter
 
 RECORDED_SAMPLES = 32
+COMPILER = "install a C++ compiler and Python's headers"
 RECORDED_TIMES = tuple(i / 8 for i in range(1, 8))
 
 
@@ -90,7 +91,8 @@ def fit(
     precision = ranks.decided(lambda: resolve_precision(config.precision, resolve_device(config.device)))
     config = config.model_copy(update={"precision": precision})
     dataset = ranks.together(lambda: _reachable_data(config))
-    config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, dataset, watcher, ranks))})
+    chosen = config.compile == "auto"
+    config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, dataset, ranks.world))})
     state = TrainState(config, dataset, ranks)
     _check_null_label(state, dataset)
     if state.sharded and config.sampling.solver == "dopri5":  # each would run the network as often as it likes
@@ -104,6 +106,9 @@ def fit(
             watcher.notice(
                 f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
             )
+        if chosen and config.compile and (reason := rehearse(state, dataset)) is not None:
+            state.run_as_written()
+            watcher.notice(f"trains without torch.compile, which would be faster ({COMPILER}): {reason}")
         done = _begin(folder, state, resume)
         watcher.begin(state.step, config.steps)
         with _partners(folder, ranks):
@@ -111,16 +116,13 @@ def fit(
     return state
 
 
-def _compiled(config: Config, dataset: Dataset, watcher: Watcher, ranks: Ranks) -> bool:
-    """Whether the network is compiled: as was said and else where it pays and can be done."""
-    if config.compile != "auto":
-        return config.compile
-    if not compiled.pays(config, dataset, ranks.world):
-        return False
-    reason = compiled.is_possible()
-    if reason is not None:
-        watcher.notice(f"trains without torch.compile, which would be faster, since it does not work here: {reason}")
-    return reason is None
+def _compiled(config: Config, dataset: Dataset, world: int) -> bool:
+    """Whether the network is compiled: as was said, and else where it pays."""
+    if config.compile == "auto":
+        return compiled.pays(config, dataset, world)
+    if config.compile and (reason := compiled.why_not(resolve_device(config.device))) is not None:
+        raise InputError(f"torch.compile does not work here: {COMPILER}, or add --no-compile ({reason})")
+    return config.compile
 
 
 def _reachable_data(config: Config) -> Dataset:

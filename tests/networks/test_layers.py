@@ -21,6 +21,9 @@ def test_products_without_gradients_equal_those_with(shape):
     with torch.no_grad():
         torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(layer(x.transpose(0, -2)), plain(layer, x.transpose(0, -2)), rtol=1e-5, atol=1e-6)
+        assert torch.jit.trace(layer, (x,))(x).equal(plain(layer, x))
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert torch.equal(layer(x), plain(layer, x))
     assert torch.equal(layer(x), plain(layer, x))
 
 
@@ -46,6 +49,21 @@ def test_a_network_draws_the_same_samples_by_either_product(monkeypatch):
     torch.testing.assert_close(quick, process.sample(5, (1, 16, 16), steps=6), rtol=0, atol=1e-4)
 
 
+def test_a_frozen_weight_leaves_the_bias_its_gradient():
+    layer = Linear(4, 3)
+    layer.weight.requires_grad_(False)
+    layer(torch.randn(2, 4)).sum().backward()
+    assert layer.bias.grad.tolist() == [2, 2, 2]
+
+
+def test_short_attention_without_gradients_is_torchs_but_for_rounding():
+    q, k, v = (torch.randn(2, 3, 16, 8) for _ in range(3))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ScaledDotProductAttention()(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tokens", [16, 600])
 def test_attention_under_autocast_is_that_of_fp32_but_for_rounding(masked, tokens):
@@ -54,6 +72,7 @@ def test_attention_under_autocast_is_that_of_fp32_but_for_rounding(masked, token
     if masked:
         mask = torch.ones(2, 1, 1, tokens, dtype=torch.bool)
         mask[0, ..., tokens // 2 :] = False
+        mask[1] = tokens > 512  # of few, all: who may read nothing reads 0
     exact = F.scaled_dot_product_attention(q, k, v, mask)
     with torch.autocast("cpu", torch.bfloat16):
         coarse = ScaledDotProductAttention()(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ditlab.build import build_dataset
 from ditlab.cli.options import parse_train
@@ -44,12 +45,13 @@ def test_long_trainings_of_a_dit_are_compiled(changes, pays):
         (["--compile"], True),
         (["--compile", "--steps", "5"], True),
         (["--no-compile"], False),
-        (["--compile", "auto"], "auto"),
+        (["--compile", "True"], True),
         (["--compile=False"], False),
     ],
 )
 def test_the_flag_stands_alone_or_says_how(words, meant):
     assert parse_train(["circles", *words]).config.compile == meant
+    assert parse_train(["--resume", "runs/x", *words]).compile == (meant if words else None)
 
 
 def test_without_a_compiler_training_says_so_and_goes_on(tmp_path):
@@ -64,17 +66,33 @@ sys.exit(0 if len(notices) == 1 and notices[0].startswith("trains without torch.
     assert RunFolder(tmp_path / "r").read_config().compile is False
 
 
+def test_without_a_compiler_compiled_code_is_refused_where_it_was_asked_for(tmp_path):
+    script = f"""
+from ditlab.errors import InputError
+from tests.training.test_compiled import short_run
+try:
+    short_run({str(tmp_path / "r")!r}, compile=True)
+except InputError as error:
+    assert "--no-compile" in str(error), error
+else:
+    raise AssertionError("it trained")
+"""
+    nothing = {"CXX": "/nowhere/g++", "PATH": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", script], check=True, env={**environment(), **nothing})
+    assert not (tmp_path / "r" / "config.json").exists()
+
+
 def environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
-def short_run(path: str) -> list[str]:
+def short_run(path: str, **changes) -> list[str]:
     """Two steps of circles in a place where every training is long; what the watcher was told."""
     compiled.PAYS_FROM = 0.0
     notices: list[str] = []
     watcher = Nobody()
     watcher.notice = notices.append  # type: ignore[method-assign]
-    fit(RunFolder(path), circles(steps=2, batch_size=4, averages=()), watcher)
+    fit(RunFolder(path), circles(steps=2, batch_size=4, averages=(), **changes), watcher)
     return notices
 
 
@@ -86,3 +104,21 @@ def test_hooks_fire_while_a_compiled_network_runs_as_written():
         network(torch.randn(1, 2))
     assert seen == [1]
     assert network._compiled_call_impl is not None
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_is_resumed_ends_as_the_uninterrupted_one(tmp_path):
+    script = f"from tests.training.test_compiled import interrupted; interrupted({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, **environment()})
+    ends = [load_file(tmp_path / name / "checkpoints/step-00000012/ema.safetensors") for name in ("whole", "halves")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def interrupted(path: str) -> None:
+    """Two compiled runs, alike but that one is stopped and resumed, with all that happens between steps."""
+    often = {"steps": 12, "batch_size": 8, "accumulate": 2, "compile": True, "schedule": "constant"}
+    often |= {"record_every": 3, "preview_every": 4, "checkpoint_every": 6, "log_every": 1}
+    fit(RunFolder(f"{path}/whole"), circles(**often), Nobody())
+    halves = RunFolder(f"{path}/halves")
+    fit(halves, circles(**often | {"steps": 6}), Nobody())
+    fit(halves, circles(**often), Nobody(), resume=True)

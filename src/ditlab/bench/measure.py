@@ -15,6 +15,7 @@ from ditlab.bench.rows import DTYPES, THOROUGH, Effort, Table
 from ditlab.bench.sampling import EVALUATIONS, STEPS
 from ditlab.bench.sizes import Size, Task
 from ditlab.bench.training import COMPILED, EAGER
+from ditlab.training.compiled import why_not
 
 TASKS: tuple[Task, ...] = ("train", "sample")
 
@@ -34,7 +35,7 @@ def measure(
     if PEER not in names:
         notes.append("diffusers is not installed, so that its rows are left out: pip install 'ditlab[latents]'")
     if effort.compiled:
-        reason = cannot_compile(device)
+        reason = why_not(device)
         if reason is None:
             ways.append(COMPILED)
         else:
@@ -67,12 +68,3 @@ def measure(
         say("attention")
         figures["attention"] = measure_attention(sizes[-1], device, effort.rounds, effort.turn)
     return figures
-
-
-def cannot_compile(device: torch.device) -> str | None:
-    """Why torch.compile does not work here, in one line; None if it does."""
-    try:
-        torch.compile(lambda x: x.sin() + x.cos())(torch.ones(8, device=device))
-    except Exception as error:  # whatever a compiler fails of, all else can be measured
-        return str(error).strip().splitlines()[0][:200]
-    return None

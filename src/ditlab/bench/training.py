@@ -98,11 +98,11 @@ def default_config(size: Size, device: torch.device) -> Config:
 
 def as_trained(config: Config, dataset: Dataset) -> Config:
     """The configuration with what ``ditlab train`` would decide here: precision, and whether to compile."""
-    precision = resolve_precision(config.precision, resolve_device(config.device))
-    config = config.model_copy(update={"precision": precision})
+    device = resolve_device(config.device)
+    config = config.model_copy(update={"precision": resolve_precision(config.precision, device)})
     if config.compile != "auto":
         return config
-    return config.model_copy(update={"compile": compiled.pays(config, dataset, 1) and compiled.is_possible() is None})
+    return config.model_copy(update={"compile": compiled.pays(config, dataset) and compiled.why_not(device) is None})
 
 
 def default_step(size: Size, device: torch.device) -> tuple[Entry, Work]:

@@ -58,6 +58,7 @@ class ResumeOptions(Section):
     parallel: Literal["ddp", "fsdp"] | None = Field(
         None, description="under torchrun: keep all weights in every process, or a share of them in each, instead"
     )
+    compile: bool | None = Field(None, description="compile the network, or not, instead; numbers change by rounding")
     track: Literal["tensorboard", "wandb", "off"] | None = Field(
         None, description="show metrics and previews there instead, or nowhere else"
     )
@@ -315,6 +316,8 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str, default: 
 
 def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
     """Read what follows ``ditlab train``: a recipe and changes to it, or a run to go on with."""
+    arguments = list(arguments)
+    spell_out(arguments, "compile")
     if any(word.split("=")[0] == "--resume" for word in arguments):
         return parse(ResumeOptions, arguments, "ditlab train")
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -327,7 +330,6 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
         near = get_close_matches(recipe, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
         raise InputError(f"unknown recipe {recipe!r}; {hint}")
-    spell_out(rest, "compile")
     default = _defaults(recipe, rest)
     options = parse(type(default), rest, f"ditlab train {recipe}", default)
     if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):

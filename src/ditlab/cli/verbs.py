@@ -84,7 +84,7 @@ def train(arguments: Sequence[str]) -> int:
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
         config = folder.read_config()
-        changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "track")}
+        changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "track")}
         update = {name: value for name, value in changes.items() if value is not None}
         config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
     else:

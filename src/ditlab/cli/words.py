@@ -57,13 +57,13 @@ def take_value(words: list[str], flag: str) -> str | None:
 
 
 def spell_out(words: list[str], flag: str) -> None:
-    """Give a flag that stands alone its value: ``--compile`` is ``--compile True``, ``--no-compile`` the contrary."""
-    found = find(words, f"--no-{flag}")
-    if found is not None:
-        words[found[0]] = f"--{flag}=False"
-    found = find(words, f"--{flag}")
-    if found is not None and not found[1]:
-        words[found[0]] = f"--{flag}=True"
+    """Give a flag that stands alone its value: ``--compile`` is ``--compile=True``, ``--no-compile`` the contrary."""
+    for i, word in enumerate(words):
+        alone = i + 1 == len(words) or words[i + 1].startswith("-")
+        if word == f"--no-{flag}":
+            words[i] = f"--{flag}=False"
+        elif word == f"--{flag}" and alone:
+            words[i] = f"--{flag}=True"
 
 
 def find(words: Sequence[str], flag: str) -> tuple[int, list[str]] | None:

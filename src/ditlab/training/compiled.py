@@ -21,23 +21,26 @@ COMPUTED = 6  # floating-point operations of a step for each multiply-accumulate
 def pays(config: Config, dataset: Dataset, world: int = 1) -> bool:
     """Whether compiled code is chosen where nothing was said: for a DiT on a CPU, alone, in a training that is long.
 
-    A function of the configuration, so that a training begun again computes the same numbers.
+    A function of configuration and device, so that a training begun again computes the same numbers.
     """
-    if world > 1 or config.recompute or isinstance(config.process, MeanFlowConfig):
-        return False
-    if not isinstance(config.network, DiTConfig) or resolve_device(config.device).type != "cpu":
+    if not is_whole(config, world):
         return False
     macs = multiply_accumulates(on_meta(lambda: build_network(config, dataset)), dataset.shape)
     return COMPUTED * macs * config.batch_size * config.steps >= PAYS_FROM
 
 
-def is_possible() -> str | None:
-    """None where torch can compile here, else why not: on a CPU it needs a C++ compiler and Python's headers."""
+def why_not(device: torch.device) -> str | None:
+    """Why torch cannot compile here, or None; on a CPU it needs a C++ compiler and Python's headers."""
     try:
-        torch.compile(_tried, dynamic=False)(torch.ones(64))
+        torch.compile(_tried, dynamic=False)(torch.ones(64, device=device))
     except Exception as error:  # whatever is wanting: torch has no common type for it
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, or what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _tried(x: Tensor) -> Tensor:
@@ -45,12 +48,34 @@ def _tried(x: Tensor) -> Tensor:
 
 
 def compile_network(network: nn.Module, whole: bool) -> None:
-    """Compile it as a whole, or each block by itself, of which one compilation serves all."""
+    """Compile it as a whole, or each block by itself, of which one compilation serves all.
+
+    What was compiled before is forgotten, and made again where it is still used: torch counts the versions of one code,
+    and after the eighth would run it as it is without a word.
+    """
+    torch._dynamo.reset()
     if whole:
         network.compile(dynamic=False)
         return
     for module in blocks_of(network) or [network]:
         module.compile()
+
+
+def is_whole(config: Config, world: int = 1) -> bool:
+    """Whether a network is compiled as a whole, as it is where that was measured: ``pays`` but for the length."""
+    return (
+        world == 1
+        and not config.recompute
+        and not isinstance(config.process, MeanFlowConfig)
+        and isinstance(config.network, DiTConfig)
+        and resolve_device(config.device).type == "cpu"
+    )
+
+
+def leave_uncompiled(network: nn.Module) -> None:
+    """Run it as it was written from now on."""
+    for module in network.modules():
+        module._compiled_call_impl = None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from ditlab.data.datasets import Dataset, Listed, share_of_batch
 from ditlab.disk import write_atomically
 from ditlab.training.checkpoint import save_tensors, step_name
+from ditlab.training.compiled import uncompiled
 from ditlab.training.loop import Step, TrainState, draws, parts
 
 SMALL = 2**24  # bytes of x0 that are kept
@@ -60,7 +61,8 @@ def _recomputed(state: TrainState, dataset: Dataset, done: int) -> tuple[Tensor,
     generator, times, losses = draws(state, done), [], []
     for x0, cond in parts(state, batch):
         times.append(state.process.draw_times(len(x0), generator, x0.device))
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=state.config.precision == "bf16"):
+        bf16 = torch.autocast(x0.device.type, torch.bfloat16, enabled=state.config.precision == "bf16")
+        with bf16, uncompiled(state.network):
             losses.append(state.process.losses(x0, cond, generator=generator, t=times[-1]))
     return torch.cat(times), torch.cat(losses)
 

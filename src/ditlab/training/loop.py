@@ -18,7 +18,7 @@ from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
 from ditlab.errors import InputError, TrainingError
 from ditlab.training.averages import PowerAverages
-from ditlab.training.compiled import compile_network
+from ditlab.training.compiled import compile_network, first_line, is_whole, leave_uncompiled
 from ditlab.training.ema import EMA
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
@@ -71,10 +71,15 @@ class TrainState:
         if self.config.recompute:
             recompute_blocks(self.network)
         if self.config.compile is True:
-            compile_network(self.network, whole=self.ranks.world == 1 and not self.config.recompute)
+            compile_network(self.network, is_whole(self.config, self.ranks.world))
         if self.sharded:
             shard(self.network, self.device)
         return self.network if self.sharded or self.ranks.world == 1 else replicate(self.network)
+
+    def run_as_written(self) -> None:
+        """Train without compiled code from now on."""
+        leave_uncompiled(self.network)
+        self.config = self.config.model_copy(update={"compile": False})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that decide how training goes on, by the file of a checkpoint that they go into."""
@@ -193,6 +198,22 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
             yield Step(state.step, loss, grad_norm, lr, skipped)
             if state.guard.gives_up:
                 raise TrainingError(hopeless(state, skipped))
+
+
+def rehearse(state: TrainState, dataset: Dataset) -> str | None:
+    """Compute the gradients of the next step, alone, and forget them; what goes wrong in a line, or None.
+
+    Code that is to be compiled is made here.
+    """
+    config = state.config
+    state.process.train()
+    try:
+        _backward(state, dataset.batch(config.seed, state.step * config.batch_size, config.batch_size))
+    except Exception as error:  # of a compiler, or of what would fail without one as well
+        return first_line(error)
+    finally:
+        state.optimizers.zero_grad()
+    return None
 
 
 def _agreed(ranks: Ranks, loss: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
