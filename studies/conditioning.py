@@ -1,7 +1,7 @@
 """Which way of telling a transformer the time is best, and which trains without warm-up and when it is deep?
 
-    python -m studies.conditioning            about five minutes on two CPU cores
-    python -m studies.conditioning --full     about fifteen
+    python -m studies.conditioning            on all CPU cores; its JSON tells the seconds
+    python -m studies.conditioning --full
 
 Claim: an extra token is a soft way; FiLM has no principled start; adaLN-Zero is the best, and stable without warm-up.
 Expect: deep and without warm-up, under AdamW at the recipe's learning rate, adaLN-Zero alone learns as it does at
@@ -9,10 +9,15 @@ depth 4; leaving the warm-up out costs it nothing. With the recipe it starts beh
 that a short tier and a long one may differ on which learns best.
 
 Two sets of runs, in each of which nothing differs but what is named. *Quality*: depth 4, the recipe of circles (Muon,
-warm-up). *Stability*: depth 4 and 12, each with and without warm-up over a quarter of the steps, AdamW, no clipping of
-gradients, batches of 64: Muon makes all steps of a matrix equally long, and clipping shortens them, which would hide
-what is asked. Depth 12 without warm-up is tried at a quarter of the learning rate, too. Circles have no labels: what a
-network is told is the time.
+warm-up) at its learning rate. Kinds come with the parameters they have, adaLN-Zero with the most; FiLM and in-context
+are trained once more in a width that gives them as many, within 3 %. *Stability*: depth 4 and 12, each with and without
+warm-up over a quarter of the steps, AdamW, no clipping of gradients, batches of 64: Muon makes all steps of a matrix
+equally long, and clipping shortens them, which would hide what is asked. Depth 12 without warm-up is tried at a quarter
+of the learning rate, too; and with adaLN-Zero whose gates start at 1, which is all but its start as the identity.
+Circles have no labels: what a network is told is the time.
+
+What counts was chosen before: FiLM fails when it is deep if its loss grows by more than adaLN-Zero's from depth 4 to 12
+and by a tenth of itself at least; leaving the warm-up out counts if it costs a twentieth of the loss.
 """
 
 from __future__ import annotations
@@ -26,8 +31,9 @@ from matplotlib.figure import Figure
 
 from ditlab.config import AdamWConfig, Config, DiTConfig
 from ditlab.recipes import UNCLIPPED
+from studies.identity import open_gates
 from studies.intervals import Measured, above, below, differences_over_seeds, every, exact, over_seeds
-from studies.measures import by_name, cost, loss_of, quality, short, smoothness, told
+from studies.measures import by_name, cost, loss_of, quality, short, smoothness
 from studies.plots import COLORS, TEXT, dots, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
@@ -35,23 +41,28 @@ from studies.training import Tier, Trained, Workers, base
 KINDS = ("adaln-zero", "adaln", "film", "in-context", "cross-attention")
 LR = 4e-3  # the recipe's
 LOWER_LR = LR / 4
-QUALITY, STABILITY = 0.4, 0.1  # parts of a whole run
+QUALITY, STABILITY = 0.2, 0.05  # parts of a whole run
 HARM = 0.05  # of a warm-up left out, as a share of the loss, that still counts as none
+DEEP = 0.1  # by which share of itself the loss of a kind grows that does not train when it is deep
+WIDTHS = {"film": 76, "in-context": 84}  # that give as many parameters as adaLN-Zero has
+OPEN = "adaln-zero, gates at 1"  # all of adaLN-Zero but its start
 
+Judged = dict[str, list[dict[str, float]]]
 Key = tuple[str, int, bool, float]  # kind, depth, whether warmed up, learning rate
 
 
 def stability_keys(tier: Tier) -> list[Key]:
     """The runs of the second set, the longest ones first."""
     both = [(kind, depth, warm, LR) for depth, warm, kind in product(tier.depths[::-1], (False, True), KINDS)]
-    return [*[(kind, tier.depths[-1], False, LOWER_LR) for kind in KINDS], *both]
+    deep = tier.depths[-1]
+    opened = [(OPEN, deep, warm, LR) for warm in (False, True)]
+    return [*[(kind, deep, False, LOWER_LR) for kind in KINDS], *opened, *both]
 
 
-def quality_config(tier: Tier, seed: int, kind: str) -> Config:
+def quality_config(tier: Tier, seed: int, kind: str, dim: int = DiTConfig().dim) -> Config:
     """The recipe with another kind of conditioning."""
-    return base(
-        tier, seed, network=DiTConfig(conditioning=kind, depth=tier.depths[0]), **short(steps=tier.share(QUALITY))
-    )
+    network = DiTConfig(conditioning=kind, depth=tier.depths[0], dim=dim)
+    return base(tier, seed, network=network, **short(steps=tier.share(QUALITY)))
 
 
 def stability_config(tier: Tier, seed: int, key: Key) -> Config:
@@ -61,7 +72,7 @@ def stability_config(tier: Tier, seed: int, key: Key) -> Config:
     return base(
         tier,
         seed,
-        network=DiTConfig(conditioning=kind, depth=depth),
+        network=DiTConfig(conditioning=KINDS[0] if kind == OPEN else kind, depth=depth),
         optimizer=AdamWConfig(),
         lr=lr,
         batch_size=tier.batch_size // 2,
@@ -76,6 +87,7 @@ def stability_config(tier: Tier, seed: int, key: Key) -> Config:
 def run_name(key: Key, seed: int) -> str:
     """Of the folder."""
     kind, depth, warm, lr = key
+    kind = kind.replace(", ", "-").replace(" ", "-")
     return f"stability-{kind}-depth{depth}-{'warm-up' if warm else 'none'}-lr{lr:g}-seed{seed}"
 
 
@@ -97,126 +109,194 @@ class Stability:
         """Jumps of the loss, over all seeds."""
         return sum(smooth.jumps for smooth in self.smooth[run])
 
-    def harm(self, kind: str, depth: int) -> Measured:
+    def harms(self, kind: str, depth: int) -> list[float]:
         """By which share the loss is higher without warm-up than with it, seed by seed."""
         without, warm = self.loss[kind, depth, False, LR], self.loss[kind, depth, True, LR]
-        return over_seeds([a / b - 1 for a, b in zip(without, warm, strict=True)])
+        return [a / b - 1 for a, b in zip(without, warm, strict=True)]
 
-    def deepening(self, kind: str, lr: float = LR) -> Measured:
+    def deepening(self, kind: str, lr: float = LR) -> list[float]:
         """By how much the loss without warm-up is higher for the deep networks than for the others, seed by seed."""
         shallow, deep = self.loss[kind, self.depths[0], False, LR], self.loss[kind, self.depths[-1], False, lr]
-        return differences_over_seeds(deep, shallow)
+        return [a - b for a, b in zip(deep, shallow, strict=True)]
+
+    def growth(self, kind: str) -> list[float]:
+        """The same as a share of the loss of the others."""
+        shallow = self.loss[kind, self.depths[0], False, LR]
+        return [a / b for a, b in zip(self.deepening(kind), shallow, strict=True)]
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
     """Train both sets and measure them."""
-    trained = workers.train(
-        {
-            **{run_name(key, s): stability_config(tier, s, key) for key in stability_keys(tier) for s in tier.seeds},
-            **{f"quality-{kind}-seed{s}": quality_config(tier, s, kind) for kind in KINDS for s in tier.seeds},
-        }
-    )
-    folders = [trained[f"quality-{kind}-seed{s}"].folder for kind in KINDS for s in tier.seeds]
-    judged = by_name(KINDS, tier, workers.map(quality, [(folder, tier) for folder in folders]))
-    stability = Stability(trained, tier, workers)
-    findings = [best(judged), valid(judged), soft(judged), start(stability), stable(stability)]
-    return Outcome(findings, table(tier, judged, stability), curves(judged, stability))
+    keys = stability_keys(tier)
+    wanted = {run_name(key, s): stability_config(tier, s, key) for key in keys for s in tier.seeds}
+    starts = {run_name(key, s): open_gates for key in keys for s in tier.seeds if key[0] == OPEN}
+    plain = {f"quality-{kind}-seed{s}": quality_config(tier, s, kind) for kind in KINDS for s in tier.seeds}
+    wider = {
+        f"quality-{kind}-dim{dim}-seed{s}": quality_config(tier, s, kind, dim)
+        for kind, dim in WIDTHS.items()
+        for s in tier.seeds
+    }
+    trained = workers.train(wanted | plain | wider, starts)
+    found = workers.map(quality, [(trained[run].folder, tier) for run in [*plain, *wider]])
+    judged = by_name(KINDS, tier, found)
+    as_many = by_name(list(WIDTHS), tier, found[len(plain) :])
+    stability, steps = Stability(trained, tier, workers), tier.share(QUALITY)
+    findings = [best(judged, tier), equal(judged, as_many, steps), valid(judged, tier), soft(judged, steps)]
+    findings += [start(stability), stable(stability), identity(stability)]
+    return Outcome(findings, table(tier, judged, as_many, stability), curves(judged, as_many, stability))
 
 
-def apart(judged: dict[str, list[dict[str, float]]], kind: str, other: str, what: str) -> Measured:
+def apart(judged: Judged, kind: str, other: str, what: str) -> Measured:
     """A figure of one kind minus that of another, seed by seed."""
     return differences_over_seeds([run[what] for run in judged[kind]], [run[what] for run in judged[other]])
 
 
-def best(judged: dict[str, list[dict[str, float]]]) -> Finding:
+def closest(figures: dict[str, Measured]) -> str:
+    """The kind that comes closest, and its figure."""
+    kind = min(figures, key=lambda each: figures[each].value)
+    return f"{kind}: {figures[kind]}"
+
+
+def sizes(tier: Tier) -> str:
+    """How many parameters the kinds have."""
+    counts = {kind: cost(quality_config(tier, 0, kind)).parameters for kind in KINDS}
+    return ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+
+
+def best(judged: Judged, tier: Tier) -> Finding:
     """Has adaLN-Zero the lowest loss?"""
     figures = {kind: apart(judged, kind, "adaln-zero", "loss") for kind in KINDS[1:]}
     return Finding(
-        claim="adaLN-Zero learns best of the five.",
-        measurement="Held-out loss at depth 4 with the recipe, minus that of adaLN-Zero.",
+        claim=f"At the recipe's learning rate and width, adaLN-Zero learns best of the five in {steps_of(tier)}.",
+        measurement="Held-out loss at depth 4 with the recipe and its one learning rate, minus that of adaLN-Zero. "
+        f"Parameters are those that come with each kind: {sizes(tier)}.",
         verdict=every(above(figure, 0) for figure in figures.values()),
-        reason=f"loss above adaLN-Zero's: {told(figures)}",
+        reason=f"loss above adaLN-Zero's, at the least of {closest(figures)}",
         figures=figures,
     )
 
 
-def valid(judged: dict[str, list[dict[str, float]]]) -> Finding:
+def steps_of(tier: Tier) -> str:
+    """How long the first set is trained."""
+    return f"{tier.share(QUALITY):,} steps"
+
+
+def equal(judged: Judged, as_many: Judged, steps: int) -> Finding:
+    """Has adaLN-Zero a lower loss than others that are as large?"""
+    figures = {kind: apart({**judged, kind: as_many[kind]}, kind, "adaln-zero", "loss") for kind in WIDTHS}
+    return Finding(
+        claim=f"adaLN-Zero learns better in {steps:,} steps than FiLM and in-context of as many parameters.",
+        measurement="Held-out loss at depth 4 with the recipe and its one learning rate, "
+        f"{' and '.join(f'{kind} {dim} wide' for kind, dim in WIDTHS.items())}, minus that of adaLN-Zero.",
+        verdict=every(above(figure, 0) for figure in figures.values()),
+        reason=f"loss above adaLN-Zero's, at the least of {closest(figures)}",
+        figures=figures,
+    )
+
+
+def valid(judged: Judged, tier: Tier) -> Finding:
     """Does adaLN-Zero draw the most valid circles?"""
     figures = {kind: apart(judged, "adaln-zero", kind, "valid") for kind in KINDS[1:]}
     return Finding(
-        claim="adaLN-Zero draws the most valid circles.",
-        measurement="Share of valid circles of adaLN-Zero at depth 4 with the recipe, minus that of each other kind.",
+        claim=f"At the recipe's learning rate and width, adaLN-Zero draws the most valid circles after "
+        f"{steps_of(tier)}.",
+        measurement="Share of valid circles of adaLN-Zero at depth 4 with the recipe and its one learning rate, minus "
+        "that of each other kind, with the parameters that come with it.",
         verdict=every(above(figure, 0) for figure in figures.values()),
-        reason=f"more valid circles than {told(figures)}",
+        reason=f"more valid circles, at the least than {closest(figures)}",
         figures=figures,
     )
 
 
-def soft(judged: dict[str, list[dict[str, float]]]) -> Finding:
+def soft(judged: Judged, steps: int) -> Finding:
     """Is a token worse than every kind that modulates?"""
     figures = {kind: apart(judged, "in-context", kind, "loss") for kind in KINDS[:3]}
     return Finding(
-        claim="The time as an extra token is a soft way to tell it.",
-        measurement="Held-out loss of in-context tokens at depth 4 with the recipe, minus that of each kind that "
-        "modulates the norms.",
+        claim=f"The time as an extra token is a soft way to tell it: it learns worst in {steps:,} steps.",
+        measurement="Held-out loss of in-context tokens at depth 4 with the recipe and its one learning rate, minus "
+        "that of each kind that modulates the norms, all of one width.",
         verdict=every(above(figure, 0) for figure in figures.values()),
-        reason=f"loss of in-context above that of {told(figures)}",
+        reason=f"loss of in-context above others, at the least {closest(figures)}",
         figures=figures,
     )
 
 
 def start(stability: Stability) -> Finding:
     """Does FiLM learn worse when it is deep, where adaLN-Zero does not?"""
-    figures = {kind: stability.deepening(kind) for kind in KINDS}
-    at_lower = {f"{kind}, lr {LOWER_LR:g}": stability.deepening(kind, LOWER_LR) for kind in KINDS}
+    film, zero = stability.deepening("film"), stability.deepening("adaln-zero")
+    beyond, share = differences_over_seeds(film, zero), over_seeds(stability.growth("film"))
+    by_kind = {f"{kind}, depth 12 above depth 4": over_seeds(stability.deepening(kind)) for kind in KINDS}
+    lower = {f"{kind}, lr {LOWER_LR:g}": over_seeds(stability.deepening(kind, LOWER_LR)) for kind in KINDS}
     return Finding(
         claim="FiLM has no principled start: it does not train when it is deep.",
-        measurement=f"Held-out loss at depth 12 minus that at depth 4, AdamW at {LR:g} without warm-up or clipping. "
-        f"Beside it, what depth 12 at {LOWER_LR:g} has above depth 4 at {LR:g}.",
-        verdict=above(figures["film"], 0),
-        reason=f"loss at depth 12 above depth 4: {told(figures)}",
-        figures=figures | at_lower,
+        measurement=f"How much higher the held-out loss is at depth 12 than at depth 4, AdamW at {LR:g} without "
+        "warm-up or clipping: for FiLM more than for adaLN-Zero, seed by seed, and at least "
+        f"{DEEP:.0%} of FiLM's own at depth 4. Beside it, what depth 12 at {LOWER_LR:g} has above depth 4 at {LR:g}.",
+        verdict=every([above(beyond, 0), above(share, DEEP)]),
+        reason=f"FiLM's loss grows by {beyond} more than adaLN-Zero's",
+        figures={"film beyond adaln-zero": beyond, "film, share of its loss": share} | by_kind | lower,
     )
 
 
 def stable(stability: Stability) -> Finding:
     """Does it make no difference to adaLN-Zero to leave the warm-up out?"""
-    harms = {(kind, depth): stability.harm(kind, depth) for depth in stability.depths for kind in KINDS}
+    harms = {(kind, depth): over_seeds(stability.harms(kind, depth)) for depth in stability.depths for kind in KINDS}
     own = [("adaln-zero", depth) for depth in stability.depths]
     lost = exact(sum(stability.skipped((*run, False, LR)) for run in own))
     figures = {f"{kind}, depth {depth}": figure for (kind, depth), figure in harms.items()}
+    worst = max(own, key=lambda run: harms[run].value)
     return Finding(
         claim="adaLN-Zero trains stably without warm-up.",
         measurement=f"Held-out loss without warm-up over that with it, minus 1, AdamW at {LR:g} without clipping; at "
         f"most {HARM:.0%} at both depths, and no step that could not be learned from.",
         verdict=every([*(below(harms[run], HARM) for run in own), below(lost, 1)]),
-        reason=f"{told({f'depth {depth}': harms[kind, depth] for kind, depth in own})}; {lost.value:.0f} steps lost",
+        reason=f"without warm-up the loss at depth {worst[1]} is higher by a share of {harms[worst]}",
         figures=figures | {"adaln-zero, steps not learned from": lost},
     )
 
 
-def table(tier: Tier, judged: dict[str, list[dict[str, float]]], stability: Stability) -> list[dict[str, Any]]:
+def identity(stability: Stability) -> Finding:
+    """Does the same network need the warm-up when it does not start as the identity?"""
+    deep = stability.depths[-1]
+    zero, opened = stability.harms("adaln-zero", deep), stability.harms(OPEN, deep)
+    more = differences_over_seeds(opened, zero)
+    return Finding(
+        claim="It is the start as the identity that makes adaLN-Zero stable without warm-up.",
+        measurement=f"Held-out loss at depth 12 without warm-up over that with it, minus 1, AdamW at {LR:g} without "
+        f"clipping: that of adaLN-Zero whose gates start at 1, minus that of adaLN-Zero; {HARM:.0%} of the loss or "
+        "more.",
+        verdict=above(more, HARM),
+        reason=f"with gates at 1 leaving the warm-up out costs a share of {more} more",
+        figures={"more with gates at 1": more, "adaln-zero": over_seeds(zero), OPEN: over_seeds(opened)},
+    )
+
+
+def table(tier: Tier, judged: Judged, as_many: Judged, stability: Stability) -> list[dict[str, Any]]:
     """A row for each kind in the first set, and for each run in the second."""
     rows = []
-    for kind in KINDS:
-        config = quality_config(tier, 0, kind)
-        means = {what: float(np.mean([run[what] for run in judged[kind]])) for what in ("loss", "valid")}
-        rows.append(row("quality", config, means["loss"], means["valid"]))
+    configs = [quality_config(tier, 0, kind) for kind in KINDS]
+    wide = [quality_config(tier, 0, kind, dim) for kind, dim in WIDTHS.items()]
+    for config, kind, runs in zip(
+        [*configs, *wide], [*KINDS, *WIDTHS], [*judged.values(), *as_many.values()], strict=True
+    ):
+        means = {what: float(np.mean([run[what] for run in runs])) for what in ("loss", "valid")}
+        rows.append(row("quality", kind, config, means["loss"], means["valid"]))
     for run in stability.keys:
         tail = float(np.mean([smooth.tail for smooth in stability.smooth[run]]))
         config, loss = stability_config(tier, 0, run), float(np.mean(stability.loss[run]))
-        rows.append(row("stability", config, loss, None, stability.skipped(run), stability.jumps(run), tail))
+        rows.append(row("stability", run[0], config, loss, None, stability.skipped(run), stability.jumps(run), tail))
     return rows
 
 
-def row(runs: str, config: Config, loss: float, *others: float | None) -> dict[str, Any]:
+def row(runs: str, kind: str, config: Config, loss: float, *others: float | None) -> dict[str, Any]:
     """A row; what was not looked at is None."""
     network = config.network
     assert isinstance(network, DiTConfig)
     names = ("valid", "steps not learned from", "jumps of the loss", "tail of the gradient")
     return {
         "runs": runs,
-        "kind": network.conditioning,
+        "kind": kind,
+        "dim": network.dim,
         "depth": network.depth,
         "optimizer": config.optimizer.kind,
         "lr": config.lr,
@@ -228,10 +308,11 @@ def row(runs: str, config: Config, loss: float, *others: float | None) -> dict[s
     }
 
 
-def curves(judged: dict[str, list[dict[str, float]]], stability: Stability) -> dict[str, Any]:
+def curves(judged: Judged, as_many: Judged, stability: Stability) -> dict[str, Any]:
     """Every loss with its interval, for the plot."""
     return {
         "quality": [over_seeds([run["loss"] for run in judged[kind]])._asdict() for kind in KINDS],
+        "as many parameters": {kind: over_seeds([run["loss"] for run in as_many[kind]])._asdict() for kind in WIDTHS},
         "stability": {
             f"depth {depth}, {'with' if warm else 'without'} warm-up": [
                 over_seeds(stability.loss[kind, depth, warm, LR])._asdict() for kind in KINDS
@@ -247,7 +328,9 @@ def draw(result: dict[str, Any]) -> Figure:
     places = range(len(KINDS))
     for place, color, each in zip(places, COLORS, result["curves"]["quality"], strict=False):
         dots(left, [place], [each], color)
-    name(left, "depth 4, the recipe", y="held-out loss")
+    for kind, each in result["curves"]["as many parameters"].items():
+        dots(left, [KINDS.index(kind) + 0.25], [each], COLORS[KINDS.index(kind)], mfc="white")
+    name(left, "depth 4, the recipe (○ as many parameters as adaln-zero)", y="held-out loss")
     for i, (label, figures) in enumerate(result["curves"]["stability"].items()):
         color = COLORS[i // 2]
         dots(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from ditlab.build import build_dataset, build_network
+from ditlab.build import build_dataset, build_network, resolve_precision
 from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import HeldOut
@@ -18,6 +19,7 @@ from ditlab.diffusion.solvers import SOLVERS
 from ditlab.evaluate import evaluate
 from ditlab.networks.counts import multiply_accumulates, on_meta, parameter_count
 from ditlab.run import Run, RunFolder, load
+from ditlab.training.loop import SETTLED, TrainState, train
 from studies.intervals import Measured
 from studies.training import Tier
 
@@ -26,6 +28,7 @@ EVALUATIONS = 25  # by Heun's method draw the circles that are judged, unless th
 Name = TypeVar("Name")
 Value = TypeVar("Value")
 WORST = 10.0  # a network that says nothing has 1.95: what is above, or no number, has no mean over seeds
+TIMED = 20  # steps of training, after it has settled
 BEFORE, JUMP = 20, 1.5  # a loss this many times the median of so many before it is a jump
 
 
@@ -135,6 +138,15 @@ def cost(config: Config) -> Cost:
     dataset = build_dataset(config)
     network = on_meta(lambda: build_network(config, dataset))
     return Cost(parameter_count(network), multiply_accumulates(network, dataset.shape))
+
+
+def cpu_of_step(config: Config) -> float:
+    """Seconds of the CPU for one step of a training: the median of some, whatever else the machine does meanwhile."""
+    precision = resolve_precision(config.precision, torch.device("cpu"))
+    config = config.model_copy(update={"precision": precision, "steps": SETTLED + TIMED})
+    dataset = build_dataset(config)
+    clock = [time.process_time() for _ in train(TrainState(config, dataset), dataset)]
+    return float(np.median(np.diff(clock[SETTLED:])))
 
 
 def short(**changes: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from studies.intervals import LEVEL, Measured
+from studies.intervals import Measured, over_seeds
 
 EXPONENTS = np.geomspace(0.02, 4.0, 300)
 FEWEST = 4  # different computes that three unknowns are fitted to
@@ -51,26 +51,37 @@ def fit_power_law(compute: Sequence[float], loss: Sequence[float]) -> PowerLaw:
     return PowerLaw(float(floor[best]), float(scale[best]), float(EXPONENTS[best]), unit, r2)
 
 
-def intervals(compute: Sequence[float], loss: Sequence[float], draws: int = 1000) -> dict[str, Measured]:
-    """Exponent, floor and r2 of the fit, with percentile intervals over networks drawn again with replacement.
+def left_out_r2(compute: Sequence[float], loss: Sequence[float]) -> float:
+    """How well the others foretell each network: 1 − squared errors of these forecasts over the spread of the losses.
 
-    Draws of fewer than four different computes, which anything fits, are drawn again.
+    At most 1; below 0 where the mean of the losses would have been the better forecast. Losses that do not differ
+    have 0.
+
+    Raises:
+        ValueError: fewer than four different computes are left where one is left out.
     """
+    if (different := len(set(compute))) <= FEWEST:
+        raise ValueError(f"{different} different computes: to leave one out, a power law needs {FEWEST + 1} or more")
     c, losses = np.asarray(compute, dtype=float), np.asarray(loss, dtype=float)
-    generator = np.random.default_rng(0)
-    fits: list[PowerLaw] = []
-    if len(set(c.tolist())) < FEWEST:
-        raise ValueError(f"{len(set(c.tolist()))} different computes: a power law with a floor needs {FEWEST} or more")
-    while len(fits) < draws:
-        chosen = generator.integers(len(c), size=len(c))
-        if len(set(c[chosen].tolist())) >= FEWEST:
-            fits.append(fit_power_law(c[chosen].tolist(), losses[chosen].tolist()))
-    whole: Any = fit_power_law(compute, loss)
-    found = {}
-    for name in ("exponent", "floor", "r2"):
-        low, high = np.quantile([getattr(fit, name) for fit in fits], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        value = float(getattr(whole, name))
-        found[name] = Measured(
-            value, min(value, float(low)), max(value, float(high)), f"bootstrap over {len(c)} networks"
-        )
-    return found
+    others = ~np.eye(len(c), dtype=bool)
+    foretold = [fit_power_law(c[keep].tolist(), losses[keep].tolist())(c[i]) for i, keep in enumerate(others)]
+    spread = float(((losses - losses.mean()) ** 2).sum())
+    return 1 - float(((np.array(foretold) - losses) ** 2).sum()) / spread if spread > 0 else 0.0
+
+
+def fits_over_seeds(compute: Sequence[float], losses: Sequence[Sequence[float]]) -> dict[str, Measured]:
+    """Exponent, floor and left-out r² of a fit to each seed's losses alone: their means and intervals over seeds.
+
+    Args:
+        compute: of each network.
+        losses: one list for each seed, in the order of ``compute``.
+
+    Raises:
+        ValueError: too few different computes.
+    """
+    fits = [fit_power_law(compute, each) for each in losses]
+    return {
+        "exponent": over_seeds([fit.exponent for fit in fits]),
+        "floor": over_seeds([fit.floor for fit in fits]),
+        "left-out r2": over_seeds([left_out_r2(compute, each) for each in losses]),
+    }

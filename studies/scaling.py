@@ -1,17 +1,19 @@
 """Does the held-out loss of a DiT fall along one line with compute, however the compute is spent?
 
-    python -m studies.scaling            about two minutes on two CPU cores
-    python -m studies.scaling --full     about eight
+    python -m studies.scaling            on all CPU cores; its JSON tells the seconds
+    python -m studies.scaling --full
 
 Claim: a DiT scales along clean lines in depth and width.
 Expect: at one patch size the loss falls with compute and a power law with a floor describes it; across patch sizes the
 same compute gives different losses, for smaller patches leave fewer pixels to each token.
 
 Circles, the same steps, batches, data, noise and learning rate for all (how much another learning rate would give is
-measured at the smallest and the largest network). Compute is what training took: steps × batch × three times the
-multiply-accumulates of a forward pass × 2. A toy of 16×16 pixels and networks of 20 thousand to a million parameters
-say whether there is a line over two decades of compute, and not which exponent ImageNet has: the floor here is the
-noise that no network can predict.
+measured at the smallest and the largest network). Trainings are a small part of the recipe's: what is seen is the loss
+after so many steps, and not in the end. A line is clean if the sizes foretell one another: each is predicted from a fit
+to the others, and the r² of these predictions is 0.9 or more. Compute is what training took: steps × batch × three
+times the multiply-accumulates of a forward pass × 2. A toy of 16×16 pixels and networks of 36,336 to 1,089,184
+parameters says whether there is a line over a decade and a half of compute, and not which exponent ImageNet has: the
+floor here is the noise that no network can predict.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ditlab.config import Config, DiTConfig
-from studies.intervals import Measured, above, differences_over_seeds, every, exact
-from studies.measures import cost, loss_of, short, told
+from studies.intervals import Measured, above, every, exact, over_seeds
+from studies.measures import cost, loss_of, short
 from studies.plots import COLORS, FAINT, key, name, page
-from studies.powerlaw import fit_power_law, intervals
+from studies.powerlaw import fit_power_law, fits_over_seeds
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Workers, base
 
-CLEAN = 0.9  # share of the variance of the losses that a clean line explains
+CLEAN = 0.9  # r² of sizes left out of the fit, from which on a line is clean
 LR = 4e-3  # the recipe's
-PART = 0.15  # of a whole run
+PART = 0.075  # of a whole run
 
 
 class Size(NamedTuple):
@@ -62,8 +64,8 @@ def run_name(size: Size, seed: int, lr: float = LR) -> str:
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
-    """Train all sizes at two seeds, and fit."""
-    seeds = tier.seeds[:2]
+    """Train all sizes, and fit."""
+    seeds = tier.seeds
     wanted = {(size, seed, LR): config_of(tier, seed, size) for size in SIZES for seed in seeds}
     wanted |= {(size, seeds[0], lr): config_of(tier, seeds[0], size, lr) for size in ENDS for lr in TRIED}
     trained = workers.train({run_name(size, seed, lr): config for (size, seed, lr), config in wanted.items()})
@@ -73,8 +75,8 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
     mean = {size: float(np.mean(loss[size])) for size in SIZES}
     compute = {size: operations(tier, size) for size in SIZES}
     better = {size: mean_gain(losses, size, seeds[0]) for size in ENDS}
-    findings = [line(compute, mean), either(loss), however_spent(compute, mean)]
-    findings[0].figures.update({f"gain of another learning rate, {label(size)}": better[size] for size in ENDS})
+    steps = tier.share(PART)
+    findings = [line(compute, loss, better, steps), either(loss, steps), however_spent(compute, loss, steps)]
     law = fit_power_law([compute[size] for size in AT_FOUR], [mean[size] for size in AT_FOUR])
     rows = [
         {**size._asdict(), **cost(config_of(tier, 0, size))._asdict(), "operations": compute[size], "loss": mean[size]}
@@ -99,21 +101,31 @@ def mean_gain(losses: dict[tuple[Size, int, float], float], size: Size, seed: in
     return exact(losses[size, seed, LR] - min(losses[size, seed, lr] for lr in (LR, *TRIED)))
 
 
-def line(compute: dict[Size, float], loss: dict[Size, float]) -> Finding:
+def fitted(compute: dict[Size, float], loss: dict[Size, list[float]], sizes: list[Size]) -> dict[str, Measured]:
+    """Power laws fitted to some sizes, seed by seed."""
+    by_seed = zip(*(loss[size] for size in sizes), strict=True)
+    return fits_over_seeds([compute[size] for size in sizes], list(by_seed))
+
+
+def line(
+    compute: dict[Size, float], loss: dict[Size, list[float]], better: dict[Size, Measured], steps: int
+) -> Finding:
     """Is the loss of widths × depths a power law of compute?"""
-    figures = intervals([compute[size] for size in AT_FOUR], [loss[size] for size in AT_FOUR])
+    figures = fitted(compute, loss, AT_FOUR)
+    gains = {f"gain of another learning rate, {label(size)}": better[size] for size in ENDS}
     return Finding(
-        claim="In depth and width, the loss of a DiT falls along a clean line with compute.",
-        measurement="L∞ + a·C^−b fitted to the held-out losses of 3 widths × 3 depths at patch size 4: the share of "
-        f"their variance that it explains, {CLEAN:g} at least. Beside it, what a halved or doubled learning rate gives "
-        "at both ends.",
-        verdict=above(figures["r2"], CLEAN),
-        reason=told({"r²": figures["r2"], "b": figures["exponent"], "L∞": figures["floor"]}),
-        figures=figures,
+        claim=f"In depth and width, the loss of a DiT after {steps:,} steps falls along a clean line with compute.",
+        measurement="L∞ + a·C^−b fitted to the held-out losses of 3 widths × 3 depths at patch size 4, each size "
+        f"predicted from a fit to the others: r² of the predictions, {CLEAN:g} at least. Beside it, by how much half "
+        "or twice the learning rate lowers the loss at both ends, at the first seed.",
+        verdict=above(figures["left-out r2"], CLEAN),
+        reason=f"r² of sizes left out: {figures['left-out r2']}; another learning rate gains "
+        f"{max(gain.value for gain in gains.values()):.3g} at most",
+        figures=figures | gains,
     )
 
 
-def either(loss: dict[Size, list[float]]) -> Finding:
+def either(loss: dict[Size, list[float]], steps: int) -> Finding:
     """Does each step in width, and each in depth, lower the loss?"""
     figures: dict[str, Measured] = {}
     for small, large in ((32, 64), (64, 96)):
@@ -122,33 +134,32 @@ def either(loss: dict[Size, list[float]]) -> Finding:
     for shallow, deep in ((2, 4), (4, 8)):
         pairs = [(Size(dim, shallow, 4), Size(dim, deep, 4)) for dim in (32, 64, 96)]
         figures[f"depth {shallow} to {deep}"] = gain(loss, pairs)
+    least = min(figures, key=lambda step: figures[step].value)
     return Finding(
-        claim="Both more width and more depth lower the loss.",
-        measurement="By how much each step in width lowers the held-out loss, over depths and seeds; each step in "
-        "depth, over widths and seeds.",
+        claim=f"Both more width and more depth lower the loss after {steps:,} steps.",
+        measurement="By how much each step in width lowers the held-out loss, on average over depths, seed by seed; "
+        "each step in depth, on average over widths.",
         verdict=every(above(figure, 0) for figure in figures.values()),
-        reason=told(figures),
+        reason=f"the least, {least}: {figures[least]}",
         figures=figures,
     )
 
 
 def gain(loss: dict[Size, list[float]], pairs: list[tuple[Size, Size]]) -> Measured:
-    """The mean of the differences, pair by pair and seed by seed."""
-    before = [value for small, _ in pairs for value in loss[small]]
-    after = [value for _, large in pairs for value in loss[large]]
-    figure = differences_over_seeds(before, after)
-    return figure._replace(interval=f"t over {len(before)} pairs of runs")
+    """By how much the larger ones are better: the mean over pairs of each seed, over seeds."""
+    gains = [np.subtract(loss[small], loss[large]) for small, large in pairs]
+    return over_seeds(np.mean(gains, axis=0).tolist())
 
 
-def however_spent(compute: dict[Size, float], loss: dict[Size, float]) -> Finding:
+def however_spent(compute: dict[Size, float], loss: dict[Size, list[float]], steps: int) -> Finding:
     """Do other patch sizes lie on the same line?"""
-    figures = intervals([compute[size] for size in SIZES], [loss[size] for size in SIZES])
+    figures = fitted(compute, loss, SIZES)
     return Finding(
-        claim="It does not matter whether compute is spent on width, depth or smaller patches.",
-        measurement="L∞ + a·C^−b fitted to the held-out losses of all sizes, patch sizes 2, 4 and 8 together: the "
-        f"share of their variance that it explains, {CLEAN:g} at least.",
-        verdict=above(figures["r2"], CLEAN),
-        reason=told({"r²": figures["r2"], "b": figures["exponent"], "L∞": figures["floor"]}),
+        claim=f"After {steps:,} steps it does not matter whether compute went into width, depth or smaller patches.",
+        measurement="L∞ + a·C^−b fitted to the held-out losses of all sizes, patch sizes 2, 4 and 8 together, each "
+        f"size predicted from a fit to the others: r² of the predictions, {CLEAN:g} at least.",
+        verdict=above(figures["left-out r2"], CLEAN),
+        reason=f"r² of sizes left out: {figures['left-out r2']}",
         figures=figures,
     )
 
