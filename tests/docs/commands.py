@@ -14,7 +14,7 @@ from ditlab.cli.main import main
 from tests.docs.blocks import split
 from tools.quotes import ROOT
 
-# What is set to a small number before a command is run; None leaves the option out.
+# What is set to a small number before a command is run; None is an option without a value.
 FEW = {"--steps": "4", "--batch-size": "8", "--warmup-steps": "2", "--sampling.steps": "2"}
 SMALL = {
     "train": FEW,
@@ -23,11 +23,15 @@ SMALL = {
     "eval": {"--n": "100", "--steps": "2"},
     "eval --nll": {"--n": "100", "--steps": "2", "--nll-n": "2"},
     "doctor": {"--n": "64"},
+    "bench": {"--quick": None, "--sizes": "tiny"},
     "latents encode": {"--data.image-size": "32"},
 }
 CHANGED = {  # where a command needs something else
     "ditlab train images --data.path owner/name --data.image-size 32": {"--data.path": "images.parquet"},
     "ditlab ema circles --sigma-rel 0.1 --step 2000": {"--step": "4"},
+    "ditlab train images --data.path photos/ --data.image-size 32 --name photos --eval-every 1000 --eval-n 2000": {
+        "--eval-n": "100"
+    },
 }
 # Commands that are read, by the parser that would read them, and not run: why.
 READ = {
@@ -44,6 +48,7 @@ READ = {
     "ditlab import SiT-XL-2-256x256.pt": "a file of 2.7 GB",
     "ditlab train circles --name seen --track wandb": "wandb is no dependency of the tests",
     "ditlab train imagenet256 --data.path": "it needs ImageNet",
+    "ditlab eval photos --features inception": "it needs the weights that torch-fidelity publishes",
     "ditlab latents encode --data.path IMAGENET/train": "it needs ImageNet",
 }
 
@@ -104,11 +109,12 @@ def shrunk(words, command):
 
 def with_option(words, flag, value):
     """The words with another value of an option, or with that option at the end."""
+    values = [] if value is None else [value]
     if flag not in words:
-        return [*words, flag, value]
+        return [*words, flag, *values]
     at = words.index(flag)
     end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
-    return [*words[: at + 1], value, *words[end:]]
+    return [*words[: at + 1], *values, *words[end:]]
 
 
 def make_room(words):

@@ -16,7 +16,7 @@ from ditlab.networks.conditioning import CONDITIONINGS
 from ditlab.networks.registered import NETWORKS
 from tests.docs.commands import FEW
 from tests.images import folder_of, png
-from tests.interop.peers import random_vae
+from tests.interop.peers import facebook_state, random_vae
 
 TINY = [word for pair in FEW.items() for word in pair]
 RUNS = {
@@ -54,12 +54,16 @@ def world(tmp_path_factory):
         for name in ("circles", "big"):
             shutil.copytree("runs/demo", f"runs/{name}")
         folder_of("photos", classes=("cats", "dogs"), each=8, size=(32, 32))
+        folder_of("photos-test", classes=("cats", "dogs"), each=8, size=(32, 32))
         folder_of("IMAGENET/train", each=2)
+        Path("mine.py").write_text("def embed(images):\n    return images.flatten(1)[:, :8]\n")
         tables()
         for name in ("VAE", "sd-vae-ft-mse", "sd-vae-ft-ema"):
             random_vae(name)
+        torch.save(facebook_state(depth=1, rows=11, size=8, dim=32), "small.pt")
         images = ["--data.path", "photos", "--data.image-size", "32", "--vae", "VAE"]
         assert main(["latents", "encode", *images, "--out", "latents/imagenet256"]) == 0
+        assert main(["train", "latents", "--data.path", "latents/imagenet256", *TINY]) == 0
     return folder
 
 
