@@ -5,33 +5,49 @@
 
 Claim: attention reaches every patch; the diagonal of its map is brightest; patches of the disc look at the disc, and
 patches of the background at themselves and their neighbours.
-Expect: every cell is above zero, some barely. Few patches look at themselves most. Both kinds look at their own more
-than chance would, in every layer.
+A map that does not see the image, and looks nearby and at the middle, lands on the disc more often than one that looks
+everywhere alike. So what a map scores on the disc of its own image is held against what it scores on the discs of all
+other images, paired with them: only what it took from the image is left.
+Expect: every cell is above zero, some barely. Few patches look at themselves most. Most of what lands on the disc would
+land on another image's disc as well.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditlab import probe
 from ditlab.chance import generator_for
 from ditlab.data.circles import circles
+from ditlab.inspection.probe import attention_layers
 from ditlab.inspection.statistics import brightness, map_statistics, neighbourhood, query_statistics
 from ditlab.networks.dit import DiT
 from ditlab.run import Run
-from studies.intervals import CONFIRMED, CONTRADICTED, Measured, Verdict, above, every, exact, over_seeds
-from studies.plots import COLORS, level, name, page
+from studies.intervals import (
+    CONFIRMED,
+    CONTRADICTED,
+    Measured,
+    Verdict,
+    above,
+    curve_over_seeds,
+    every,
+    exact,
+    over_seeds,
+)
+from studies.plots import COLORS, FAINT, band, key_below, level, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Workers, base
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-FAINT = 1e-3  # a cell that hands on next to nothing
+BARELY = 1e-3  # a cell that hands on next to nothing
 Table = dict[str, np.ndarray]  # of one run, (T, L) each
 
 
@@ -44,25 +60,31 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
         {
             "layer": layer,
             "in-disc, from the disc": str(by_layer(seen, "inside", layer)),
+            "other images' discs": str(by_layer(seen, "inside_others", layer)),
             "chance": f"{by_layer(seen, 'inside_chance', layer).value:.3g}",
             "near, from background": str(by_layer(seen, "near", layer)),
             "chance ": f"{by_layer(seen, 'near_chance', layer).value:.3g}",
             "near, from all": str(by_layer(seen, "near_all", layer)),
             "itself first": str(by_layer(seen, "diagonal_first", layer)),
             "share of itself": str(by_layer(seen, "diagonal", layer)),
-            "smallest cell": f"{min(one['smallest'][:, layer].min() for one in seen):.1e}",
+            "mean share of another": str(by_layer(seen, "off_diagonal", layer)),
+            "smallest cell": power_of_ten(min(one["smallest_log"][:, layer].min() for one in seen)),
         }
         for layer in range(layers)
     ]
-    findings = [reaching(seen), diagonal(seen), in_disc(seen, layers), background(seen, layers)]
-    shown = ("inside", "inside_chance", "near", "near_chance", "diagonal_first", "diagonal", "smallest")
-    means = {key: np.mean([one[key] for one in seen], axis=0).T.tolist() for key in shown}
-    return Outcome(findings, rows, {"t": list(TIMES), **means})
+    findings = [reaching(seen), diagonal(seen), own_cell(seen, layers), in_disc(seen, layers), background(seen, layers)]
+    shown = ("inside", "inside_others", "near", "diagonal_first", "diagonal", "off_diagonal")
+    curves: dict[str, Any] = {
+        each: [curve_over_seeds([one[each][:, layer] for one in seen], share=True) for layer in range(layers)]
+        for each in shown
+    }
+    chance = {each: float(np.mean([one[each] for one in seen])) for each in ("inside_chance", "near_chance", "equal")}
+    return Outcome(findings, rows, {"t": list(TIMES)} | curves | chance)
 
 
 @torch.no_grad()
 def look(run: Run, images: int) -> Table:
-    """Statistics of the maps of a run, (T, L): of the mean over heads, but ``smallest`` and ``faint`` of all heads."""
+    """Statistics of the maps of a run, (T, L): of the mean over heads, but ``smallest_log`` and ``faint`` of all."""
     network = run.process.network
     assert isinstance(network, DiT)
     grid = network.patch_embed.grid
@@ -72,127 +94,226 @@ def look(run: Run, images: int) -> Table:
     found: list[list[dict[str, float]]] = []
     for t in TIMES:
         times = torch.full((images,), t)
-        with probe(network, gates=False) as record:
+        with probe(network, gates=False) as record, smallest_logs(network) as logs:
             network(run.process.q_sample(x0, times, noise), times, None)
-        found.append([of_layer(record.attention[layer], share, grid) for layer in sorted(record.attention)])
+        found.append(
+            [
+                of_layer(record.attention[layer], share, grid) | {"smallest_log": logs[layer]}
+                for layer in sorted(record.attention)
+            ]
+        )
     return {key: np.array([[layer[key] for layer in row] for row in found]) for key in found[0][0]}
+
+
+@contextmanager
+def smallest_logs(network: nn.Module) -> Iterator[list[float]]:
+    """The smallest log-probability of each layer's maps: a cell far below what fp32 can hold is told from none."""
+    logs: list[float] = []
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        q, k, mask = inputs[0].detach().double(), inputs[1].detach().double(), inputs[3] if len(inputs) > 3 else None
+        products = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if mask is not None:
+            products = products.masked_fill(~mask, -torch.inf)
+        logs.append(float(products.log_softmax(-1).min()))
+
+    handles = [layer.register_forward_hook(hook) for layer in attention_layers(network)]
+    try:
+        yield logs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def of_layer(maps: Tensor, share: Tensor, grid: tuple[int, int]) -> dict[str, float]:
     """What is asked of the maps of a layer, (B, h, N, N), over an object's share of each patch, (B, N)."""
-    mean = maps.mean(1)
-    rows = query_statistics(mean, torch.arange(maps.shape[-1]), grid, share)
+    mean, patches = maps.mean(1), maps.shape[-1]
+    rows = query_statistics(mean, torch.arange(patches), grid, share)
     kept = ("diagonal_first", "inside", "inside_chance", "near", "near_chance")
     statistics = map_statistics(rows, grid, share)
+    own = float(mean.diagonal(dim1=-2, dim2=-1).mean())
     return {key: float(statistics[key].mean()) for key in kept} | {
+        "inside_others": inside_others(mean, share),
         "near_all": float(rows["near"].mean()),
         "near_all_chance": float(neighbourhood(grid).mean()),
-        "equal": 1 / maps.shape[-1],
-        "diagonal": float(mean.diagonal(dim1=-2, dim2=-1).mean()),
-        "diagonal_first_head": float((maps.argmax(-1) == torch.arange(maps.shape[-1])).float().mean((0, 2)).max()),
-        "smallest": float(maps.min()),
-        "faint": float((maps < FAINT).float().mean()),
+        "equal": 1 / patches,
+        "diagonal": own,
+        "off_diagonal": (1 - own) / (patches - 1),
+        "diagonal_first_head": float((maps.argmax(-1) == torch.arange(patches)).float().mean((0, 2)).max()),
+        "faint": float((maps < BARELY).float().mean()),
     }
 
 
-def by_layer(seen: list[Table], key: str, layer: int, less: str | None = None) -> Measured:
-    """The mean over times in a layer, over seeds; less another one."""
-    return over_seeds([(one[key] - (0 if less is None else one[less]))[:, layer].mean() for one in seen])
+def inside_others(maps: Tensor, share: Tensor) -> float:
+    """What ``inside`` gives where a map, (B, N, N), is paired with the disc of an image, (B, N), that is not its own.
+
+    The mean over all B·(B − 1) such pairs; of each, attention from a disc's patches that lands on that disc.
+    """
+    landed = torch.einsum("bqk,ck->bcq", maps, share)  # of map b, on disc c
+    scores = (landed * share).sum(-1) / share.sum(-1).clamp_min(1e-12)  # (B, B)
+    images = len(share)
+    return float((scores.sum() - scores.diagonal().sum()) / (images * (images - 1)))
+
+
+def by_layer(seen: list[Table], key: str, layer: int) -> Measured:
+    """A share, the mean over times in a layer, over seeds."""
+    return over_seeds([one[key][:, layer].mean() for one in seen], share=True)
+
+
+def excess(seen: list[Table], key: str, less: str, layers: int) -> dict[str, Measured]:
+    """By layer, how much one share is above another, mean over times; intervals hold for all layers together."""
+    return {
+        f"layer {layer}": over_seeds([(one[key] - one[less])[:, layer].mean() for one in seen], comparisons=layers)
+        for layer in range(layers)
+    }
 
 
 def reaching(seen: list[Table]) -> Finding:
     """Every cell above zero."""
-    smallest = min(float(one["smallest"].min()) for one in seen)
-    faint = over_seeds([one["faint"].mean() for one in seen])
+    smallest = min(float(one["smallest_log"].min()) for one in seen)
+    faint = over_seeds([one["faint"].mean() for one in seen], share=True)
     return Finding(
         claim="In one attention layer every patch reaches every other: no cell of the map is zero.",
-        measurement="The smallest cell of all maps (all heads, layers, times, images and seeds), in fp32; and the "
-        f"share of cells below {FAINT:g}.",
+        measurement="The smallest cell of all maps (all heads, layers, times, images and seeds), as a log-probability "
+        f"in fp64, where small cells do not vanish as in fp32; and the share of cells below {BARELY:g}.",
         verdict=nowhere_zero(smallest),
-        reason=f"the smallest cell is {smallest:.1e}; but {faint.value:.0%} of cells are below {FAINT:g}, and hand on "
-        "next to nothing",
-        figures={"smallest cell": exact(smallest), f"share of cells below {FAINT:g}": faint},
+        reason=f"the smallest cell is {power_of_ten(smallest)}: softmax gives each key that is not masked a share, by "
+        f"construction; but {faint.value:.0%} of cells are below {BARELY:g}, and hand on next to nothing",
+        figures={"log10 of the smallest cell": log10_of(smallest), f"share of cells below {BARELY:g}": faint},
     )
 
 
-def nowhere_zero(smallest: float) -> Verdict:
-    """Whether no cell is zero."""
-    return CONFIRMED if smallest > 0 else CONTRADICTED
+def nowhere_zero(smallest_log: float) -> Verdict:
+    """Whether no cell is zero: the log of one that is masked is −∞."""
+    return CONFIRMED if np.isfinite(smallest_log) else CONTRADICTED
+
+
+def log10_of(log: float) -> Measured:
+    """A natural logarithm in powers of ten; of a cell that is zero, what JSON can hold."""
+    return exact(max(log / np.log(10), -1e6))
+
+
+def power_of_ten(log: float) -> str:
+    """e to a power, which may be too small for a float."""
+    if not np.isfinite(log):
+        return "0"
+    exponent = int(np.floor(log / np.log(10)))
+    return f"{10 ** (log / np.log(10) - exponent):.1f}e{exponent:+03d}"
 
 
 def diagonal(seen: list[Table]) -> Finding:
     """Most patches look at themselves most, or not."""
-    first = over_seeds([one["diagonal_first"].mean() for one in seen])
-    share = over_seeds([one["diagonal"].mean() for one in seen])
+    first = over_seeds([one["diagonal_first"].mean() for one in seen], share=True)
     most = max(float(one["diagonal_first"].max()) for one in seen)
     head = max(float(one["diagonal_first_head"].max()) for one in seen)
     return Finding(
         claim="The diagonal is brightest: most patches attend to themselves most.",
         measurement="Share of patches that give no other patch more attention than themselves, in the mean over heads, "
-        "over layers, times and images; and the mean share a patch gives itself.",
+        "over layers, times and images.",
         verdict=above(first, 0.5),
         reason=f"it is true of {first} of patches, of at most {most:.0%} in any layer, time and seed and {head:.0%} in "
-        f"any head; a patch gives itself {share.value:.3f}, where equal shares would be "
-        f"{seen[0]['equal'].mean():.3f}",
+        "any head",
         figures={
             "share of patches that look at themselves first": first,
-            "share a patch gives itself": share,
             "largest share in a layer at a time": exact(most),
             "largest share in a head at a time": exact(head),
         },
     )
 
 
+def own_cell(seen: list[Table], layers: int) -> Finding:
+    """The weaker reading: brighter than the mean of the others."""
+    more = excess(seen, "diagonal", "off_diagonal", layers)
+    own, other = (over_seeds([one[each].mean() for one in seen], share=True) for each in ("diagonal", "off_diagonal"))
+    return Finding(
+        claim="The diagonal is brighter than the rest on average: in every layer a patch gives itself more than it "
+        "gives another patch in the mean.",
+        measurement="The share a patch gives itself less the mean share it gives another, by layer, mean over heads, "
+        "times and images.",
+        verdict=every(above(figure, 0) for figure in more.values()),
+        reason=f"a patch gives itself {own} and another {other}, where equal shares would be "
+        f"{seen[0]['equal'].mean():.3f}; the difference by layer is {listed(more)}",
+        figures={"share a patch gives itself": own, "mean share it gives another": other}
+        | {f"difference, {layer}": figure for layer, figure in more.items()},
+    )
+
+
 def in_disc(seen: list[Table], layers: int) -> Finding:
-    """More than chance, in every layer."""
-    more = {f"layer {i}": by_layer(seen, "inside", i, "inside_chance") for i in range(layers)}
-    share = over_seeds([one["inside"].mean() for one in seen])
+    """More than on the discs of other images, in every layer."""
+    more = excess(seen, "inside", "inside_others", layers)
+    whole = over_seeds([(one["inside"] - one["inside_others"]).mean() for one in seen])
+    share, others = (over_seeds([one[each].mean() for one in seen], share=True) for each in ("inside", "inside_others"))
     chance = float(np.mean([one["inside_chance"].mean() for one in seen]))
     return Finding(
-        claim="Patches in the disc attend to patches in the disc.",
+        claim="In every layer patches in the disc attend to the disc of their own image more than their place alone "
+        "would make them.",
         measurement="Share of the attention of patches of the disc that lands on the disc (patches count by how bright "
-        "they are), less what a map that looks everywhere alike would give, by layer, mean over times.",
+        "they are), less what the same maps give for the discs of all other images in its place, by layer, mean over "
+        "times. Place alone, as looking nearby, gives 0.",
         verdict=every(above(figure, 0) for figure in more.values()),
-        reason=f"{share} of it does, where chance gives {chance:.3f}; the excess by layer is "
-        + ", ".join(f"{figure.value:+.3f}" for figure in more.values()),
-        figures={"share on the disc": share} | {f"excess, {layer}": figure for layer, figure in more.items()},
+        reason=f"{share} of it does; for other images' discs it would be {others}, and if all patches were looked at "
+        f"alike {chance:.3f}; the excess over other discs is {whole}, by layer {listed(more)}",
+        figures={
+            "share on the disc": share,
+            "share on other images' discs": others,
+            "chance": exact(chance),
+            "excess, mean of layers": whole,
+        }
+        | {f"excess, {layer}": figure for layer, figure in more.items()},
     )
 
 
 def background(seen: list[Table], layers: int) -> Finding:
     """More than chance, in every layer."""
-    more = {f"layer {i}": by_layer(seen, "near", i, "near_chance") for i in range(layers)}
-    share = over_seeds([one["near"].mean() for one in seen])
+    more = excess(seen, "near", "near_chance", layers)
+    share = over_seeds([one["near"].mean() for one in seen], share=True)
     chance = float(np.mean([one["near_chance"].mean() for one in seen]))
     return Finding(
-        claim="Patches of the background attend to themselves and their neighbours.",
+        claim="In every layer patches of the background attend to themselves and their neighbours more than chance "
+        "would.",
         measurement="Share of the attention of background patches that lands on themselves and the up to eight patches "
         "around, less what a map that looks everywhere alike would give, by layer, mean over times.",
         verdict=every(above(figure, 0) for figure in more.values()),
-        reason=f"{share} of it does, where chance gives {chance:.3f}; the excess by layer is "
-        + ", ".join(f"{figure.value:+.3f}" for figure in more.values()),
-        figures={"share nearby": share} | {f"excess, {layer}": figure for layer, figure in more.items()},
+        reason=f"{share} of it does, where chance gives {chance:.3f}; the excess by layer is {listed(more)}",
+        figures={"share nearby": share, "chance": exact(chance)}
+        | {f"excess, {layer}": figure for layer, figure in more.items()},
     )
 
 
+def listed(figures: dict[str, Measured]) -> str:
+    """Figures by layer, with their intervals."""
+    return ", ".join(f"{each.value:+.3f} ({each.low:+.3f} to {each.high:+.3f})" for each in figures.values())
+
+
 def draw(told: dict[str, Any]) -> Figure:
-    """Three shares against t, a line a layer."""
+    """Shares against t, a line a layer, in the bands of their intervals."""
     curves = told["curves"]
-    figure, plots = page("Where patches look, by layer and time: the disc, their surroundings, themselves", 3)
+    figure, plots = page(
+        "Where patches look, by layer and time, bands 95 % over seeds; below each title what its verdict hangs on",
+        4,
+        width=3.6,
+        height=4.0,
+    )
     titles = {
-        "inside": "from the disc: on the disc",
-        "near": "from the background: on itself and neighbours",
-        "diagonal_first": "patches that look at themselves most",
+        "inside": ("from the disc: — on its own disc  ··· on another image's", "is — above ··· in every layer?"),
+        "near": ("from the background: on itself and around", "is it above chance in every layer?"),
+        "diagonal_first": ("patches that look at themselves most", "is it above one half, over all layers?"),
+        "diagonal": ("share a patch gives: — itself  ··· another, mean", "is — above ··· in every layer?"),
     }
-    for axes, (key, title) in zip(plots, titles.items(), strict=True):
-        for layer, values in enumerate(curves[key]):
-            axes.plot(curves["t"], values, color=COLORS[layer % len(COLORS)], marker="o", markersize=3, label=layer)
-        if f"{key}_chance" in curves:
-            level(axes, float(np.mean(curves[f"{key}_chance"])), "chance")
-        axes.set_ylim(0, 1 if key == "diagonal_first" else None)
-        name(axes, title, "t (0: data, 1: noise)", "share")
+    beside = {"inside": "inside_others", "diagonal": "off_diagonal"}
+    for axes, (key, (title, more)) in zip(plots, titles.items(), strict=True):
+        for layer, figures in enumerate(curves[key]):
+            color = COLORS[layer % len(COLORS)]
+            band(axes, curves["t"], figures, color, marker="o", markersize=3, label=f"layer {layer}")
+            if key in beside:
+                values = curves[beside[key]][layer]["value"]
+                axes.plot(curves["t"], values, color=color, linewidth=1.2, linestyle=":")
+        axes.set_ylim(0, 1)
+        name(axes, f"{title}\n{more}", "t (0: data, 1: noise)", "share")
+    for axes, each in ((plots[0], "inside_chance"), (plots[1], "near_chance"), (plots[3], "equal")):
+        level(axes, curves[each], "chance: all patches alike", FAINT)
     level(plots[2], 0.5, "most of them")
-    plots[0].legend(title="layer", title_fontsize=8, fontsize=8, frameon=False, ncols=2)
+    key_below(plots[0], ncols=2)
     return figure
 
 

@@ -4,12 +4,14 @@
     python -m studies.gates --full     five to eight
 
 Claim: the gates of adaLN-Zero start shut and open as training goes on, and with them the number of branches that work.
-Expect: gates and effective depth leap at once. Then, from a tenth of training to its end, neither grows.
+Expect: gates and effective depth leap at once, to an early peak, and fall from it. Gates then open again, slowly, and
+end below their peak; so does the effective depth.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,17 @@ from matplotlib.figure import Figure
 
 from ditlab.lab.recordings import gate_recordings
 from ditlab.run import RunFolder
-from studies.intervals import above, differences_over_seeds, every, over_seeds
-from studies.plots import COLORS, key, name, page
+from studies.intervals import Measured, above, every, over_seeds
+from studies.plots import COLORS, key_below, name, page, upright
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
 
-EARLY = 0.1  # share of training
 Series = dict[str, np.ndarray]
+DEPTH = "(Σc)²/Σc² over the branches, c being what a branch adds over its input, mean over t"
+FOLLOWED: dict[str, Callable[[Series], np.ndarray]] = {
+    "gate": lambda one: one["gate"].mean((1, 2)),
+    "depth": lambda one: one["depth"],
+}
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
@@ -31,7 +37,16 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
     runs = workers.train({f"base-{seed}": base(tier, seed) for seed in tier.seeds})
     seen = [recorded(run) for run in runs.values()]
     steps = seen[0]["step"]
-    early = int(np.searchsorted(steps, EARLY * tier.steps))
+    turns = [turning(one["gate"].mean((1, 2))) for one in seen]
+    shown = {
+        0,
+        1,
+        len(steps) // 10,
+        len(steps) // 4,
+        len(steps) // 2,
+        len(steps) - 1,
+        *(i for both in turns for i in both),
+    }
     rows = [
         {
             "share of training": f"{steps[i] / steps[-1]:.1%}",
@@ -39,15 +54,16 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
             "mean |gate|": str(over_seeds([one["gate"][i].mean() for one in seen])),
             "effective depth": str(over_seeds([one["depth"][i] for one in seen])),
         }
-        for i in sorted({0, 1, early, len(steps) // 2, len(steps) - 1})
+        for i in sorted(shown)
     ]
     curves = {
         "step": steps.tolist(),
         "gate": [one["gate"].mean((1, 2)).tolist() for one in seen],
         "depth": [one["depth"].tolist() for one in seen],
         "branch": np.stack([one["gate"] for one in seen]).mean(0).reshape(len(steps), -1).T.tolist(),
+        "peak": {what: [int(steps[turning(of(one))[0]]) for one in seen] for what, of in FOLLOWED.items()},
     }
-    return Outcome([opening(seen), keeping_on(seen, early), growing(seen, early)], rows, curves)
+    return Outcome([opening(seen), deepening(seen), keeping_on(seen), growing(seen)], rows, curves)
 
 
 def recorded(run: Trained) -> Series:
@@ -73,55 +89,107 @@ def opening(seen: list[Series]) -> Finding:
     )
 
 
-def keeping_on(seen: list[Series], early: int) -> Finding:
-    """Further open at the end than early on."""
-    change = differences_over_seeds(*([one["gate"][i].mean() for one in seen] for i in (-1, early)))
-    rising = over_seeds([np.mean(np.diff(one["gate"].mean((1, 2))[1:]) > 0) for one in seen])
+def deepening(seen: list[Series]) -> Finding:
+    """More branches at work at the end than before."""
+    first, last = (over_seeds([one["depth"][i] for one in seen]) for i in (0, -1))
+    change = over_seeds([one["depth"][-1] - one["depth"][0] for one in seen])
     return Finding(
-        claim="The gates go on opening as training goes on.",
-        measurement="Mean |gate| at the end less that after a tenth of training; how often it rose.",
+        claim="The effective depth is greater after training than before it.",
+        measurement=f"{DEPTH}: at the end less that before the first step.",
         verdict=above(change, 0),
-        reason=f"mean |gate| changed by {change} from a tenth of training to its end; {rising.value:.0%} of the "
-        f"changes from one recording to the next were rises",
-        figures={"change of mean |gate|": change, "share of rises": rising},
+        reason=f"it is {first} before training and {last} after",
+        figures={"change from start to end": change, "at the start": first, "at the end": last},
     )
 
 
-def growing(seen: list[Series], early: int) -> Finding:
-    """More branches at work at the end than early on."""
-    change = differences_over_seeds(*([one["depth"][i] for one in seen] for i in (-1, early)))
-    last, most = (over_seeds([pick(one["depth"]) for one in seen]) for pick in (lambda depth: depth[-1], np.max))
-    return Finding(
-        claim="The effective depth grows as training goes on.",
-        measurement="(Σc)²/Σc² over the branches, c being what a branch adds over its input, mean over t: its value at "
-        "the end less that after a tenth of training.",
-        verdict=above(change, 0),
-        reason=f"it changed by {change} from a tenth of training to its end; at its height it was {most}, at the end "
-        f"{last}",
-        figures={"change of effective depth": change, "effective depth at the end": last, "its height": most},
+def turning(values: np.ndarray) -> tuple[int, int]:
+    """Where a curve stood highest before the largest fall it had, and lowest after; both 0 if it never fell."""
+    falls = values - np.maximum.accumulate(values)
+    lowest = int(np.argmin(falls))
+    return int(np.argmax(values[: lowest + 1])), lowest
+
+
+def keeping_on(seen: list[Series]) -> Finding:
+    """Further open at the end than at the early peak."""
+    return since_the_peak(
+        "After their early peak the gates go on opening: at the end they are open further than at the peak.",
+        "Mean |gate| of all branches",
+        [FOLLOWED["gate"](one) for one in seen],
+        seen[0]["step"],
     )
+
+
+def growing(seen: list[Series]) -> Finding:
+    """More branches at work at the end than at the early peak."""
+    return since_the_peak(
+        "After its early peak the effective depth goes on growing: at the end it is greater than at the peak.",
+        DEPTH,
+        [FOLLOWED["depth"](one) for one in seen],
+        seen[0]["step"],
+    )
+
+
+def since_the_peak(claim: str, what: str, curves: list[np.ndarray], steps: np.ndarray) -> Finding:
+    """From the peak to the end, by way of the lowest in between."""
+    turns = [turning(curve) for curve in curves]
+
+    def change(begin: Callable[[tuple[int, int]], int], end: Callable[[tuple[int, int]], int]) -> Measured:
+        return over_seeds([curve[end(both)] - curve[begin(both)] for curve, both in zip(curves, turns, strict=True)])
+
+    whole, fall, rise = (
+        change(lambda both: both[0], lambda _: -1),
+        change(lambda both: both[0], lambda both: both[1]),
+        change(lambda both: both[1], lambda _: -1),
+    )
+    peaks, lows = ([int(steps[both[i]]) for both in turns] for i in (0, 1))
+    fallen = sum(both[1] > both[0] for both in turns)
+    course = (
+        f"the curve is not monotone in {fallen} of {len(turns)} seeds: from its peak at step {listed(peaks)} it "
+        f"changed by {fall} to its lowest after, at step {listed(lows)}, and from there to the end by {rise}"
+        if fallen
+        else "it rose from one recording to the next in all seeds"
+    )
+    return Finding(
+        claim=claim,
+        measurement=f"{what}: its value at the end less that at the early peak, which is where it stood highest before "
+        "the largest fall it had (the start, if it never fell); and the change to the lowest after and from there to "
+        "the end, which by their making are not above and not below 0.",
+        verdict=above(whole, 0),
+        reason=f"it changed by {whole} from its early peak to the end; {course}",
+        figures={
+            "change from early peak to end": whole,
+            "change from early peak to lowest after": fall,
+            "change from lowest after to end": rise,
+            "at the early peak": over_seeds([curve[both[0]] for curve, both in zip(curves, turns, strict=True)]),
+            "at the end": over_seeds([curve[-1] for curve in curves]),
+        },
+    )
+
+
+def listed(steps: list[int]) -> str:
+    """Steps of all seeds, said once where they agree."""
+    return f"{steps[0]:,}" if len(set(steps)) == 1 else " / ".join(f"{step:,}" for step in steps)
 
 
 def draw(told: dict[str, Any]) -> Figure:
     """Gates and effective depth against steps; a line a seed."""
     curves = told["curves"]
-    figure, (left, middle, right) = page("How far gates open in training, and how many branches work", 3)
+    figure, (left, middle, right) = page("How far gates open in training, and how many branches work", 3, height=3.9)
     for axes, series in ((left, "gate"), (right, "depth")):
         for seed, values in zip(told["seeds"], curves[series], strict=True):
             axes.plot(curves["step"], values, color=COLORS[seed % len(COLORS)], linewidth=1.4, label=f"seed {seed}")
-        axes.set_ylim(bottom=0)
+        upright(axes, float(np.mean(curves["peak"][series])), "early peak")
+        key_below(axes, ncols=len(told["seeds"]))
     for branch, values in enumerate(curves["branch"]):
         color, style = COLORS[branch // 2 % len(COLORS)], "--" if branch % 2 else "-"
-        label = "" if branch % 2 else f"block {branch // 2}"
+        label = f"block {branch // 2}, {'MLP' if branch % 2 else 'attention'}"
         middle.plot(curves["step"], values, linewidth=1.2, color=color, linestyle=style, label=label)
-    middle.set_ylim(bottom=0)
-    name(left, "mean |gate| of all branches", "step")
-    name(middle, "mean |gate| by block: attention —, MLP - -", "step")
-    key(middle, ncols=2, loc="lower right")
-    name(right, f"effective depth, of {len(curves['branch'])} branches", "step")
-    key(left)
+    key_below(middle, ncols=2)
     for axes in (left, middle, right):
-        axes.axvline(EARLY * told["steps"], color="#cbd5e1", linewidth=1, linestyle=":")
+        axes.set_ylim(bottom=0)
+    name(left, "mean |gate| of all branches", "step")
+    name(middle, "mean |gate| by branch, mean of seeds", "step")
+    name(right, f"effective depth, of {len(curves['branch'])} branches", "step")
     return figure
 
 

@@ -16,7 +16,10 @@ LEVEL = 0.95
 
 
 class Measured(NamedTuple):
-    """A figure and where it lies with 95 % confidence; ``interval`` says what the interval was made of."""
+    """A figure and where it lies with 95 % confidence; ``interval`` says what it was made of, and at which other level.
+
+    Where ``interval`` names comparisons, the interval is wider, so that all of them hold together with 95 %.
+    """
 
     value: float
     low: float
@@ -28,16 +31,45 @@ class Measured(NamedTuple):
         return f"{self.value:.3g}{spread}"
 
 
-def over_seeds(values: Sequence[float]) -> Measured:
-    """The mean over runs that differ in their seed alone, and Student's interval of it; there are at least two."""
+def over_seeds(values: Sequence[float], comparisons: int = 1, share: bool = False, of: str = "seeds") -> Measured:
+    """The mean over runs that differ in their seed alone, and Student's interval of it; there are at least two.
+
+    Args:
+        values: one a run.
+        comparisons: how many such figures a claim needs at once (``every``): the interval of each is then one of
+            1 − 0.05 / comparisons (Bonferroni), so that all of them hold together with 95 %.
+        share: it cannot leave [0, 1], and neither does its interval.
+        of: what the values are, in the plural.
+    """
     mean, error = float(np.mean(values)), float(stats.sem(values))
-    half = error * float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
-    return Measured(mean, mean - half, mean + half, f"t over {len(values)} seeds")
+    half = error * float(stats.t.ppf(1 - (1 - LEVEL) / (2 * comparisons), len(values) - 1))
+    low, high = mean - half, mean + half
+    if share:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Measured(mean, low, high, f"t over {len(values)} {of}{_level(comparisons)}")
 
 
-def differences_over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Measured:
-    """The mean of ours − theirs, seed by seed."""
-    return over_seeds([a - b for a, b in zip(ours, theirs, strict=True)])
+def _level(comparisons: int) -> str:
+    if comparisons == 1:
+        return ""
+    return f", at {1 - (1 - LEVEL) / comparisons:.2%} for {comparisons} comparisons together at {LEVEL:.0%}"
+
+
+def differences_over_seeds(ours: Sequence[float], theirs: Sequence[float], comparisons: int = 1) -> Measured:
+    """The mean of ours − theirs, seed by seed; ``comparisons`` as in ``over_seeds``."""
+    return over_seeds([a - b for a, b in zip(ours, theirs, strict=True)], comparisons)
+
+
+def curve_over_seeds(curves: Sequence[Sequence[float] | np.ndarray], share: bool = False) -> dict[str, list[float]]:
+    """``over_seeds`` at each point of curves of the same length: lists of values and ends of intervals, for a plot."""
+    points = [over_seeds(values, share=share) for values in zip(*curves, strict=True)]
+    return {each: [getattr(point, each) for point in points] for each in ("value", "low", "high")}
+
+
+def counted(count: int, of: int) -> Measured:
+    """The share of independent trials that came out so, and the interval of Clopper and Pearson (1934)."""
+    interval = stats.binomtest(count, of).proportion_ci(LEVEL, "exact")
+    return Measured(count / of, float(interval.low), float(interval.high), f"Clopper-Pearson, {count} of {of}")
 
 
 def bootstrapped(
@@ -73,6 +105,9 @@ def below(figure: Measured, bound: float) -> Verdict:
 
 
 def every(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a claim that needs all of several: one contradicted contradicts it, all confirmed confirm it."""
+    """Of a claim that needs all of several: one contradicted contradicts it, all confirmed confirm it.
+
+    Their figures are made for as many ``comparisons``: or else one of many is contradicted by chance too often.
+    """
     seen = set(verdicts)
     return CONTRADICTED if CONTRADICTED in seen else CONFIRMED if seen == {CONFIRMED} else NOT_SHOWN

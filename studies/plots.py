@@ -45,19 +45,45 @@ def key(axes: Axes, **options: Any) -> None:
     axes.legend(fontsize=8, frameon=False, **options)
 
 
-def level(axes: Axes, height: float, text: str) -> None:
-    """A dashed line that says what it stands for."""
-    axes.axhline(height, color=FAINT, linewidth=1, linestyle="--")
+def key_below(axes: Axes, **options: Any) -> None:
+    """A legend under the plot, where it hides no line."""
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), **options)
+
+
+def level(axes: Axes, height: float, text: str, color: str = FAINT, left: bool = False) -> None:
+    """A dashed line that says what it stands for, at its right end or its left one."""
+    axes.axhline(height, color=color, linewidth=1, linestyle="--")
     axes.annotate(
         text,
-        (1, height),
+        (0 if left else 1, height),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
+        xytext=(2 if left else 0, 3),
         textcoords="offset points",
-        ha="right",
+        ha="left" if left else "right",
+        fontsize=7.5,
+        color="#64748b" if color == FAINT else color,
+    )
+
+
+def upright(axes: Axes, x: float, text: str) -> None:
+    """A dotted line from top to bottom that says what it stands for."""
+    axes.axvline(x, color=FAINT, linewidth=1, linestyle=":")
+    axes.annotate(
+        text,
+        (x, 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 0),
+        textcoords="offset points",
         fontsize=7.5,
         color="#64748b",
     )
+
+
+def band(axes: Axes, x: Sequence[float], figures: dict[str, Any], color: str, **look: Any) -> None:
+    """A line of ``curve_over_seeds`` in the band of its intervals; ``look`` is matplotlib's, of the line."""
+    axes.fill_between(x, figures["low"], figures["high"], color=color, alpha=0.15, linewidth=0)
+    drawn: dict[str, Any] = {"linewidth": 1.4} | look
+    axes.plot(x, figures["value"], color=color, **drawn)
 
 
 def bars(axes: Axes, labels: Sequence[str], figures: Sequence[dict[str, Any]], colors: Sequence[str] = COLORS) -> None:

@@ -78,7 +78,12 @@ class Study(NamedTuple):
 
 
 def perform(study: Study, tier: Tier, workers: Workers, results: Path) -> dict[str, Any]:
-    """Measure, draw, and only then write ``results/NAME.json`` and its plot; returns what the file says."""
+    """Measure, draw, and only then write ``results/NAME.json`` and its plot; returns what the file says.
+
+    Two times are kept. ``wall_seconds_of_call``: by the clock, of this call; training is in it as far as this call did
+    it. ``training_process_seconds``: what training took in the processes of one thread each, summed over all runs that
+    were looked at, whenever and for whichever study they were trained.
+    """
     begun = time.perf_counter()
     outcome = study.measure(tier, workers)
     full = " --full" if tier is FULL else ""
@@ -94,8 +99,8 @@ def perform(study: Study, tier: Tier, workers: Workers, results: Path) -> dict[s
         "curves": outcome.curves,
         "command": f"python -m studies.{study.name}{full}",
         "machine": machine(workers.count),
-        "seconds": elapsed(begun),
-        "training_seconds": round(sum(trained.seconds for trained in workers.trained.values()), 1),
+        "wall_seconds_of_call": elapsed(begun),
+        "training_process_seconds": round(sum(trained.seconds for trained in workers.trained.values()), 1),
         "steps": tier.steps,
         "seeds": list(tier.seeds),
         "commit": commit(),
@@ -149,7 +154,10 @@ def commit() -> str | None:
     try:
         told = [
             subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--", "src", "studies"))
+            for words in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--", "src", "studies", ":(exclude)studies/results"),
+            )
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -159,7 +167,10 @@ def commit() -> str | None:
 def summary(told: dict[str, Any]) -> str:
     """What a terminal is told of a result."""
     lines = [f"  {finding['verdict']}: {finding['claim']}\n    {finding['reason']}" for finding in told["findings"]]
-    return "\n".join([*lines, f"  {told['seconds']:.0f} s"])
+    spent = f"  {told['wall_seconds_of_call']:.0f} s by the clock"
+    if told["training_process_seconds"]:
+        spent += f"; its runs took {told['training_process_seconds']:.0f} s of training, summed over processes"
+    return "\n".join([*lines, spent])
 
 
 def main(studies: Study | Sequence[Study], arguments: Sequence[str] | None = None) -> int:

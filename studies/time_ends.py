@@ -7,8 +7,10 @@ Claim: at t near 0 the network hands x on almost unchanged; at t near 1 it predi
 What is meant by handing on is the denoised image x̂0 that follows from the prediction: here velocity on the linear path,
 x̂0 = x_t − t·v, so that near t = 0 any bounded v hands x on, an untrained network's as well. So two more things are
 measured: how much of the noise that is there is taken away, and how much of v itself is x_t.
+Near 1, structure is what x̂0 has beyond the mean of the data: how much x̂0 varies from sample to sample, and how much of
+the variance of x0 about that mean it explains. Both are judged at t = 1, 0.9 and 0.8.
 Expect: x̂0 differs from x_t by no more than the noise; and yet that noise is what is taken away. At t = 1 x̂0 is the mean
-of the data, the same for all noise, and no disc.
+of the data, the same for all noise, and no disc; a little below it has structure.
 """
 
 from __future__ import annotations
@@ -26,16 +28,19 @@ from ditlab.chance import generator_for
 from ditlab.data.circles import circles
 from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap
 from ditlab.run import Run
-from studies.intervals import above, below, over_seeds
-from studies.plots import COLORS, key, level, name, page
+from studies.intervals import Measured, above, below, curve_over_seeds, every, over_seeds
+from studies.plots import COLORS, band, key_below, level, name, page, upright
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Workers, base
 
 TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
-NEAR_DATA, NEAR_NOISE = TIMES.index(0.02), TIMES.index(1.0)
+NEAR_DATA = TIMES.index(0.02)
+NEAR_NOISE = (1.0, 0.9, 0.8)
+HALF = 0.5  # of the noise is left, of the data's spread and variance is there: more than that counts
 ALMOST = 0.1  # of x_t, that may change where it is handed on almost unchanged
 SHOWN = (0.02, 0.2, 0.5, 0.8, 0.95, 1.0)
 MEAN_OF = 20_000  # images that the mean of the data is taken over
+SHARES = ("velocity on x_t", "on x_t", "on x0", "valid")  # that cannot leave [0, 1]
 Table = dict[str, np.ndarray]  # of one run, (T,) each
 
 
@@ -54,20 +59,26 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
             "noise left": str(at(seen, "left", i)),
             "v that is x_t": str(at(seen, "velocity on x_t", i)),
             "x̂0 that is x_t": str(at(seen, "on x_t", i)),
-            "x̂0 that is the mean": str(at(seen, "on mean", i)),
             "x̂0 that is x0": str(at(seen, "on x0", i)),
+            "spread of x̂0": str(at(seen, "spread", i)),
+            "variance of x0 explained": str(at(seen, "variance", i)),
             "valid x̂0": str(at(seen, "valid", i)),
         }
         for i, t in enumerate(TIMES)
     ]
-    curves = {"t": list(TIMES)} | {key: np.mean([one[key] for one in seen], axis=0).tolist() for key in seen[0]}
-    findings = [handing_on(seen), leaving_noise(seen), being_x(seen), structure(seen)]
+    curves: dict[str, Any] = {"t": list(TIMES)}
+    curves |= {each: curve_over_seeds([one[each] for one in seen], share=each in SHARES) for each in seen[0]}
+    findings = [handing_on(seen), leaving_noise(seen), *(structure(seen, t) for t in NEAR_NOISE)]
     return Outcome(findings, rows, curves | {"pictures": pictures(runs[0], x0, noise)})
 
 
 @torch.no_grad()
 def ask(run: Run, x0: Tensor, noise: Tensor, mean: Tensor) -> Table:
-    """Figures of a run at each time; shares are of the sum of squares, explained by a multiple of something."""
+    """Figures of a run at each time.
+
+    Shares of v and x̂0 are of sums of squares about the mean image of the data, as the path carries it to t: what a
+    multiple of something explains that is centred alike.
+    """
     found: dict[str, list[float]] = {}
     spread = rms(x0 - mean)
     for t in TIMES:
@@ -75,15 +86,17 @@ def ask(run: Run, x0: Tensor, noise: Tensor, mean: Tensor) -> Table:
         x_t = run.process.q_sample(x0, times, noise)
         velocity = run.process.predict(x_t, times, None)
         denoised = run.process.estimate(x_t, times, None).x0
+        middle = mean.expand_as(x0)
+        moved = x_t - run.process.q_sample(middle, times, torch.zeros_like(noise))
         figures = {
             "change": rms(denoised - x_t) / rms(x_t),
             "left": rms(denoised - x0) / rms(x_t - x0),
-            "velocity on x_t": explained(velocity, x_t),
-            "on x_t": explained(denoised, x_t),
-            "on mean": explained(denoised, mean.expand_as(x0)),
-            "on x0": explained(denoised, x0),
+            "velocity on x_t": explained(velocity + middle, moved),  # v = ε − x0, whose mean is −mean
+            "on x_t": explained(denoised - middle, moved),
+            "on x0": explained(denoised - middle, x0 - middle),
             "to mean": rms(denoised - mean) / spread,
             "spread": rms(denoised - denoised.mean(0)) / spread,
+            "variance": 1 - (rms(denoised - x0) / spread) ** 2,
             "valid": float((disc_overlap(denoised) >= VALID_OVERLAP).float().mean()),
         }
         for each, value in figures.items():
@@ -103,9 +116,9 @@ def explained(y: Tensor, x: Tensor) -> float:
     return float((x @ y).square()) / whole if whole > 0 else 0.0
 
 
-def at(seen: list[Table], key: str, time: int) -> Any:
+def at(seen: list[Table], key: str, time: int, comparisons: int = 1) -> Measured:
     """A figure at a time, over seeds."""
-    return over_seeds([one[key][time] for one in seen])
+    return over_seeds([one[key][time] for one in seen], comparisons, share=key in SHARES)
 
 
 def handing_on(seen: list[Table]) -> Finding:
@@ -128,38 +141,40 @@ def leaving_noise(seen: list[Table]) -> Finding:
         claim="At t near 0 the network leaves even the noise of x_t as it is.",
         measurement=f"Root mean square of x̂0 − x0 over that of x_t − x0 at t = {t}: 1 if x is handed on, 0 if all of "
         "the noise is taken away; it is left if more than half of it is.",
-        verdict=above(left, 0.5),
+        verdict=above(left, HALF),
         reason=f"{left} of what separates x_t from the data is left",
         figures={f"noise left at t = {t}": left},
     )
 
 
-def being_x(seen: list[Table]) -> Finding:
-    """The prediction is made of x_t."""
-    t, share = TIMES[NEAR_DATA], at(seen, "velocity on x_t", NEAR_DATA)
+def structure(seen: list[Table], t: float) -> Finding:
+    """What is predicted out of almost nothing but noise is more than the mean."""
+    time = TIMES.index(t)
+    spread, variance = (at(seen, each, time, comparisons=2) for each in ("spread", "variance"))
+    valid, away = (at(seen, each, time) for each in ("valid", "to mean"))
+    alone = ", out of noise alone," if t == 1 else ""
+    last = {each: latest(seen, each) for each in ("spread", "variance", "valid")}
     return Finding(
-        claim="At t near 0 what the network itself puts out, the velocity, is a multiple of x_t.",
-        measurement=f"Share of the sum of squares of v at t = {t} that the best multiple of x_t explains; it is one if "
-        "that is more than 0.9.",
-        verdict=above(share, 0.9),
-        reason=f"{share} of it is explained: v is ε − x0, and ε is another half",
-        figures={f"share of v explained by x_t at t = {t}": share},
+        claim=f"At t = {t:g}{alone} the network predicts the structure of an image.",
+        measurement="Root mean square of x̂0 about its own mean over samples, over that of x0 about the mean of the "
+        f"data; and the share of the variance of x0 about that mean that x̂0 explains. It predicts structure if both "
+        f"are above {HALF:g}. Beside them, the share of x̂0 that are valid discs.",
+        verdict=every([above(spread, HALF), above(variance, HALF)]),
+        reason=f"x̂0 varies by {spread} of the spread of data and explains {variance} of the variance of x0; {valid} of "
+        f"x̂0 are valid discs. The largest t looked at where the interval is above {HALF:g}: {last['spread']} for the "
+        f"spread, {last['variance']} for the variance explained, {last['valid']} for valid discs",
+        figures={
+            f"spread of x̂0 at t = {t:g}": spread,
+            f"variance of x0 explained at t = {t:g}": variance,
+            f"valid x̂0 at t = {t:g}": valid,
+            f"distance to the mean at t = {t:g}": away,
+        },
     )
 
 
-def structure(seen: list[Table]) -> Finding:
-    """What is predicted out of pure noise is an image."""
-    valid, spread, away = (at(seen, each, NEAR_NOISE) for each in ("valid", "spread", "to mean"))
-    first = [TIMES[max(np.flatnonzero(one["valid"] >= 0.5), default=0)] for one in seen]
-    return Finding(
-        claim="At t = 1, out of noise alone, the network predicts the structure of an image.",
-        measurement="Share of x̂0 at t = 1 that are valid discs; it predicts structure if most are. How much x̂0 varies "
-        "with the noise, and how far it is from the mean of the data, both over the spread of the data.",
-        verdict=above(valid, 0.5),
-        reason=f"{valid} of x̂0 are valid discs: x̂0 varies by {spread.value:.3f} of the spread of data and is "
-        f"{away.value:.3f} of it away from their mean; most are valid at t = {max(first):g} and below",
-        figures={"valid x̂0 at t = 1": valid, "spread of x̂0 at t = 1": spread, "distance to the mean at t = 1": away},
-    )
+def latest(seen: list[Table], key: str) -> str:
+    """The largest t at which the whole interval over seeds is above a half."""
+    return next((f"{t:g}" for i, t in reversed(list(enumerate(TIMES))) if at(seen, key, i).low > HALF), "none")
 
 
 @torch.no_grad()
@@ -177,23 +192,28 @@ def pictures(run: Run, x0: Tensor, noise: Tensor) -> dict[str, Any]:
 
 
 def draw(told: dict[str, Any]) -> Figure:
-    """What x̂0 is made of, what is left of the noise, and pictures."""
+    """What is left of x_t and its noise, what there is of structure, and pictures; bands are intervals over seeds."""
     curves = told["curves"]
-    figure, (left, middle, right) = page("What the network makes of x_t near data and near noise", 3)
-    dots: dict[str, Any] = {"marker": "o", "markersize": 2.5}
-    made_of = {"on x_t": "x_t", "on mean": "the mean of data", "on x0": "x0"}
-    for shade, (each, label) in zip(COLORS, made_of.items(), strict=False):
-        left.plot(curves["t"], curves[each], color=shade, label=label, **dots)
-    left.set_ylim(0, 1.03)
-    name(left, "share of x̂0 explained by", "t (0: data, 1: noise)")
-    key(left)
-    shares = {"left": "error of x̂0 over that of x_t", "spread": "spread of x̂0 over that of data", "valid": "valid x̂0"}
-    for shade, (each, label) in zip(COLORS[3:], shares.items(), strict=False):
-        middle.plot(curves["t"], curves[each], color=shade, label=label, **dots)
-    middle.set_ylim(0, 1.5)
-    level(middle, 1.0, "x_t handed on")
-    name(middle, "what is left: of the noise, of the data", "t")
-    key(middle, loc="upper left")
+    figure, (left, middle, right) = page("What the network makes of x_t near data and near noise", 3, height=3.9)
+    near_data = {"change": "x̂0 − x_t over x_t", "left": "error of x̂0 over that of x_t (noise left)"}
+    near_noise = {
+        "spread": "spread of x̂0 over that of data",
+        "variance": "variance of x0 explained",
+        "valid": "valid x̂0",
+    }
+    for axes, lines, shades in ((left, near_data, COLORS), (middle, near_noise, COLORS[2:])):
+        for shade, (each, label) in zip(shades, lines.items(), strict=False):
+            band(axes, curves["t"], curves[each], shade, label=label, marker="o", markersize=2.5)
+        key_below(axes)
+    left.set_ylim(0, 1.5)
+    level(left, ALMOST, "below: almost unchanged", COLORS[0])
+    level(left, HALF, "above: noise is left", COLORS[1], left=True)
+    upright(left, TIMES[NEAR_DATA], "judged here")
+    name(left, "near data: is x_t handed on?", "t (0: data, 1: noise)")
+    middle.set_ylim(-0.03, 1.08)
+    level(middle, 1.0, "as the data")
+    level(middle, HALF, "above: structure (spread and variance)", left=True)
+    name(middle, "near noise: is there structure?", "t (0: data, 1: noise)")
     strip(right, curves["pictures"])
     return figure
 
