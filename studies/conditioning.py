@@ -146,9 +146,10 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
     return Outcome(findings, table(tier, judged, as_many, stability), curves(judged, as_many, stability))
 
 
-def apart(judged: Judged, kind: str, other: str, what: str) -> Measured:
+def apart(judged: Judged, kind: str, other: str, what: str, comparisons: int = 1) -> Measured:
     """A figure of one kind minus that of another, seed by seed."""
-    return differences_over_seeds([run[what] for run in judged[kind]], [run[what] for run in judged[other]])
+    ours, theirs = ([run[what] for run in judged[each]] for each in (kind, other))
+    return differences_over_seeds(ours, theirs, comparisons)
 
 
 def closest(figures: dict[str, Measured]) -> str:
@@ -165,7 +166,7 @@ def sizes(tier: Tier) -> str:
 
 def best(judged: Judged, tier: Tier) -> Finding:
     """Has adaLN-Zero the lowest loss?"""
-    figures = {kind: apart(judged, kind, "adaln-zero", "loss") for kind in KINDS[1:]}
+    figures = {kind: apart(judged, kind, "adaln-zero", "loss", len(KINDS) - 1) for kind in KINDS[1:]}
     return Finding(
         claim=f"At the recipe's learning rate and width, adaLN-Zero learns best of the five in {steps_of(tier)}.",
         measurement="Held-out loss at depth 4 with the recipe and its one learning rate, minus that of adaLN-Zero. "
@@ -183,7 +184,7 @@ def steps_of(tier: Tier) -> str:
 
 def equal(judged: Judged, as_many: Judged, steps: int) -> Finding:
     """Has adaLN-Zero a lower loss than others that are as large?"""
-    figures = {kind: apart({**judged, kind: as_many[kind]}, kind, "adaln-zero", "loss") for kind in WIDTHS}
+    figures = {kind: apart({**judged, kind: as_many[kind]}, kind, "adaln-zero", "loss", len(WIDTHS)) for kind in WIDTHS}
     return Finding(
         claim=f"adaLN-Zero learns better in {steps:,} steps than FiLM and in-context of as many parameters.",
         measurement="Held-out loss at depth 4 with the recipe and its one learning rate, "
@@ -196,7 +197,7 @@ def equal(judged: Judged, as_many: Judged, steps: int) -> Finding:
 
 def valid(judged: Judged, tier: Tier) -> Finding:
     """Does adaLN-Zero draw the most valid circles?"""
-    figures = {kind: apart(judged, "adaln-zero", kind, "valid") for kind in KINDS[1:]}
+    figures = {kind: apart(judged, "adaln-zero", kind, "valid", len(KINDS) - 1) for kind in KINDS[1:]}
     return Finding(
         claim=f"At the recipe's learning rate and width, adaLN-Zero draws the most valid circles after "
         f"{steps_of(tier)}.",
@@ -210,9 +211,9 @@ def valid(judged: Judged, tier: Tier) -> Finding:
 
 def soft(judged: Judged, steps: int) -> Finding:
     """Is a token worse than every kind that modulates?"""
-    figures = {kind: apart(judged, "in-context", kind, "loss") for kind in KINDS[:3]}
+    figures = {kind: apart(judged, "in-context", kind, "loss", 3) for kind in KINDS[:3]}
     return Finding(
-        claim=f"The time as an extra token is a soft way to tell it: it learns worst in {steps:,} steps.",
+        claim=f"The time as an extra token is a soft way to tell it: in {steps:,} steps it learns less.",
         measurement="Held-out loss of in-context tokens at depth 4 with the recipe and its one learning rate, minus "
         "that of each kind that modulates the norms, all of one width.",
         verdict=every(above(figure, 0) for figure in figures.values()),
@@ -224,7 +225,7 @@ def soft(judged: Judged, steps: int) -> Finding:
 def start(stability: Stability) -> Finding:
     """Does FiLM learn worse when it is deep, where adaLN-Zero does not?"""
     film, zero = stability.deepening("film"), stability.deepening("adaln-zero")
-    beyond, share = differences_over_seeds(film, zero), over_seeds(stability.growth("film"))
+    beyond, share = differences_over_seeds(film, zero, 2), over_seeds(stability.growth("film"), 2)
     by_kind = {f"{kind}, depth 12 above depth 4": over_seeds(stability.deepening(kind)) for kind in KINDS}
     lower = {f"{kind}, lr {LOWER_LR:g}": over_seeds(stability.deepening(kind, LOWER_LR)) for kind in KINDS}
     return Finding(
@@ -240,7 +241,10 @@ def start(stability: Stability) -> Finding:
 
 def stable(stability: Stability) -> Finding:
     """Does it make no difference to adaLN-Zero to leave the warm-up out?"""
-    harms = {(kind, depth): over_seeds(stability.harms(kind, depth)) for depth in stability.depths for kind in KINDS}
+    count = len(stability.depths)
+    harms = {
+        (kind, depth): over_seeds(stability.harms(kind, depth), count) for depth in stability.depths for kind in KINDS
+    }
     own = [("adaln-zero", depth) for depth in stability.depths]
     lost = exact(sum(stability.skipped((*run, False, LR)) for run in own))
     figures = {f"{kind}, depth {depth}": figure for (kind, depth), figure in harms.items()}

@@ -130,10 +130,10 @@ def either(loss: dict[Size, list[float]], steps: int) -> Finding:
     figures: dict[str, Measured] = {}
     for small, large in ((32, 64), (64, 96)):
         pairs = [(Size(small, depth, 4), Size(large, depth, 4)) for depth in (2, 4, 8)]
-        figures[f"width {small} to {large}"] = gain(loss, pairs)
+        figures[f"width {small} to {large}"] = gain(loss, pairs, 4)
     for shallow, deep in ((2, 4), (4, 8)):
         pairs = [(Size(dim, shallow, 4), Size(dim, deep, 4)) for dim in (32, 64, 96)]
-        figures[f"depth {shallow} to {deep}"] = gain(loss, pairs)
+        figures[f"depth {shallow} to {deep}"] = gain(loss, pairs, 4)
     least = min(figures, key=lambda step: figures[step].value)
     return Finding(
         claim=f"Both more width and more depth lower the loss after {steps:,} steps.",
@@ -145,10 +145,10 @@ def either(loss: dict[Size, list[float]], steps: int) -> Finding:
     )
 
 
-def gain(loss: dict[Size, list[float]], pairs: list[tuple[Size, Size]]) -> Measured:
+def gain(loss: dict[Size, list[float]], pairs: list[tuple[Size, Size]], comparisons: int = 1) -> Measured:
     """By how much the larger ones are better: the mean over pairs of each seed, over seeds."""
     gains = [np.subtract(loss[small], loss[large]) for small, large in pairs]
-    return over_seeds(np.mean(gains, axis=0).tolist())
+    return over_seeds(np.mean(gains, axis=0).tolist(), comparisons)
 
 
 def however_spent(compute: dict[Size, float], loss: dict[Size, list[float]], steps: int) -> Finding:
