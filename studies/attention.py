@@ -310,7 +310,7 @@ def draw(told: dict[str, Any]) -> Figure:
                 axes.plot(curves["t"], values, color=color, linewidth=1.2, linestyle=":")
         axes.set_ylim(0, 1)
         name(axes, f"{title}\n{more}", "t (0: data, 1: noise)", "share")
-    for axes, each in ((plots[0], "inside_chance"), (plots[1], "near_chance"), (plots[3], "equal")):
+    for axes, each in ((plots[0], "inside_chance"), (plots[1], "near_chance")):
         level(axes, curves[each], "chance: all patches alike", FAINT)
     level(plots[2], 0.5, "most of them")
     key_below(plots[0], ncols=2)

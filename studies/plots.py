@@ -65,12 +65,12 @@ def level(axes: Axes, height: float, text: str, color: str = FAINT, left: bool =
     )
 
 
-def upright(axes: Axes, x: float, text: str) -> None:
-    """A dotted line from top to bottom that says what it stands for."""
+def upright(axes: Axes, x: float, text: str, height: float = 0.02) -> None:
+    """A dotted line from top to bottom that says what it stands for, at a height given as a share of the plot's."""
     axes.axvline(x, color=FAINT, linewidth=1, linestyle=":")
     axes.annotate(
         text,
-        (x, 0.02),
+        (x, height),
         xycoords=("data", "axes fraction"),
         xytext=(3, 0),
         textcoords="offset points",

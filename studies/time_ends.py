@@ -208,11 +208,11 @@ def draw(told: dict[str, Any]) -> Figure:
     left.set_ylim(0, 1.5)
     level(left, ALMOST, "below: almost unchanged", COLORS[0])
     level(left, HALF, "above: noise is left", COLORS[1], left=True)
-    upright(left, TIMES[NEAR_DATA], "judged here")
+    upright(left, TIMES[NEAR_DATA], "judged here", height=0.94)
     name(left, "near data: is x_t handed on?", "t (0: data, 1: noise)")
     middle.set_ylim(-0.03, 1.08)
     level(middle, 1.0, "as the data")
-    level(middle, HALF, "above: structure (spread and variance)", left=True)
+    level(middle, HALF, "above: structure", left=True)
     name(middle, "near noise: is there structure?", "t (0: data, 1: noise)")
     strip(right, curves["pictures"])
     return figure

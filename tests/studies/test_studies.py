@@ -18,7 +18,6 @@ from ditlab.config import DiTConfig
 from ditlab.data.circles import circles
 from ditlab.errors import CheckpointWarning, InputError
 from ditlab.inspection.statistics import brightness, distances
-from studies import intervals
 from studies import study as framework
 from studies.__main__ import ORDER
 from studies.intervals import CONFIRMED, CONTRADICTED, NOT_SHOWN, Measured
@@ -104,56 +103,6 @@ def test_unknown_studies_are_refused(capsys):
         main([study("counts"), study("counts")], ["spelling"])
     assert stop.value.code == 2
     assert "no study spelling; there are counts" in capsys.readouterr().err
-
-
-# ---- verdicts
-
-
-def test_verdicts_need_the_whole_interval():
-    high, low, wide = Measured(3, 2, 4, ""), Measured(0, -1, 0.5, ""), Measured(1, 0, 2, "")
-    assert [intervals.above(each, 1) for each in (high, low, wide)] == [CONFIRMED, CONTRADICTED, NOT_SHOWN]
-    assert [intervals.below(each, 1) for each in (high, low, wide)] == [CONTRADICTED, CONFIRMED, NOT_SHOWN]
-    assert intervals.every([CONFIRMED, CONFIRMED]) == CONFIRMED
-    assert intervals.every([CONFIRMED, NOT_SHOWN, CONTRADICTED]) == CONTRADICTED
-    assert intervals.every([CONFIRMED, NOT_SHOWN]) == NOT_SHOWN
-    assert intervals.every([]) == NOT_SHOWN
-
-
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    draws = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).tolist()
-    held = [figure.low <= 0 <= figure.high for figure in map(intervals.over_seeds, draws)]
-    assert 0.92 <= sum(held) / len(held) <= 0.98
-    many = torch.randn(300, 60, generator=torch.Generator().manual_seed(1)).tolist()
-    held = [figure.low <= 0 <= figure.high for figure in map(intervals.bootstrapped, many)]
-    assert 0.9 <= sum(held) / len(held) <= 0.99
-
-
-def test_several_comparisons_hold_together_as_often_as_one():
-    draws = torch.randn(600, 4, 3, generator=torch.Generator().manual_seed(2)).tolist()
-    alone, together = (
-        sum(all(f.low <= 0 <= f.high for f in (intervals.over_seeds(one, count) for one in four)) for four in draws)
-        for count in (1, 4)
-    )
-    assert alone / len(draws) < 0.9
-    assert together / len(draws) >= 0.93
-    assert "98.75% for 4 comparisons" in intervals.over_seeds([1, 2, 4], 4).interval
-
-
-def test_shares_stay_shares():
-    values = [0.0, 0.1, 0.9]
-    free, share = intervals.over_seeds(values), intervals.over_seeds(values, share=True)
-    assert free.low < 0 < 1 < free.high
-    assert (share.low, share.high, share.value) == (0, 1, free.value)
-    curve = intervals.curve_over_seeds([[0.0, 1.0], [0.2, 0.8]], share=True)
-    assert curve["value"] == pytest.approx([0.1, 0.9])
-    assert curve["low"][0] == 0
-    assert curve["high"][1] == 1
-
-
-def test_counts_have_an_interval_even_where_nothing_happened():
-    assert intervals.counted(0, 3).high == pytest.approx(1 - 0.025 ** (1 / 3))
-    assert intervals.counted(0, 3).low == 0
-    assert intervals.counted(3, 3).low == pytest.approx(0.025 ** (1 / 3))
 
 
 def test_results_do_not_make_a_commit_look_changed(tmp_path, monkeypatch):
