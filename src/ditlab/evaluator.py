@@ -280,7 +280,8 @@ class Evaluator:
         wanted: list[Features] = [] if features is None else [features]
         if bank is not None and (features is None or features.digest != self.values.digest):
             wanted.append(self.values)
-        reference = None if features is None else self.reference  # first: it says what is wanting before much is drawn
+        if features is not None:
+            _ = self.reference  # made first: it says what is wanting before much is drawn
 
         def some(numbers: range) -> list[Tensor]:
             samples = draw(numbers)
@@ -293,26 +294,12 @@ class Evaluator:
 
         samples, *found = self._shared(self.n, some)
         samples = samples[: self.kept]
-        figures: dict[str, Any] = {}
-        suspects: list[int] = []
-        if self.ranks.first:
-            figures = self._of_samples(samples, labels)
-            self.beat()
-            if reference is not None:
-                figures |= reference.figures(found[0], self.seed)
-                self.beat()
-            if self._judge is not None and labels is not None:
-                figures |= judged(self._judge.judge(found[0]), labels) | {"judge": f"classifier {self._judge.digest}"}
-                figures |= {} if self._judge.accuracy is None else {"accuracy_real": self._judge.accuracy}
-            if bank is not None:
-                distances = bank.nearest(found[-1], 1).distances[:, 0]
-                figures |= memorised(bank, distances, self.seed)
-                suspects = distances.argsort(stable=True)[:SUSPECTS].tolist()
-                self.beat()
-        suspects = self.ranks.decided(lambda: suspects)
-        suspected = self.ranks.together(lambda: [self._sample(i, samples, draw) for i in suspects])
+        figures, suspects = self.ranks.decided(lambda: self._figures(samples, labels, found))
+        again = [i for i in suspects if i >= min(self.n, self.kept)]
+        drawn = self.ranks.together(lambda: {i: draw(range(i, i + 1))[0].cpu() for i in again})
         if not self.ranks.first:
             return Measured({}, samples)
+        suspected = [drawn[i] if i in drawn else samples[i] for i in suspects]
         copies = None if bank is None else self._copies(bank, suspects, suspected, found[-1])
         classes = self.dataset.num_classes or 0
         in_turn = labels is not None and torch.equal(labels, torch.arange(self.n) % max(1, classes))
@@ -320,9 +307,23 @@ class Evaluator:
         shown = samples[: 1000 if samples.dim() == 2 else SHOWN // columns * columns if columns else SHOWN]
         return Measured(figures | self._decided_by(features), self._shown(shown), columns, copies)
 
-    def _sample(self, number: int, samples: Tensor, draw: Draw) -> Tensor:
-        """A sample, drawn again if it was not kept."""
-        return samples[number] if number < min(self.n, self.kept) else draw(range(number, number + 1))[0].cpu()
+    def _figures(self, samples: Tensor, labels: Tensor | None, found: list[Tensor]) -> tuple[dict[str, Any], list[int]]:
+        """Of the samples that were kept and the features of all; and which are nearest to what was trained on."""
+        figures, suspects = self._of_samples(samples, labels), []
+        self.beat()
+        if self.features is not None:
+            figures |= self.reference.figures(found[0], self.seed)
+            self.beat()
+        if self._judge is not None and labels is not None:
+            figures |= judged(self._judge.judge(found[0]), labels) | {"judge": f"classifier {self._judge.digest}"}
+            if self._judge.accuracy is not None:
+                figures["accuracy_real"] = self._judge.accuracy
+        if self.bank is not None:
+            distances = self.bank.nearest(found[-1], 1).distances[:, 0]
+            figures |= memorised(self.bank, distances, self.seed)
+            suspects = distances.argsort(stable=True)[:SUSPECTS].tolist()
+            self.beat()
+        return figures, suspects
 
     def _of_samples(self, samples: Tensor, labels: Tensor | None) -> dict[str, Any]:
         """What is measured on samples of the data's kind alone."""

@@ -113,6 +113,8 @@ def test_figures_are_those_of_the_samples(here):
     expected = frechet(Moments.of(samples.flatten(1)), Moments.of(half_b.flatten(1)))
     assert figures["frechet"] == pytest.approx(expected, rel=1e-6)
     assert figures["frechet_features"] == "64 pixel values"
+    few = evaluate(run, 20, steps=2, features="none")  # too few for a Fréchet distance, which is not asked for
+    assert 0 <= few["copied"] <= 1
     none = evaluate(run, 100, steps=2, features="none")
     assert "frechet" not in none
     assert none["accuracy"] == figures["accuracy"]
