@@ -13,8 +13,12 @@ from ditlab.chance import generator_for
 from ditlab.cli.main import main
 from ditlab.data.circles import circles
 from ditlab.data.digits import digit_halves
+from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.evaluate import evaluate, measure
 from ditlab.evaluation.moments import Moments, frechet
+from ditlab.evaluation.real import real_data
+from ditlab.evaluator import Evaluator
 from tests.images import folder_of, noise, write
 from tests.interop.peers import random_vae
 
@@ -273,3 +277,26 @@ def test_what_cannot_be_compared_is_said_before_drawing(here, capsys, monkeypatc
     monkeypatch.setattr("ditlab.run.Run.sample", lambda *_, **__: pytest.fail("drawn before it was refused"))
     status, _, err = call(capsys, "eval", *words)
     assert (status, message in err) == (2, True), err
+
+
+def test_few_data_make_no_floor_and_say_so(here, capsys):
+    status, out, err = call(capsys, "eval", "plain", "--n", 60, "--features", "pixels", "--json")
+    assert (status, json.loads(out)["floor_n"]) == (0, 0)
+    assert "no floors: 40 data are left to put in the place of 60 samples" in err
+    assert "no Fréchet distance: 192 features need more than 40 samples and data" in err
+    assert {"kernel_floor", "recall_real", "sliced_wasserstein_floor", "frechet"}.isdisjoint(json.loads(out))
+    assert json.loads(call(capsys, "eval", "plain", "--n", 50, "--features", "pixels", "--json")[1])["floor_n"] == 40
+
+
+@pytest.mark.parametrize(("classes", "judges"), [(("a", "b"), True), (("b", "a"), False)])
+def test_a_judge_knows_the_classes_that_were_asked_for(here, classes, judges):
+    """Of an imported run their number has to do; where names are known, other ones are others."""
+    run, told = ditlab.load("labelled"), []
+    own = Latents("nowhere", (3, 8, 8), classes)
+    other = Images(str(here / "photos"), (8, 8), 3, ("a", "b"))
+    labels = torch.arange(80) % 2
+    evaluator = Evaluator(run.config, own, n=80, features="classifier", other=other, notice=told.append)
+    evaluator.__dict__["real"] = real_data(other, 80, 0)
+    found = evaluator.measure(lambda numbers: run.sample(len(numbers), labels[: len(numbers)], steps=2), labels)
+    assert ("accuracy" in found.figures) == judges
+    assert ("no accuracy: the classes of --data are not those that samples are drawn for" in told) != judges
