@@ -1,10 +1,12 @@
 """Which data samples are compared with."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
 from ditlab.data.images.dataset import Images
-from ditlab.evaluation.real import other_data, random_order, real_data
+from ditlab.evaluation.real import labels_as_in, other_data, random_order, real_data
 
 CLASSES, EACH = 200, 400  # more than are shuffled together in training, one class after the other
 
@@ -13,6 +15,7 @@ class Sorted(Images):
     """Many images in the order of their classes; the first pixel is the class."""
 
     fingerprint = "sorted"
+    store = SimpleNamespace(labels=np.arange(CLASSES * EACH) // EACH)
 
     def __init__(self):
         super().__init__("nowhere", (1, 2), 1)
@@ -43,3 +46,10 @@ def test_halves_have_nothing_in_common():
     assert torch.equal(order.sort().values, torch.arange(100_000))
     assert not torch.equal(order, random_order(100_000, 4))
     assert torch.equal(order, random_order(100_000, 3))
+
+
+def test_labels_come_as_often_as_in_the_data():
+    labels = labels_as_in(Sorted(), CLASSES * EACH + 5, 0)
+    counts = labels.bincount()
+    assert (counts.min(), len(counts), len(labels)) == (EACH, CLASSES, CLASSES * EACH + 5)
+    assert len(labels[:2000].unique()) > 0.99 * CLASSES
