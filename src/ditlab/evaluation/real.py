@@ -152,12 +152,23 @@ def labels_as_in(dataset: Dataset, n: int, seed: int) -> Int[Tensor, " n"]:
     """n labels as often as the data have them, in a random order."""
     at_a_time = 1000
     seed = seed_from(seed, "evaluation", "labels")
-    if isinstance(dataset, Images) and dataset.store.labels is not None:
+    if isinstance(dataset, Images | Latents):
         rounds = range(-(-n // len(dataset)))
         chosen = torch.cat([random_order(len(dataset), seed_from(seed, i)) for i in rounds])[:n]
-        return torch.from_numpy(dataset.store.labels[chosen.numpy()]).long()
+        pieces = [_labels_of(dataset, some.numpy()) for some in torch.split(chosen, at_a_time)]
+        return torch.from_numpy(np.concatenate(pieces)).long()
     batches = (dataset.batch(seed, first, min(at_a_time, n - first)) for first in range(0, n, at_a_time))
     return torch.cat([batch.cond["label"] for batch in batches])
+
+
+def _labels_of(dataset: Images | Latents, numbers: np.ndarray) -> np.ndarray:
+    zeros = np.zeros(len(numbers), np.int64)
+    if isinstance(dataset, Latents):
+        labels = dataset.draw(0, zeros, numbers, zeros.astype(bool))[1]
+    else:
+        labels = None if dataset.store.labels is None else dataset.store.labels[numbers]
+    assert labels is not None  # they are asked for of a run that has learned them
+    return labels
 
 
 def _circles(n: int, generator: torch.Generator) -> Tensor:
