@@ -26,7 +26,7 @@ FLOORS = [
         "evaluator",
         "midway",
         "evaluate",
-        "evaluated",
+        "evaluation_record",
         "estimate",
         "interop",
         "averaging",

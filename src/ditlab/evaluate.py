@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ditlab.build import build_dataset, build_drawing
 from ditlab.config import DigitsData, ExternalData, ImagesData, LatentsData, SamplingConfig
-from ditlab.data.datasets import Dataset, HeldOut, Prepared
+from ditlab.data.datasets import Dataset, External, HeldOut, Prepared
 from ditlab.data.images.dataset import Images
 from ditlab.data.images.locate import located
 from ditlab.data.latents.dataset import Latents
@@ -22,6 +22,9 @@ from ditlab.evaluation.likelihood import measure_likelihood
 from ditlab.evaluation.real import labels_as_in
 from ditlab.evaluator import Decode, Evaluator, Measured, silent
 from ditlab.run import Run
+
+if TYPE_CHECKING:
+    from ditlab.interop.latents import Decoder
 from ditlab.training.parallel import ALONE, Ranks
 
 Labels = Literal["balanced", "data"]
@@ -76,8 +79,8 @@ def measure(
     Raises:
         InputError: too few samples for the figures; settings that do not go together.
     """
-    _check(run, n, data, vae)
-    dataset = _own_data(run, nll)  # before samples are drawn, which may take long
+    _check(run, n, data, vae, features)
+    dataset = _own_data(run, nll, data, notice)  # before samples are drawn, which may take long
     settings = SamplingConfig(**{name: value for name, value in sampling.items() if value is not None})
     guided = run.num_classes is not None or guide is not None
     drawing = build_drawing(settings, run.process, guided)
@@ -97,7 +100,7 @@ def measure(
         return measured
     decided = {"n": n, "seed": seed} | ({} if asked is None else {"labels": labels}) | drawn_with(run, settings, guide)
     decided |= {"evaluations": draw.evaluations, "weights": run.weights, "run_step": run.step}
-    return measured._replace(figures=measured.figures | likelihood | decided | _made_by(device, decode, vae))
+    return measured._replace(figures=measured.figures | likelihood | decided | _made_by(run, decode, vae))
 
 
 class _Draw:
@@ -120,7 +123,7 @@ class _Draw:
         return int(found) if found.is_integer() else round(found, 1)
 
 
-def _check(run: Run, n: int, data: str | None, vae: str | None) -> None:
+def _check(run: Run, n: int, data: str | None, vae: str | None, features: str) -> None:
     """Refuse what cannot be compared."""
     kind = run.config.data
     if isinstance(kind, ExternalData) and data is None:
@@ -132,21 +135,30 @@ def _check(run: Run, n: int, data: str | None, vae: str | None) -> None:
         raise InputError(f"--data {data}: samples of {kind.kind} are compared with {kind.kind}; leave --data out")
     if vae is not None and not run.latent:
         raise InputError(f"samples of {run.folder.path} are no latents: there is nothing to decode, leave --vae out")
-    if isinstance(kind, DigitsData) and n < 100:
+    if isinstance(kind, DigitsData) and n < 100 and features != "none":
         raise InputError(f"--n {n} is too few for the Fréchet distance of 64 features: use at least 100")
 
 
-def _own_data(run: Run, nll: bool) -> Dataset:
-    """The data of the run, ready to be looked at; images and latents may be gone, or have no part that was held out."""
+def _own_data(run: Run, nll: bool, data: str | None, notice: Callable[[str], None]) -> Dataset:
+    """The data of the run, ready to be looked at; images and latents may be gone, or have no part that was held out.
+
+    They may be gone for good where samples are compared with other ``data``: then they are not compared with these.
+    """
     dataset = build_dataset(run.config)
     if nll and not isinstance(dataset, HeldOut):
         raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
     if isinstance(dataset, Prepared):
-        dataset.prepare()
+        try:
+            dataset.prepare()
+        except InputError as error:
+            if data is None:
+                raise
+            notice(f"{error}; measured without them: no floors, no search for copies")
+            return External(dataset.shape, dataset.num_classes)
     return dataset
 
 
-def _decoder(run: Run, vae: str | None) -> Decode | None:
+def _decoder(run: Run, vae: str | None) -> Decoder | None:
     """What makes images of samples, if they are to be compared as images."""
     if not run.latent or (vae is None and not isinstance(run.config.data, ExternalData)):
         return None
@@ -178,15 +190,17 @@ def _labels(run: Run, dataset: Dataset, n: int, seed: int, labels: Labels) -> Te
         return None
     if labels == "balanced":
         return run.labels(n)
-    if isinstance(run.config.data, ExternalData):
+    if isinstance(dataset, External):
         raise InputError(f"--labels data: how often {run.folder.path} has seen each label is not known; use balanced")
     return labels_as_in(dataset, n, seed)
 
 
-def _made_by(device: torch.device, decode: Decode | None, vae: str | None) -> dict[str, Any]:
+def _made_by(run: Run, decode: Decoder | None, vae: str | None) -> dict[str, Any]:
     """What computed the figures."""
-    found: dict[str, Any] = {} if decode is None else {"vae": vae or "the run's own"}
-    return {**found, "device": device.type, "dtype": "float32", "ditlab": version("ditlab"), "torch": torch.__version__}
+    found: dict[str, Any] = {} if decode is None else {"vae": vae or "the run's own", "vae_digest": decode.digest[:12]}
+    weights = next(run.process.parameters())
+    found |= {"device": weights.device.type, "dtype": str(weights.dtype).removeprefix("torch.")}
+    return {**found, "threads": torch.get_num_threads(), "ditlab": version("ditlab"), "torch": torch.__version__}
 
 
 def drawn_with(run: Run, settings: SamplingConfig, guide: Run | None) -> dict[str, Any]:

@@ -12,25 +12,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ditlab.config import CirclesData, Config, DigitsData, ImagesData, PointsData
-from ditlab.data.datasets import Dataset
+from ditlab.data.datasets import Dataset, Digits
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
 from ditlab.errors import InputError
 from ditlab.evaluation.classifier import Classifier, classifier_of, trained
 from ditlab.evaluation.comparison import Bank, Reference, judged, memorised
 from ditlab.evaluation.features import Custom, Disc, Features, Inception, Values
-from ditlab.evaluation.measures import (
-    MOST_VALUES,
-    measure_circles,
-    measure_digits,
-    measure_images,
-    measure_latents,
-    measure_points,
-)
+from ditlab.evaluation.measures import REFERENCE, measure_circles, measure_digits, measure_points, measure_values
 from ditlab.evaluation.real import Lot, Real, labelled, other_data, real_data
 from ditlab.pictures import false_colors
 from ditlab.training.parallel import ALONE, Ranks
 
+MOST_VALUES = 2**26  # of samples that are kept
+FAIR = 0.8  # of as many samples: a floor of fewer would lie too high
 LARGEST_BATCH, BATCH_VALUES = 500, 2**22  # samples, and their values, drawn together unless told otherwise
 SHOWN, COLUMNS = 64, 16  # samples in a grid, and columns that it can have
 SUSPECTS, BESIDE = 8, 5  # samples that may be copies, each shown beside so many of what was trained on
@@ -147,8 +142,7 @@ class Evaluator:
 
     def _features(self, word: str) -> Features | None:
         data = self.config.data
-        judged_by = self.dataset if self.other is None or isinstance(self.dataset, Images) else self.other
-        learn_from = labelled(judged_by) if self.images and word in ("auto", "classifier") else None
+        learn_from = labelled(self._judged_by) if self.images and word in ("auto", "classifier") else None
         if word == "auto":
             word = "disc" if isinstance(data, CirclesData) else "pixels"
             if learn_from is not None and not isinstance(data, DigitsData):
@@ -174,6 +168,23 @@ class Evaluator:
             f"compared by {known}, or by a function of your own as module:function"
         )
 
+    @property
+    def _judged_by(self) -> Dataset | Images | Latents:
+        """The data that a classifier learns from."""
+        return self.dataset if self.other is None or isinstance(self.dataset, Images) else self.other
+
+    @cached_property
+    def _judge(self) -> Classifier | None:
+        """What says which label a sample has, where its labels are those that samples are asked for."""
+        judge, own = self.features, self.dataset
+        if not isinstance(judge, Classifier) or not judge.judges:
+            return None
+        names = [getattr(data, "classes", None) for data in (own, self._judged_by)]
+        same = names[0] == names[1] if None not in names else own.num_classes == self._judged_by.num_classes
+        if not same and own.num_classes is not None:
+            self.notice("no accuracy: the classes of --data are not those that samples are drawn for")
+        return judge if same else None
+
     @cached_property
     def real(self) -> Real:
         """The data that samples are compared with."""
@@ -184,19 +195,47 @@ class Evaluator:
     @cached_property
     def reference(self) -> Reference:
         """Features of these data."""
-        floor, features = self.real.floor, self.features
+        features, floor = self.features, self._floor
         assert features is not None
         others = None if floor is None else self._of_lot(floor, features)
-        return Reference(self._of_lot(self.real.reference, features), others)
+        data = self._of_lot(self.real.reference, features)
+        few = min(self.n, self.real.reference.size)
+        if few <= data.shape[1]:
+            self.notice(f"no Fréchet distance: {data.shape[1]} features need more than {few} samples and data")
+        return Reference(data, others)
+
+    @cached_property
+    def _floor(self) -> Lot | None:
+        """Data in the place of samples, where there are about as many."""
+        floor = self.real.floor
+        if floor is None or floor.size >= FAIR * self.n:
+            return floor
+        self.notice(f"no floors: {floor.size:,} data are left to put in the place of {self.n:,} samples")
+        return None
+
+    @cached_property
+    def _values_of_data(self) -> tuple[Tensor, Tensor | None]:
+        """Data to compare the kept samples with as they are, and others in their place."""
+        most = min(self.n, self.kept)
+        whole = None if self._floor is None or self._floor.size < FAIR * most else self._first(self._floor, most)
+        return self._first(self.real.reference, min(REFERENCE, self.kept)), whole
+
+    def _first(self, lot: Lot, count: int) -> Tensor:
+        data = lot.get(torch.arange(min(lot.size, count)))
+        return self._as_data(data) if self.images else data
 
     @cached_property
     def bank(self) -> Bank | None:
         """The values of what was trained on, to find copies by; None where data are made as they are needed."""
         training = self.real.training
-        if training is None:
+        if training is None or (self.features is None and not isinstance(self.config.data, DigitsData)):
             return None
-        mirrored = None if training.mirrored is None else self._of_lot(training.mirrored, self.values)
-        return Bank(self._of_lot(training.plain, self.values), mirrored)
+        plain, *others = (
+            None if lot is None else self._of_lot(lot, self.values)
+            for lot in (training.plain, training.mirrored, training.held_out)
+        )
+        assert plain is not None
+        return Bank(plain, *others)
 
     # ---- features of many
 
@@ -208,19 +247,23 @@ class Evaluator:
         return self._shared(lot.size, some)[0]
 
     def _by(self, features: Features, samples: Tensor) -> Tensor:
-        found = features(samples.to(self.device)).detach().float().cpu()
+        pieces = torch.split(samples.to(self.device), features.at_once)
+        found = torch.cat([features(piece).detach().float().cpu() for piece in pieces])
         if not found.isfinite().all():
             raise InputError(f"some samples have no finite features ({features.name}): was the run trained to its end?")
         return found
 
     def _shared(self, count: int, some: Callable[[range], Sequence[Tensor]]) -> list[Tensor]:
-        """What ``some`` gives of all numbers, each process taking its share of a batch; what is too much is cut."""
+        """What ``some`` gives of all numbers, each process taking its share of a batch; what is too much is cut.
+
+        The first process gets it, the others get nothing.
+        """
         found, each = [], self.batch_size * self.ranks.world
         for first in range(0, count, each):
             size = min(each, count - first)
             own = self.ranks.share(size)
             pieces = self.ranks.together(partial(some, range(first + own.start, first + own.stop)))
-            found.append([self.ranks.gather(piece)[:size] for piece in pieces])
+            found.append([self.ranks.collect(piece)[:size] for piece in pieces])
             self.beat()
         return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
 
@@ -233,43 +276,57 @@ class Evaluator:
             draw: gives the samples of these numbers, which may go beyond n.
             labels: that were asked for.
         """
-        features, bank = self.features, None if self.features is None else self.bank
+        features, bank = self.features, self.bank
         wanted: list[Features] = [] if features is None else [features]
-        if bank is not None and features is not None and features.digest != self.values.digest:
+        if bank is not None and (features is None or features.digest != self.values.digest):
             wanted.append(self.values)
+        if features is not None:
+            _ = self.reference  # made first: it says what is wanting before much is drawn
 
         def some(numbers: range) -> list[Tensor]:
             samples = draw(numbers)
+            if not samples.isfinite().all():
+                raise InputError("some samples are not finite numbers: was the run trained to its end?")
             begun = numbers.start - self.ranks.rank * len(numbers)  # of the batch of all processes
             compared = self._comparable(samples) if wanted else samples
             shown = samples.cpu() if begun < self.kept else samples[:0].cpu()
             return [shown, *(self._by(one, compared) for one in wanted)]
 
-        reference = None if features is None else self.reference  # first: it says what is wanting before much is drawn
         samples, *found = self._shared(self.n, some)
         samples = samples[: self.kept]
+        figures, suspects = self.ranks.decided(lambda: self._figures(samples, labels, found))
+        again = [i for i in suspects if i >= min(self.n, self.kept)]
+        drawn = self.ranks.together(lambda: {i: draw(range(i, i + 1))[0].cpu() for i in again})
         if not self.ranks.first:
             return Measured({}, samples)
-        figures, copies = self._of_kind(samples, labels), None
-        if "sliced_wasserstein" in figures and len(samples) < self.n:
-            figures["sliced_wasserstein_n"] = len(samples)
-        if reference is not None:
-            figures |= reference.figures(found[0], self.seed)
-        if isinstance(features, Classifier) and features.judges and labels is not None:
-            figures |= judged(features.judge(found[0]), labels, self.seed) | {"accuracy_real": features.accuracy}
-        if bank is not None:
-            copies = self._copies(bank, samples, found[-1][: len(samples)])
-            if not isinstance(self.config.data, DigitsData):
-                figures |= memorised(bank, found[-1], self.seed)
+        suspected = [drawn[i] if i in drawn else samples[i] for i in suspects]
+        copies = None if bank is None else self._copies(bank, suspects, suspected, found[-1])
         classes = self.dataset.num_classes or 0
         in_turn = labels is not None and torch.equal(labels, torch.arange(self.n) % max(1, classes))
         columns = classes if in_turn and 1 < classes <= COLUMNS else None
         shown = samples[: 1000 if samples.dim() == 2 else SHOWN // columns * columns if columns else SHOWN]
         return Measured(figures | self._decided_by(features), self._shown(shown), columns, copies)
 
-    def _of_kind(self, samples: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    def _figures(self, samples: Tensor, labels: Tensor | None, found: list[Tensor]) -> tuple[dict[str, Any], list[int]]:
+        """Of the samples that were kept and the features of all; and which are nearest to what was trained on."""
+        figures, suspects = self._of_samples(samples, labels), []
+        self.beat()
+        if self.features is not None:
+            figures |= self.reference.figures(found[0], self.seed)
+            self.beat()
+        if self._judge is not None and labels is not None:
+            figures |= judged(self._judge.judge(found[0]), labels) | {"judge": f"classifier {self._judge.digest}"}
+            if self._judge.accuracy is not None:
+                figures["accuracy_real"] = self._judge.accuracy
+        if self.bank is not None:
+            distances = self.bank.nearest(found[-1], 1).distances[:, 0]
+            figures |= memorised(self.bank, distances, self.seed)
+            suspects = distances.argsort(stable=True)[:SUSPECTS].tolist()
+            self.beat()
+        return figures, suspects
+
+    def _of_samples(self, samples: Tensor, labels: Tensor | None) -> dict[str, Any]:
         """What is measured on samples of the data's kind alone."""
-        against = self.dataset if self.other is None else self.other
         match self.config.data:
             case CirclesData():
                 return measure_circles(samples, self.seed)
@@ -277,19 +334,19 @@ class Evaluator:
                 return measure_points(samples, name, self.seed)
             case DigitsData():
                 assert labels is not None
-                return measure_digits(samples, labels, self.seed)
-        if self.decode is None and isinstance(against, Images):
-            return measure_images(samples, against, self.seed)
-        if self.decode is None and isinstance(against, Latents):
-            return measure_latents(samples, against, self.seed)
-        return {}
+                return measure_digits(samples, labels) | {"judge": "support-vector machine of half B"}
+        if self.decode is not None:
+            return {}
+        found = measure_values(self._as_data(samples) if self.images else samples, *self._values_of_data)
+        return found | ({"sliced_wasserstein_n": len(samples)} if len(samples) < self.n else {})
 
     def _decided_by(self, features: Features | None) -> dict[str, Any]:
         """All that decides the figures beside the samples."""
         if features is None:
             return {"features": "none"}
         reference = self.reference
-        return {
+        learned = {} if not isinstance(features, Classifier) else {"classifier_learned_from": self._learned_from}
+        return learned | {
             "features": features.name,
             "features_digest": features.digest,
             "frechet_features": features.description,
@@ -299,19 +356,26 @@ class Evaluator:
             "floor_n": 0 if reference.others is None else len(reference.others),
         }
 
+    @property
+    def _learned_from(self) -> str:
+        """What the classifier has seen: data that it has are more alike to it than others are."""
+        if isinstance(self.dataset, Digits):
+            return "the reference"
+        if self._judged_by is self.other:
+            return "nine tenths of the reference"
+        return "nine tenths of " + ("the floor" if self.other is not None else "reference and floor")
+
     # ---- copies
 
-    def _copies(self, bank: Bank, samples: Tensor, values: Tensor) -> list[Copy]:
-        """The samples that are nearest to what was trained on, and what that is."""
+    def _copies(self, bank: Bank, numbers: list[int], samples: list[Tensor], values: Tensor) -> list[Copy]:
+        """The samples of these numbers, and what was trained on that is nearest to them."""
         training = self.real.training
         assert training is not None
-        closest = bank.nearest(values, 1).distances[:, 0].argsort(stable=True)[:SUSPECTS]
-        found = bank.nearest(values[closest], BESIDE)
-        shown, rows = self._shown(samples[closest]), []
-        for k, (i, distances, numbers) in enumerate(zip(closest.tolist(), *found, strict=True)):
-            data = training.plain.get(numbers)
+        shown, rows = self._shown(torch.stack(samples)), []
+        for k, (i, distances, nearest) in enumerate(zip(numbers, *bank.nearest(values[numbers], BESIDE), strict=True)):
+            data = training.plain.get(nearest)
             data = data if self.images else false_colors(data)
-            names = [training.name(number) for number in numbers.tolist()]
+            names = [training.name(number) for number in nearest.tolist()]
             rows.append(Copy(i, shown[k], data, distances.tolist(), names))
         return rows
 

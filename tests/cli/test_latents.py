@@ -77,7 +77,7 @@ def test_a_run_on_latents_is_announced_sampled_decoded_and_measured(here, capsys
     assert (status, json.loads(out)["shape"]) == (0, [3, 8, 8])
     status, out, _ = call(capsys, "sample", "latents", "--n", 3, "--out", "x.npz", "--json")
     assert (status, json.loads(out)["shape"]) == (0, [4, 2, 2])
-    status, out, _ = call(capsys, "eval", "latents", "--n", 20, "--json")
+    status, out, _ = call(capsys, "eval", "latents", "--n", 7, "--json")
     assert status == 0
     assert {"sliced_wasserstein", "sliced_wasserstein_floor"} <= set(json.loads(out))
     assert call(capsys, "eval", "latents", "--nll")[0] == 2

@@ -72,13 +72,10 @@ def test_points_score_the_floor_and_others_do_not():
         assert bad[key] > 3 * bad[f"{key}_floor"]
 
 
-def test_digits_copies_strangers_and_noise():
-    a, b = digit_halves()
+def test_the_judge_knows_digits_by_their_labels():
+    a = digit_halves()[0]
     copies = measure_digits(a.images, a.labels)
     assert copies["accuracy"] == copies["accuracy_real"] > 0.95
-    assert copies["memorisation_ratio"] == 0
-    strangers = measure_digits(b.images, b.labels)
-    assert strangers["memorisation_ratio"] == pytest.approx(1)
     shuffled = measure_digits(a.images, (a.labels + 1) % 10)
     assert shuffled["accuracy"] < 0.05
     assert set(shuffled["accuracy_by_label"]) == {str(k) for k in range(10)}

@@ -113,8 +113,8 @@ class EvalOptions(DrawingOptions):
     seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
     features: str = Field(
         "auto",
-        description="what samples are compared by: pixels, classifier, inception, none, or a function of your own as "
-        "module:function; auto is disc for circles, classifier for images, else pixels",
+        description="what samples are compared by: pixels, disc, classifier, inception, none, or a function of your "
+        "own as module:function; auto is disc for circles, classifier for images, else pixels",
     )
     data: str | None = Field(
         None,

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 
+# What the table of an evaluation shows; how the figures came about is kept in eval.json, and printed by --json.
+GLANCE = (
+    *("run", "picture", "valid", "overlap", "energy_distance", "sliced_wasserstein", "accuracy", "frechet"),
+    *("frechet_features", "kernel", "precision", "recall", "density", "coverage", "memorisation_ratio", "copied"),
+    *("nll", "nll_unit", "nll_error", "n", "solver", "steps", "guidance", "evaluations"),
+)
+
 
 def demo(arguments: Sequence[str]) -> int:
     """Train the circles recipe as runs/demo (or finish it), draw samples.png and measure."""
@@ -60,8 +67,9 @@ def demo(arguments: Sequence[str]) -> int:
     run = load(folder.path)
     picture = folder.path / "samples.png"
     _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)), ALONE)
-    figures = _measure(run, EvalOptions(run=str(folder.path)), ALONE).figures
-    report({"run": str(folder.path), "picture": str(picture), **figures}, options.as_json)
+    figures = _measure(run, EvalOptions(run=str(folder.path), features="none"), ALONE).figures
+    found = {"run": str(folder.path), "picture": str(picture), **figures}
+    report(found if options.as_json else at_a_glance(found), options.as_json)
     say(f"\nLook at {picture}. Next: ditlab lab {folder.path}, or ditlab train digits")
     return 0
 
@@ -131,11 +139,12 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     ranks = join(options.device)
     run = load(options.run, weights=options.weights, device=options.device)
-    measured = _measure(run, options, ranks)
-    report(measured.figures, options.as_json)
-    if ranks.first:
-        from ditlab.evaluated import record
+    from ditlab.evaluation_record import must_be_recordable, record
 
+    ranks.decided(lambda: must_be_recordable(run.folder.path))
+    measured = _measure(run, options, ranks)
+    report(measured.figures if options.as_json else at_a_glance(measured.figures), options.as_json)
+    if ranks.first:
         figures, *pictures = record(run.folder.path, measured)
         if not options.as_json:
             say(f"\nLook at {' and '.join(map(str, pictures))}; all that was measured is in {figures}")
@@ -274,6 +283,12 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
     width = max(len(key) for key in rows)
     for key, text in rows.items():
         print(f"{key:<{width}}  {text}")
+
+
+def at_a_glance(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation that are read first, in the order of reading, with intervals and floors."""
+    beside = ("", "_interval", "_floor", "_real")
+    return {f"{key}{end}": figures[f"{key}{end}"] for key in GLANCE for end in beside if f"{key}{end}" in figures}
 
 
 def table(figures: dict[str, Any]) -> dict[str, str]:

@@ -21,13 +21,14 @@ from ditlab.data.order import sample_order
 from ditlab.disk import write_atomically
 from ditlab.evaluation.features import digest_of
 
-VERSION = 1  # of the network and how it is trained
+VERSION = 2  # of the network and how it is trained
 SEED = 0
 SIDE = 32  # pixels that larger images are averaged to
 WIDTHS, FEATURES = (32, 64, 128), 64
 STEPS, EPOCHS, BATCH, LR, DECAY = 500, 40, 128, 3e-3, 0.05
 HELD_OUT = 10  # one of so many images is not learned from, up to MOST_HELD_OUT
 MOST_HELD_OUT = 2000
+FEW = 10  # images, of fewer of which no accuracy is told
 
 
 class Labelled(NamedTuple):
@@ -75,12 +76,13 @@ class Classifier:
     knows is which way up things are, and it does not judge.
 
     Attributes:
-        accuracy: on real images that it did not learn from, those of each class apart.
+        accuracy: on real images that it did not learn from, those of each class apart; None where these are too few.
     """
 
     name = "classifier"
+    at_once = 500
 
-    def __init__(self, network: Network, labels: bool, accuracy: dict[str, float], overall: float) -> None:
+    def __init__(self, network: Network, labels: bool, accuracy: dict[str, float], overall: float | None) -> None:
         self.network = network.eval().requires_grad_(False)
         self.judges, self.accuracy_by_label, self.accuracy = labels, accuracy, overall
         task = f"{network.head.out_features} labels" if labels else "which way up an image is"
@@ -126,13 +128,13 @@ def classifier_of(kept: Any, data: Labelled, shape: tuple[int, ...]) -> Classifi
     network = Network(shape[0], _classes(data, shape))
     network.load_state_dict(tensors)
     labels = {name: float(value) for name, value in told.items() if name != "all"}
-    return Classifier(network, data.classes is not None, labels, float(told["all"]))
+    return Classifier(network, data.classes is not None, labels, float(told["all"]) if "all" in told else None)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
 
@@ -150,7 +152,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(SEED, "classifier"))
         network = Network(shape[0], classes)
-    order = sample_order(seed_from(SEED, "classifier"), 0, data.size, data.size)
+    order = torch.randperm(data.size, generator=generator_for(SEED, "evaluation", "classifier"))
     away = min(MOST_HELD_OUT, data.size // HELD_OUT)
     learned = order[away:]
     steps = min(STEPS, max(1, EPOCHS * len(learned) // BATCH))
@@ -167,7 +169,8 @@ def _train(
         if schedule is not None:
             schedule.step()
         beat()
-    return network.state_dict(), _accuracy(network.eval(), data, order[:away] if away else learned, classes)
+    found = _accuracy(network.eval(), data, order[:away], classes) if away >= FEW else {}
+    return network.state_dict(), found
 
 
 def _task(data: Labelled, chosen: Tensor, classes: int, step: int) -> tuple[Tensor, Tensor]:

@@ -29,12 +29,13 @@ class Features(Protocol):
     """Turns samples (B, *shape), images in [−1, 1], into features (B, D): each by itself, whatever the batch.
 
     ``name`` is the word it is asked for by, ``description`` says what the features are, and ``digest`` is the same as
-    long as they are computed in the same way.
+    long as they are computed in the same way. ``at_once`` is how many it takes together, for its memory.
     """
 
     name: str
     description: str
     digest: str
+    at_once: int
 
     def __call__(self, samples: Tensor) -> Float[Tensor, "B d"]: ...
 
@@ -48,6 +49,7 @@ class Values:
     """The sample's own numbers; of images with more than 256, the means over an 8×8 grid."""
 
     name = "pixels"
+    at_once = 500
 
     def __init__(self, shape: tuple[int, ...], latent: bool = False) -> None:
         self.averaged = len(shape) == 3 and math.prod(shape) > FEW_VALUES
@@ -71,6 +73,7 @@ class Disc:
     """Centre and radius of what is bright in an image, in half widths of it, from its middle."""
 
     name = "disc"
+    at_once = 500
     description = "centre and radius of the disc of the same area and centroid, in half image widths"
     digest = digest_of("disc", 1)
 
@@ -90,6 +93,7 @@ class Inception:
     """
 
     name = "inception"
+    at_once = 50  # of 299×299 pixels
     description = "2048 features of Inception-v3 (2015-12-05), images rounded to 8 bits"
 
     def __init__(self, device: torch.device) -> None:
@@ -130,6 +134,7 @@ class Custom:
 
     def __init__(self, name: str) -> None:
         self.name = self.description = name
+        self.at_once = 500
         self.function = _find(name)
         try:
             source = Path(inspect.getfile(inspect.unwrap(self.function))).read_bytes()
@@ -138,11 +143,19 @@ class Custom:
         self.digest = hashlib.sha256(source).hexdigest()[:12]
 
     def __call__(self, samples: Tensor) -> Float[Tensor, "B d"]:
-        found = self.function(samples)
+        try:
+            found = self.function(samples)
+        except Exception as error:
+            raise InputError(f"--features {self.name} failed: {_told(error)}") from error
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(samples):
             told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(f"{self.name} is to give ({len(samples)}, D) features of {len(samples)} samples: {told}")
         return found
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _find(name: str) -> Callable[[Tensor], Tensor]:
@@ -152,12 +165,14 @@ def _find(name: str) -> Callable[[Tensor], Tensor]:
         InputError: there is no such thing, or it cannot be called.
     """
     module, _, attribute = name.partition(":")
+    if not module or not attribute or module.startswith("."):
+        raise InputError(f"--features {name}: name a function as module:function, a file mine.py as mine:function")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--features {name}: {error}; name a function as module:function") from None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"--features {name}: {_told(error)}; name a function as module:function") from error
     finally:
         sys.path.remove(here)
     if not callable(found):

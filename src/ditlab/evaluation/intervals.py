@@ -1,4 +1,4 @@
-"""How far a figure could have come out otherwise: intervals of 95 %, by bootstrap (Efron 1979)."""
+"""How far a figure could have come out otherwise: intervals of 95 %, of shares by formula, else by bootstrap."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from ditlab.chance import generator_for
@@ -18,12 +19,22 @@ AT_A_TIME = 2**22  # values that are drawn together
 
 def normal_interval(value: float, replicates: Float[Tensor, " r"]) -> Interval:
     """1.96 standard deviations of bootstrap replicates about the value; replicates that have none do not count."""
-    reach = QUANTILE * float(replicates[replicates.isfinite()].std(correction=0))
-    return [value - reach, value + reach]
+    return around(value, float(replicates[replicates.isfinite()].std()))
+
+
+def around(value: float, error: float) -> Interval:
+    """1.96 standard errors about the value."""
+    return [value - QUANTILE * error, value + QUANTILE * error]
+
+
+def share_interval(hits: Float[Tensor, " n"]) -> Interval:
+    """Of the mean of zeros and ones, by Wilson's score (1927): it has a width where all of them are alike, too."""
+    found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return [float(found.low), float(found.high)]
 
 
 def mean_interval(values: Float[Tensor, " n"], seed: int, purpose: str) -> Interval:
-    """Between the 2.5 % and 97.5 % quantiles of the means of 1,000 resamples of the values."""
+    """Between the 2.5 % and 97.5 % quantiles of the means of 1,000 resamples of the values (Efron 1979)."""
     return percentile_interval(values, lambda drawn: drawn.mean(1), seed, purpose)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ditlab.chance import generator_for
 from ditlab.evaluation.intervals import Interval, normal_interval
-from ditlab.evaluation.moments import counts
 
 ROWS = 1024  # of a kernel matrix that are held at a time
 REPLICATES = 100  # of the bootstrap
@@ -55,6 +54,11 @@ def kernel_interval(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], seed: int 
     size = max(2, min(SUBSET, min(len(x), len(y)) // 2))
     found = torch.tensor(_of_subsets(x, y, size, seed), dtype=torch.float64)
     return Kernel(value, interval, float(found.mean()), float(found.std()), size)
+
+
+def counts(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+    """How often each of n samples comes when n are drawn of them with replacement."""
+    return torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n).double()
 
 
 def _of_subsets(x: Tensor, y: Tensor, size: int, seed: int) -> list[float]:

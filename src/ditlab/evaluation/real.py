@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ditlab.evaluation.measures import REFERENCE
 
 MOST_FRESH = 10_000  # data made to compare with
 MOST = 50_000  # of finite data that are compared with
+SEARCHED, SEARCHED_VALUES = 200_000, 2**31  # data, and their values, among which copies are looked for: 50,000 or more
 
 Get = Callable[[Int[Tensor, " B"]], Tensor]
 
@@ -33,11 +35,15 @@ class Lot(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Finite data that were trained on: as they are, turned left to right if that was trained on too, and by name."""
+    """Finite data that were trained on: as they are, turned left to right if that was trained on too, and by name.
+
+    ``held_out`` are some that were not, to see how near those come; None where all were trained on.
+    """
 
     plain: Lot
     mirrored: Lot | None
     name: Callable[[int], str]
+    held_out: Lot | None
 
 
 class Real(NamedTuple):
@@ -61,7 +67,7 @@ def real_data(dataset: Dataset, n: int, seed: int, decode: Callable[[Tensor], Te
 
     Data without end are made anew: at least 2,000 to compare with. Of the digits half B is compared with, and n of
     half A, which was trained on, put in the place of samples. Of other finite data one half, up to 50,000, is compared
-    with; n of the others are put in the place of samples.
+    with; n of the others are put in the place of samples. Which half is which is chosen at random.
 
     Args:
         dataset: the data.
@@ -76,14 +82,14 @@ def real_data(dataset: Dataset, n: int, seed: int, decode: Callable[[Tensor], Te
             return Real("half B of the digits", _lot(half_b.images), floor, _training(dataset, None))
         case Circles() | Points():
             make = _circles if isinstance(dataset, Circles) else dataset.sampler
-            sizes = {"reference": min(max(REFERENCE, n), MOST_FRESH), "floor": min(n, MOST_FRESH)}
+            sizes = {"reference": min(max(REFERENCE, n), MOST_FRESH), "floor": min(n, MOST)}
             reference, floor = (
                 _lot(make(size, generator_for(seed, "evaluation", what))) for what, size in sizes.items()
             )
             name = "circles" if isinstance(dataset, Circles) else dataset.name
             return Real(f"fresh {name}", reference, floor, None)
         case Images() | Latents():
-            everything, order = lot_of(dataset, decode), _order(dataset, seed)
+            everything, order = lot_of(dataset, decode), random_order(len(dataset), seed)
             half = max(1, len(order) // 2)
             others = order[half:][:n]
             return Real(
@@ -104,12 +110,12 @@ def other_data(
     it is the same data, or is not here.
     """
     everything = lot_of(other, decode if isinstance(other, Latents) else None)
-    reference = _chosen(everything, _order(other, seed)[:MOST])
+    reference = _chosen(everything, random_order(len(other), seed)[:MOST])
     if not isinstance(dataset, Images | Latents):
         return Real(other.fingerprint, reference, None, None)
     floor = None
     if dataset.fingerprint != other.fingerprint:
-        floor = _chosen(lot_of(dataset, decode), _order(dataset, seed)[:n])
+        floor = _chosen(lot_of(dataset, decode), random_order(len(dataset), seed)[:n])
     return Real(other.fingerprint, reference, floor, _training(dataset, decode))
 
 
@@ -146,8 +152,23 @@ def labels_as_in(dataset: Dataset, n: int, seed: int) -> Int[Tensor, " n"]:
     """n labels as often as the data have them, in a random order."""
     at_a_time = 1000
     seed = seed_from(seed, "evaluation", "labels")
+    if isinstance(dataset, Images | Latents):
+        rounds = range(-(-n // len(dataset)))
+        chosen = torch.cat([random_order(len(dataset), seed_from(seed, i)) for i in rounds])[:n]
+        pieces = [_labels_of(dataset, some.numpy()) for some in torch.split(chosen, at_a_time)]
+        return torch.from_numpy(np.concatenate(pieces)).long()
     batches = (dataset.batch(seed, first, min(at_a_time, n - first)) for first in range(0, n, at_a_time))
     return torch.cat([batch.cond["label"] for batch in batches])
+
+
+def _labels_of(dataset: Images | Latents, numbers: np.ndarray) -> np.ndarray:
+    zeros = np.zeros(len(numbers), np.int64)
+    if isinstance(dataset, Latents):
+        labels = dataset.draw(0, zeros, numbers, zeros.astype(bool))[1]
+    else:
+        labels = None if dataset.store.labels is None else dataset.store.labels[numbers]
+    assert labels is not None  # they are asked for of a run that has learned them
+    return labels
 
 
 def _circles(n: int, generator: torch.Generator) -> Tensor:
@@ -162,15 +183,21 @@ def _chosen(lot: Lot, numbers: Tensor) -> Lot:
     return Lot(len(numbers), lambda positions: lot.get(numbers[positions]))
 
 
-def _order(dataset: Images | Latents, seed: int) -> Tensor:
-    return dataset.indices(seed_from(seed, "evaluation"), 0, len(dataset))
+def random_order(size: int, seed: int) -> Int[Tensor, " size"]:
+    """Every number below ``size`` once, any order as likely as another.
+
+    The order of training is not: neighbours, which are of one class in many data, stay together there.
+    """
+    return torch.randperm(size, generator=generator_for(seed, "evaluation", "order"))
 
 
 def _training(dataset: Dataset, decode: Callable[[Tensor], Tensor] | None) -> Training:
-    """Up to 50,000 of what was trained on."""
+    """What was trained on: 50,000, or more where they are small."""
     if isinstance(dataset, Digits):
-        return Training(_lot(digit_halves()[0].images), None, lambda i: f"half A, {i}")
+        half_a, half_b = digit_halves()
+        return Training(_lot(half_a.images), None, lambda i: f"half A, {i}", _lot(half_b.images))
     assert isinstance(dataset, Images | Latents)
-    order = _order(dataset, 0)[:MOST]
+    most = max(MOST, min(SEARCHED, SEARCHED_VALUES // math.prod(dataset.shape)))
+    order = random_order(len(dataset), 0)[:most]
     mirrored = _chosen(lot_of(dataset, decode, mirrored=True), order) if dataset.flip else None
-    return Training(_chosen(lot_of(dataset, decode), order), mirrored, lambda i: dataset.name(int(order[i])))
+    return Training(_chosen(lot_of(dataset, decode), order), mirrored, lambda i: dataset.name(int(order[i])), None)

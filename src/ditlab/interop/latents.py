@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,23 @@ from ditlab.data.latents.vae import load_vae
 from ditlab.errors import AutoencoderWarning, InputError
 from ditlab.run import Run, RunFolder
 
-Decoder = Callable[[Tensor], Tensor]
-
 AT_ONCE = 4  # images decoded together
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns latents (n, C, H, W) into images (n, 3, h, w) in [−1, 1]; ``digest`` is the autoencoder's sha256."""
+
+    autoencoder: Any
+    digest: str
+    scale: float
+    shift: float
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        pieces = torch.split(latents.to(self.autoencoder.device), AT_ONCE)
+        images = [self.autoencoder.decode(piece / self.scale + self.shift).sample.float().cpu() for piece in pieces]
+        return torch.cat(images).clamp(-1, 1)
 
 
 def decoder(run: Run, vae: str | Path | None = None) -> Decoder:
@@ -70,12 +85,4 @@ def decoder_of(
             AutoencoderWarning,
             2,
         )
-    autoencoder.to(device)
-
-    @torch.no_grad()
-    def decode(latents: Tensor) -> Tensor:
-        pieces = torch.split(latents.to(device), AT_ONCE)
-        images = [autoencoder.decode(piece / space.scale + space.shift).sample.float().cpu() for piece in pieces]
-        return torch.cat(images).clamp(-1, 1)
-
-    return decode
+    return Decoder(autoencoder.to(device), loaded.digest, space.scale, space.shift)

@@ -68,6 +68,15 @@ class Ranks:
         tensor = tensor.cpu()
         return tensor if self.world == 1 else torch.cat(self._gathered(tensor.contiguous()))
 
+    def collect(self, tensor: Tensor) -> Tensor:
+        """What ``gather`` gives, in the first process alone; the others get none of it, and hold none of it."""
+        tensor = tensor.cpu().contiguous()
+        if self.world == 1:
+            return tensor
+        pieces = [torch.empty_like(tensor) for _ in range(self.world)] if self.first else None
+        dist.gather(tensor, pieces)
+        return tensor[:0] if pieces is None else torch.cat(pieces)
+
     def _gathered(self, tensor: Tensor) -> list[Tensor]:
         pieces = [torch.empty_like(tensor) for _ in range(self.world)]
         dist.all_gather(pieces, tensor)

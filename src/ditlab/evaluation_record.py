@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 from torch import Tensor
 
-from ditlab.disk import read_json, write_atomically
+from ditlab.disk import read_json, remove, write_atomically
 from ditlab.errors import InputError
 from ditlab.evaluator import Copy, Measured
 from ditlab.pictures import contact_sheet, save_picture
@@ -22,7 +23,8 @@ FILE, GRID, COPIES = "eval.json", "eval.png", "eval-nearest.png"
 SETTINGS = (
     *("run_step", "weights", "n", "seed", "labels", "solver", "steps", "grid", "shift"),
     *("guidance", "guidance_interval", "guidance_rescale", "guidance_channels", "guide", "guide_step"),
-    *("features", "features_digest", "preprocessing", "reference", "vae", "device", "ditlab", "torch"),
+    *("features", "features_digest", "preprocessing", "reference", "vae", "vae_digest", "device", "ditlab", "torch"),
+    *("nll_n", "nll_trace", "nll_rtol", "nll_atol"),  # none of them where no likelihood was asked for
 )
 
 
@@ -39,6 +41,17 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise InputError(f"{path} holds no list of evaluations: move it away, and measure again")
     return found
+
+
+def must_be_recordable(run: Path) -> None:
+    """Refuse a run's folder that figures could not be kept in: said before they are measured, which takes long.
+
+    Raises:
+        InputError: the file that is there is damaged, or nothing can be written beside it.
+    """
+    read_evaluations(run)
+    if not os.access(run, os.W_OK):
+        raise InputError(f"{run} cannot be written to, and {FILE} is kept there: make it writable, or measure a copy")
 
 
 def record(run: Path, measured: Measured) -> list[Path]:
@@ -60,7 +73,9 @@ def record(run: Path, measured: Measured) -> list[Path]:
         if shown.dim() == 2 or shown.shape[1] in (1, 3):
             write_atomically(run / GRID, lambda path: save_picture(path, shown, columns))
             written.append(run / GRID)
-        if measured.copies:
+        if not measured.copies:
+            remove(run / COPIES)  # of another evaluation
+        else:
             sheet = contact_sheet([_row(copy) for copy in measured.copies])
             write_atomically(run / COPIES, lambda path: sheet.save(path))
             written.append(run / COPIES)
