@@ -4,7 +4,8 @@
 
 Forward passes of 64 images of the lesson's DiT at 16, 64 and 256 patches, plain and with the probe recording
 everything, gates alone, one layer, or one query; and training steps of circles with everything recorded in each, in
-one of 10 and in one of 100. ``ratio`` is the median over rounds of a way's seconds over those of the plain way in the
+one of 10 and in one of 100: compiled where ``ditlab train`` would compile, but for the steps that are recorded, since
+compiled code calls no hooks. ``ratio`` is the median over rounds of a way's seconds over those of the plain way in the
 same round.
 """
 
@@ -21,8 +22,10 @@ import torch
 import ditlab
 from ditlab.bench.machine import as_result, write_result
 from ditlab.bench.rounds import Work, interleaved, median, ratios
-from ditlab.build import build_dataset, resolve_precision
+from ditlab.bench.training import as_trained
+from ditlab.build import build_dataset
 from ditlab.recipes import circles
+from ditlab.training.compiled import uncompiled
 from ditlab.training.loop import TrainState, train
 
 OUT = Path(__file__).parent / "results" / "capture.json"
@@ -54,9 +57,9 @@ def forward_ways(side: int) -> dict[str, Work]:
 
 def training_ways() -> dict[str, Callable[[int], None]]:
     """So many training steps of circles, the first of them probed or none."""
-    changes = {"steps": 10**7, "average_every": 10**7, "device": "cpu", "precision": resolve_precision("auto", CPU)}
-    config = circles().model_copy(update=changes)
+    config = circles().model_copy(update={"device": "cpu"})
     dataset = build_dataset(config)
+    config = as_trained(config, dataset).model_copy(update={"steps": 10**7, "average_every": 10**7})
     state = TrainState(config, dataset)
     loop = train(state, dataset)
 
@@ -65,7 +68,7 @@ def training_ways() -> dict[str, Callable[[int], None]]:
             next(loop)
 
     def probed(steps: int) -> None:
-        with ditlab.probe(state.network):
+        with uncompiled(state.network), ditlab.probe(state.network):
             next(loop)
         plain(steps - 1)
 

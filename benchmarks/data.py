@@ -27,7 +27,8 @@ from PIL import Image
 
 from ditlab.bench.machine import as_result, write_result
 from ditlab.bench.rounds import interleaved, median, ratios
-from ditlab.build import build_dataset, resolve_precision
+from ditlab.bench.training import as_trained
+from ditlab.build import build_dataset
 from ditlab.cli.main import main as main_verb
 from ditlab.config import Config
 from ditlab.data.datasets import Dataset, Prepared
@@ -83,9 +84,9 @@ def prepared(config: Config) -> tuple[Dataset, float]:
 
 def feeding(config: Config, rounds: int, turn: float) -> dict[str, Any]:
     """A batch beside a step."""
-    endless = {"steps": 10**7, "average_every": 10**7, "device": "cpu"}
-    config = config.model_copy(update={**endless, "precision": resolve_precision(config.precision, CPU)})
+    config = config.model_copy(update={"device": "cpu"})
     dataset, preparing = prepared(config)
+    config = as_trained(config, dataset).model_copy(update={"steps": 10**7, "average_every": 10**7})
     loop, own = train(TrainState(config, dataset), dataset), batches(dataset, config, 0)
     measured = interleaved({"batch": lambda: next(own), "step": lambda: next(loop)}, rounds, turn, CPU)
     share, step = ratios(measured["batch"], measured["step"]), median(measured["step"])

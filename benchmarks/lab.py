@@ -20,6 +20,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from ditlab.bench.training import as_trained
+from ditlab.build import build_dataset
 from ditlab.fit import Recorder
 from ditlab.lab.api import create_app
 from ditlab.lab.library import Library
@@ -87,10 +89,9 @@ def click_around(page: Page) -> list[float]:
 
 def recordings() -> dict[str, float]:
     """Seconds of one recording over those of the training steps from one to the next."""
-    config = RECIPES["circles"]().model_copy(update={"precision": "bf16", "steps": STEPS * (RECORDINGS + 2)})
-    from ditlab.build import build_dataset
-
+    config = RECIPES["circles"]().model_copy(update={"precision": "bf16"})
     dataset = build_dataset(config)
+    config = as_trained(config, dataset).model_copy(update={"steps": STEPS * (RECORDINGS + 2)})
     state = TrainState(config, dataset)
     loop = train(state, dataset)
     shares = []

@@ -14,13 +14,16 @@ from diffusers import DiTTransformer2DModel
 import ditlab
 from ditlab.bench.ceiling import Product, find_ceiling, products_of
 from ditlab.bench.contestants import OURS, PEER, PLAIN, available, contestant, forward_operations
+from ditlab.bench.rounds import coverage
+from ditlab.bench.rows import Table
 from ditlab.bench.sizes import CUDA_PART, KNOWN, ON_CPU, ON_CUDA, size_of, sizes_of
+from ditlab.bench.training import default_contestant
 from ditlab.cli.main import main
 from ditlab.errors import InputError
 from ditlab.networks.counts import parameter_count
 
 CPU = torch.device("cpu")
-NUMBERS = ("seconds", "images_per_s", "flops_per_s", "share_of_ceiling", "ratio", "ratio_as_it_comes")
+NUMBERS = ("seconds", "images_per_s", "flops_per_s", "share_of_ceiling", "share_of_best", "ratio", "ratio_as_it_comes")
 
 
 WORDS = ["bench", "--quick", "--json", "--sizes", "tiny", "--device", "cpu"]
@@ -45,7 +48,17 @@ def quick(tmp_path_factory):
 def test_the_file_and_the_output_say_the_same(quick):
     written, printed = quick
     assert written == printed
-    assert list(written) == ["command", "machine", "sizes", "sampler", "ceilings", "speed", "memory", "notes"]
+    assert list(written) == [
+        "command",
+        "machine",
+        "sizes",
+        "sampler",
+        "ceilings",
+        "ceilings_in_rounds",
+        "speed",
+        "memory",
+        "notes",
+    ]
     assert written["command"] == "ditlab bench --quick --json --sizes tiny --device cpu"
     assert written["machine"]["torch"] == torch.__version__
     assert written["machine"]["threads"] >= 1
@@ -56,9 +69,9 @@ def test_there_is_a_row_for_each_contestant_and_way(quick):
     eager = [("train", name, "eager", dtype) for dtype in ("fp32", "bf16") for name in (PEER, PLAIN, OURS)]
     assert rows[:6] == eager
     assert rows[6][:3] == ("train", OURS, "default")
-    assert rows[7:10] == [("sample", name, "eager", "fp32") for name in (PEER, PLAIN, OURS)]
-    assert rows[10][:3] == ("sample", OURS, "default")
-    assert len(rows) == 11
+    assert rows[7:13] == [("sample", *row[1:]) for row in eager]
+    assert rows[13] == ("sample", OURS, "default", "fp32")
+    assert len(rows) == 14
 
 
 def test_every_number_is_positive_and_finite(quick):
@@ -84,8 +97,10 @@ def test_a_ratio_is_the_median_quotient_within_a_round(quick):
 
 def test_work_is_three_forward_passes_a_step_and_one_an_evaluation(quick):
     size = size_of("tiny", "cpu")
-    for (task, name, _, _), row in every_row(quick[0]).items():
-        forward = forward_operations(contestant(name, size), size)
+    for (task, name, way, _), row in every_row(quick[0]).items():
+        entry = default_contestant(size) if way == "default" else contestant(name, size)
+        forward = forward_operations(entry, size)
+        assert row["parameters"] == parameter_count(entry.network, trainable_only=True)
         assert row["flops"] == forward * size.batch * (3 if task == "train" else 49)
 
 
@@ -117,6 +132,10 @@ def test_contestants_are_the_networks_they_are_named_after(name):
         embedders="per-block",
     )
     assert parameter_count(peer, trainable_only=True) == parameter_count(published, trainable_only=True)
+    ours = contestant(OURS, size)
+    assert parameter_count(ours.network, trainable_only=True) == parameter_count(peer, trainable_only=True)
+    twice = 2 * (256 * size.dim + size.dim**2)  # the peer embeds the time a second time, for its final layer
+    assert forward_operations(contestant(PEER, size), size) - forward_operations(ours, size) == twice
     plain = contestant(PLAIN, size).network
     assert [type(layer) for layer in plain.encoder.layers] == [torch.nn.TransformerEncoderLayer] * size.depth
 
@@ -143,6 +162,7 @@ def test_the_ceiling_is_the_fastest_of_the_products():
     ceiling = find_ceiling(products, "fp32", CPU, 0.01)
     assert ceiling.product == products[1]
     assert ceiling.flops_per_s > 1e8
+    assert products_of([], CPU)[0] == Product(256, 256, 256)
     shapes = products_of([size_of("S/4", "cpu")], CPU)
     assert Product(8 * 64, 384, 4 * 384) in shapes
     assert len(set(shapes)) == len(shapes)
@@ -188,3 +208,45 @@ def test_without_the_peer_its_rows_are_left_out(monkeypatch, capsys):
     (note,) = figures["notes"]
     assert f"note: {note}" in done.err.splitlines()
     assert "pip install 'ditlab[latents]'" in note
+
+
+def test_an_interval_says_how_much_it_covers(quick):
+    for row in every_row(quick[0]).values():
+        assert row["coverage"] == coverage(3) == pytest.approx(0.75)
+
+
+def test_the_limit_within_the_rounds_stands_beside_the_best(quick):
+    figures = quick[0]
+    for limits in figures["ceilings_in_rounds"]["tiny"].values():
+        for dtype, limit in limits.items():
+            low, high = limit["flops_per_s_interval"]
+            assert low <= limit["flops_per_s"] <= high
+            best = figures["ceilings"][dtype]["flops_per_s"]
+            assert limit["share_of_best"] == pytest.approx(limit["flops_per_s"] / best)
+
+
+def test_what_was_measured_is_kept_when_the_next_table_fails(tmp_path, monkeypatch):
+    real = Table.speed
+
+    def speed(table):
+        if table.task == "sample":
+            raise ValueError("a fault")
+        return real(table)
+
+    monkeypatch.setattr(Table, "speed", speed)
+    out = tmp_path / "speed.json"
+    with pytest.raises(ValueError, match="a fault"):
+        main([*WORDS, "--out", str(out)])
+    assert list(json.loads(out.read_text())["speed"]["tiny"]) == ["train"]
+
+
+def test_a_row_that_memory_runs_out_for_says_so_and_the_others_are_there(monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr("ditlab.bench.contestants.PlainDenoiser.forward", full)
+    monkeypatch.setattr("ditlab.bench.rows.forward_operations", lambda *_: 1)
+    assert main(WORDS) == 0
+    for (_, name, _, _), row in every_row(json.loads(capsys.readouterr().out)).items():
+        assert ("refused" in row) == (name == PLAIN)
+        assert row.get("refused", "out of memory").startswith("out of memory")

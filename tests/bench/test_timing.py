@@ -10,12 +10,20 @@ from scipy.stats import binom
 from ditlab.bench import memory
 from ditlab.bench.attention import Kernel, attention_work, measure_attention
 from ditlab.bench.machine import machine
-from ditlab.bench.rounds import interleaved, median, ratios
+from ditlab.bench.rounds import coverage, interleaved, median, ratios
 from ditlab.bench.rows import QUICK, Table
-from ditlab.bench.sampling import EVALUATIONS, STEPS, sampling_turns
+from ditlab.bench.sampling import evaluations, sampling_turns
 from ditlab.bench.sizes import size_of
 from ditlab.bench.table import lines
-from ditlab.bench.training import Entry, PlainLoop, contestant, default_step
+from ditlab.bench.training import (
+    Entry,
+    PlainLoop,
+    contestant,
+    default_step,
+    entries_of,
+    resolved_default,
+    training_turns,
+)
 
 CPU = torch.device("cpu")
 
@@ -28,6 +36,7 @@ def test_the_interval_of_a_median_covers_it_in_95_percent(n):
     covered = 1 - 2 * binom.cdf(low, n, 0.5)
     narrower = 1 - 2 * binom.cdf(low + 1, n, 0.5)
     assert narrower < 0.95 <= covered
+    assert coverage(n) == pytest.approx(covered)
 
 
 def test_few_values_have_all_of_them_as_interval():
@@ -120,16 +129,17 @@ def test_all_ask_their_network_equally_often():
         lambda module, _: asked.update({type(module).__name__: asked.get(type(module).__name__, 0) + 1})
     )
     try:
-        for entry, work in sampling_turns(["diffusers", "encoder", "ditlab"], size, CPU).items():
+        entries = entries_of(["diffusers", "encoder", "ditlab"], size, ["eager"], CPU)
+        for entry, work in sampling_turns(entries, size, CPU).items():
             asked.clear()
             out = work()
             assert torch.isfinite(out).all()
             assert out.shape == (size.batch, *size.shape)
             name = {"diffusers": "DiTTransformer2DModel", "encoder": "PlainDenoiser"}.get(entry.contestant, "DiT")
-            assert asked[name] == EVALUATIONS
+            assert asked[name] == evaluations(size)
     finally:
         counted.remove()
-    assert EVALUATIONS == 2 * STEPS - 1
+    assert evaluations(size) == 2 * size.steps - 1
 
 
 def test_the_table_has_a_line_for_each_row():
@@ -140,8 +150,9 @@ def test_the_table_has_a_line_for_each_row():
     }  # fmt: skip
     figures = {
         "machine": machine(),
-        "ceilings": {"fp32": {"flops_per_s": 4e9, "product": [1, 2, 3]}},
-        "sizes": {"tiny": {}},
+        "ceilings": {"fp32": {"flops_per_s": 4e9, "product": [1, 2, 3], "by": "torch"}},
+        "ceilings_in_rounds": {"tiny": {"train": {}, "sample": {}}},
+        "sizes": {"tiny": {"batch": 4}},
         "speed": {"tiny": {"train": {"ditlab eager fp32": row}, "sample": {"ditlab eager fp32": row}}},
         "memory": {"tiny": {"train": {"ditlab eager fp32": {"tensors": 2**21}}, "sample": {}}},
         "attention": [
@@ -189,3 +200,73 @@ def test_padding_the_head_changes_no_number():
     rows = measure_attention(size, device, 3, 0.01)
     assert len(rows) == 16
     assert all(row["ratio"] > 0 for row in rows if "refused" not in row)
+
+
+def test_a_slow_table_ends_after_its_least_rounds():
+    turns = {"sleep": lambda: time.sleep(0.002)}
+    assert len(interleaved(dict(turns), 9, 0.0, CPU, warm_up=1, budget=(3, 0.001))["sleep"]) == 3
+    assert len(interleaved(dict(turns), 9, 0.0, CPU, warm_up=1, budget=(3, 60.0))["sleep"]) == 9
+
+
+def test_what_memory_runs_out_for_is_refused_in_any_round():
+    calls = []
+
+    def grows():
+        calls.append(0)
+        if len(calls) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
+
+    refused = {}
+    measured = interleaved({"grows": grows, "stays": lambda: None}, 4, 0.0, CPU, warm_up=2, refused=refused)
+    assert list(measured) == ["stays"]
+    assert len(measured["stays"]) == 4
+    assert "can't allocate memory" in refused["grows"]
+    with pytest.raises(RuntimeError, match="allocate"):
+        interleaved({"grows": grows}, 4, 0.0, CPU)
+    with pytest.raises(RuntimeError, match="a fault"):
+        interleaved({"faulty": _fail}, 4, 0.0, CPU, refused=refused)
+
+
+def _fail():
+    raise RuntimeError("a fault")
+
+
+@pytest.mark.parametrize("task", ["train", "sample"])
+def test_compiled_rows_are_of_ours_and_the_peer_in_one_dtype(task):
+    names, size = ["diffusers", "encoder", "ditlab"], size_of("tiny", "cpu")
+    build = {"train": training_turns, "sample": sampling_turns}[task]
+    entries = entries_of(names, size, ["eager", "compiled"], CPU)
+    turns = build(entries, size, CPU)
+    compiled = [entry for entry in turns if entry.way == "compiled"]
+    assert [entry.contestant for entry in compiled] == ["diffusers", "ditlab"]
+    assert len({entry.dtype for entry in compiled}) == 1
+    assert list(turns)[:-1] == entries
+    assert list(turns)[-1][:2] == ("ditlab", "default")
+
+
+def test_the_baseline_of_peak_memory_is_compiled_if_the_row_is(monkeypatch):
+    asked, size = [], size_of("lesson", "cpu")
+
+    def work(entry, task, size, device, compiled):
+        asked.append((size.name, compiled))
+        return lambda: torch.zeros(10)
+
+    monkeypatch.setattr(memory, "_work", work)
+    compiled = resolved_default(size, CPU).compile
+    memory.measure(Entry("ditlab", "default", "fp32"), "train", size, CPU)
+    memory.measure(Entry("ditlab", "eager", "fp32"), "train", size, CPU)
+    assert asked == [("tiny", compiled), ("lesson", compiled), ("tiny", False), ("lesson", False)]
+
+
+def test_a_default_step_is_compiled_as_it_is_told(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("ditlab.training.loop.compile_network", lambda *told: compiled.append(told))
+    default_step(size_of("tiny", "cpu"), CPU, False)
+    assert compiled == []
+    default_step(size_of("tiny", "cpu"), CPU, True)
+    assert len(compiled) == 1
+
+
+def test_the_largest_is_measured_in_bf16_alone():
+    size = size_of("XL/2", "cuda")
+    assert {entry.dtype for entry in entries_of(["diffusers", "ditlab"], size, ["eager"], CPU)} == {"bf16"}

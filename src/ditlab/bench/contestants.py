@@ -102,21 +102,31 @@ def _plain(size: Size) -> Contestant:
 
 
 def _ours(size: Size) -> Contestant:
-    """Our DiT with the peer's MLP ratio, GELU and outputs."""
-    if size.published is None:
-        network = DiT(
-            size.image_size,
-            size.patch_size,
-            size.channels,
-            size.dim,
-            size.depth,
-            size.heads,
-            mlp_ratio=4.0,
-            num_classes=size.num_classes,
-            gelu="tanh",
-        )
-    else:
-        network = DiT.preset(size.published, num_classes=size.num_classes, learned_variance=False)
+    """Our DiT with the peer's geometry: as many parameters, and the products of the peer but for one embedder's.
+
+    The peer computes the first block's embedder of time and label a second time for its final layer, and in training
+    draws which labels to drop; ours does neither.
+    """
+    network = DiT(
+        size.image_size,
+        size.patch_size,
+        size.channels,
+        size.dim,
+        size.depth,
+        size.heads,
+        mlp_ratio=4.0,
+        positions="sincos",
+        num_classes=size.num_classes,
+        gelu="tanh",
+        time_features=256,
+        time_frequency_shift=1,
+        embedders="per-block",
+    )
+    return our_contestant(network)
+
+
+def our_contestant(network: nn.Module) -> Contestant:
+    """A network of ours, asked as the others are."""
     return Contestant(OURS, network, lambda call: lambda x, t, label: call(x, t, {"label": label}))
 
 

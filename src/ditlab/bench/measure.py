@@ -12,7 +12,7 @@ from ditlab.bench.attention import measure_attention
 from ditlab.bench.ceiling import find_ceiling, products_of
 from ditlab.bench.contestants import PEER, available
 from ditlab.bench.rows import DTYPES, THOROUGH, Effort, Table
-from ditlab.bench.sampling import EVALUATIONS, STEPS
+from ditlab.bench.sampling import evaluations
 from ditlab.bench.sizes import Size, Task
 from ditlab.bench.training import COMPILED, EAGER
 from ditlab.training.compiled import why_not
@@ -21,7 +21,11 @@ TASKS: tuple[Task, ...] = ("train", "sample")
 
 
 def measure(
-    sizes: list[Size], device: torch.device, effort: Effort = THOROUGH, say: Callable[[str], None] = print
+    sizes: list[Size],
+    device: torch.device,
+    effort: Effort = THOROUGH,
+    say: Callable[[str], None] = print,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Everything, as one JSON object; docs/benchmarks.md says what is in it.
 
@@ -30,6 +34,7 @@ def measure(
         device: where.
         effort: how long.
         say: is told what is being done, and what could not be.
+        keep: is given what there is so far, after each table.
     """
     names, ways, notes = available(), [EAGER], []
     if PEER not in names:
@@ -45,26 +50,30 @@ def measure(
     say("matrix products")
     products = products_of(sizes, device)
     ceilings = {dtype: find_ceiling(products, dtype, device, effort.turn / 4) for dtype in DTYPES}
-    speed: dict[str, Any] = {size.name: {} for size in sizes}
-    memory: dict[str, Any] = {size.name: {} for size in sizes}
-    for size in sizes:
-        for task in TASKS:
-            say(f"{size.name}: {task}")
-            table = Table(size, task, names, ways, ceilings, device, effort)
-            memory[size.name][task] = table.memory() if effort.memory else {}
-            speed[size.name][task] = table.speed()
-    figures = {
+    figures: dict[str, Any] = {
         "sizes": {size.name: asdict(size) for size in sizes},
-        "sampler": {"solver": "heun", "steps": STEPS, "evaluations": EVALUATIONS},
+        "sampler": {
+            size.name: {"solver": "heun", "steps": size.steps, "evaluations": evaluations(size)} for size in sizes
+        },
         "ceilings": {
-            dtype: {"flops_per_s": ceiling.flops_per_s, "product": list(ceiling.product)}
+            dtype: {"flops_per_s": ceiling.flops_per_s, "product": list(ceiling.product), "by": ceiling.by}
             for dtype, ceiling in ceilings.items()
         },
-        "speed": speed,
-        "memory": memory,
+        "ceilings_in_rounds": {size.name: {} for size in sizes},
+        "speed": {size.name: {} for size in sizes},
+        "memory": {size.name: {} for size in sizes},
         "notes": notes,
     }
+    keep(figures)
+    for size in sizes:
+        for task in TASKS:
+            table = Table(size, task, names, ways, ceilings, device, effort, say)
+            figures["memory"][size.name][task] = table.memory() if effort.memory else {}
+            figures["speed"][size.name][task] = table.speed()
+            figures["ceilings_in_rounds"][size.name][task] = table.limits
+            keep(figures)
     if device.type == "cuda":
         say("attention")
         figures["attention"] = measure_attention(sizes[-1], device, effort.rounds, effort.turn)
+        keep(figures)
     return figures

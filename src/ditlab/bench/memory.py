@@ -8,8 +8,8 @@ Two figures, in bytes:
                 for themselves.
     resident    what the process took from the machine: on CUDA ``max_memory_reserved``; on Linux the high-water mark
                 of its resident memory above where it stood before the network was built, and after the same was
-                done with the tiniest network, so that imports do not count. Compiled code counts, and so do
-                huge pages.
+                done with the tiniest network, compiled if the other is, so that imports and the compiler do not
+                count. Huge pages do.
 """
 
 from __future__ import annotations
@@ -27,25 +27,30 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ditlab.bench.contestants import contestant
-from ditlab.bench.rounds import Work, settle
-from ditlab.bench.sampling import sampling_turns
+from ditlab.bench.rounds import Work, is_out_of_memory, settle
+from ditlab.bench.sampling import default_sampling, plain_samplings
 from ditlab.bench.sizes import TINY, Size, Task, size_of
-from ditlab.bench.training import DEFAULT, Entry, PlainLoop, default_step
+from ditlab.bench.training import DEFAULT, Entry, PlainLoop, default_step, resolved_default
 
 BETWEEN = 7_654_321  # bytes
-CALLS = {"train": 7, "sample": 1}  # a default step has its huge pages after the fifth
+CALLS = {"train": 6, "sample": 1}  # a default step has its huge pages after the fifth
+KILLED = -9  # by Linux, of processes that want more memory than there is
 
 
 def peak_memory(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[str, int]:
     """Start a process that does it, and return what it found.
 
     Raises:
+        MemoryError: there was not enough.
         RuntimeError: it failed; the message is the end of what it said.
     """
     threads = torch.get_num_threads()
     asked = {"entry": entry, "task": task, "size": asdict(size), "device": str(device), "threads": threads}
     command = [sys.executable, "-m", "ditlab.bench.memory", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stderr.strip() or "killed").splitlines()[-1]
+    if done.returncode == KILLED or (done.returncode and is_out_of_memory(RuntimeError(said))):
+        raise MemoryError(said)
     if done.returncode:
         raise RuntimeError(f"peak memory of {' '.join(entry)}: {done.stderr[-2000:]}")
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
@@ -54,12 +59,13 @@ def peak_memory(entry: Entry, task: Task, size: Size, device: torch.device) -> d
 
 def measure(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[str, int]:
     """The figures, of this process."""
-    _work(entry, task, size_of(TINY, device.type), device)()  # what is imported and made ready once
+    compiled = entry.way == DEFAULT and resolved_default(size, device).compile is True
+    _work(entry, task, size_of(TINY, device.type), device, compiled)()  # what is imported and made ready once
     gc.collect()
     before = resident(reset=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    work = _work(entry, task, size, device)
+    work = _work(entry, task, size, device, compiled)
     for _ in range(CALLS[task]):
         work()
     settle(device)
@@ -72,12 +78,12 @@ def measure(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[
     return {"tensors": tensors_at_peak(work), **found}
 
 
-def _work(entry: Entry, task: Task, size: Size, device: torch.device) -> Work:
+def _work(entry: Entry, task: Task, size: Size, device: torch.device, compiled: bool) -> Work:
+    """That entry alone; a default step compiled or not as said, for the tiniest network would not be by itself."""
     if task == "sample":
-        own = sampling_turns([entry.contestant] if entry.way != DEFAULT else [], size, device)
-        return next(work for key, work in own.items() if key == entry or key.way == entry.way == DEFAULT)
+        return default_sampling(size, device) if entry.way == DEFAULT else plain_samplings([entry], size, device)[entry]
     if entry.way == DEFAULT:
-        return default_step(size, device)[1]
+        return default_step(size, device, compiled)[1]
     return PlainLoop(contestant(entry.contestant, size), size, device).step(entry.way, entry.dtype)
 
 

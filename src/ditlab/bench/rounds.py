@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -13,7 +15,7 @@ from scipy.stats import binom
 
 Key = TypeVar("Key")
 Work = Callable[[], object]
-WARM_UP, MOST_CALLS = 7, 1000  # a training step on a CPU has its huge pages after the fifth
+WARM_UP, MOST_CALLS = 6, 1000  # a training step on a CPU has its huge pages after the fifth
 
 
 class Median(NamedTuple):
@@ -25,6 +27,12 @@ class Median(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def coverage(n: int) -> float:
+    """In what share of cases the interval of ``median`` covers the median: at least 0.95 from six values on."""
+    outside = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
+    return float(1 - 2 * binom.cdf(outside, n, 0.5))
 
 
 def median(values: Sequence[float]) -> Median:
@@ -57,25 +65,69 @@ def seconds(work: Work, calls: int, device: torch.device) -> float:
     return (time.perf_counter() - begun) / calls
 
 
+@contextmanager
+def refusing(keys: Iterable[Key], refused: dict[Key, str] | None) -> Iterator[None]:
+    """Where memory runs out, note why there is no figure of these, and go on; with None the error is raised."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if refused is None or not is_out_of_memory(error):
+            raise
+        refused.update(dict.fromkeys(keys, f"out of memory: {str(error).splitlines()[0][:160] if str(error) else ''}"))
+    else:
+        return
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where there is none
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says; the allocator of a CPU has no type for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        said in str(error)
+        for said in ("can't allocate memory", "OutOfMemoryError", "MemoryError", "CUDA out of memory")
+    )
+
+
 def interleaved(
-    turns: dict[Key, Work], rounds: int, turn: float, device: torch.device, warm_up: int = WARM_UP
+    turns: dict[Key, Work],
+    rounds: int,
+    turn: float,
+    device: torch.device,
+    warm_up: int = WARM_UP,
+    *,
+    budget: tuple[int, float] | None = None,
+    refused: dict[Key, str] | None = None,
+    say: Callable[[Key], None] = lambda _: None,
 ) -> dict[Key, list[float]]:
     """Seconds of one call of each, in each round; every other round runs backwards.
 
     Args:
-        turns: what to time.
+        turns: what to time; what is refused is taken out of it.
         rounds: how often.
         turn: seconds a turn should take at least; as many calls as that needs, at least one.
         device: that works; it is waited for.
         warm_up: calls before the first round; the last of them says how many calls make a turn.
+        budget: rounds that are taken in any case, and seconds after which there are no more of them; None is all.
+        refused: is told what there was not the memory for; None raises the error.
+        say: is told what is warmed up.
     """
-    calls = {}
-    for key, work in turns.items():
-        for _ in range(warm_up - 1):
-            work()
-        calls[key] = min(MOST_CALLS, max(1, math.ceil(turn / seconds(work, 1, device))))
-    measured: dict[Key, list[float]] = {key: [] for key in turns}
+    calls: dict[Key, int] = {}
+    for key, work in list(turns.items()):
+        say(key)
+        with refusing([key], refused):
+            for _ in range(warm_up - 1):
+                work()
+            calls[key] = min(MOST_CALLS, max(1, math.ceil(turn / seconds(work, 1, device))))
+    begun, (least, most) = time.perf_counter(), budget or (rounds, math.inf)
+    measured: dict[Key, list[float]] = {key: [] for key in calls}
     for number in range(rounds):
-        for key in reversed(turns) if number % 2 else turns:
-            measured[key].append(seconds(turns[key], calls[key], device))
+        if number >= least and time.perf_counter() - begun > most:
+            break
+        for key in list(reversed(measured) if number % 2 else measured):
+            with refusing([key], refused):
+                measured[key].append(seconds(turns[key], calls[key], device))
+            if refused is not None and key in refused:
+                del measured[key]
+    for key in refused or ():
+        turns.pop(key, None)
     return measured

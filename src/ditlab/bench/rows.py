@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
-from ditlab.bench.ceiling import Ceiling, work_of
-from ditlab.bench.contestants import OURS, PEER, contestant, forward_operations
+from ditlab.bench.ceiling import Ceiling
+from ditlab.bench.contestants import PEER, PLAIN, Contestant, contestant, forward_operations
 from ditlab.bench.memory import peak_memory
-from ditlab.bench.rounds import Work, interleaved, median, ratios
-from ditlab.bench.sampling import EVALUATIONS, sampling_turns
+from ditlab.bench.rounds import Work, coverage, interleaved, median, ratios
+from ditlab.bench.sampling import DEFAULT_SAMPLING, evaluations, sampling_turns
 from ditlab.bench.sizes import Size, Task
-from ditlab.bench.training import DEFAULT, EAGER, Entry, training_entries, training_turns
+from ditlab.bench.training import (
+    DEFAULT,
+    EAGER,
+    Entry,
+    default_contestant,
+    entries_of,
+    resolved_default,
+    training_turns,
+)
 from ditlab.networks.counts import parameter_count
 
 FORWARD_AND_BACKWARD = 3  # operations of a training step over those of its forward passes
 DTYPES = ["fp32", "bf16"]
-AS_IT_COMES = Entry(PEER, EAGER, "fp32")
 Key = Entry | str  # an entry, or a ceiling by its dtype
 
 
@@ -27,29 +35,36 @@ class Effort(NamedTuple):
     """How long to measure.
 
     Args:
-        rounds: of training steps; half as many of samplings.
+        rounds: at most.
+        least: rounds in any case.
+        budget: seconds after which a table takes no more of them.
         turn: seconds of a contestant's turn in a round, at least.
-        warm_up: training steps before the first round.
-        compiled: whether to compile, which takes a minute for each network and size.
+        compiled: whether to compile, which takes up to a minute for each network and size.
         memory: whether to start a process for each row's peak memory.
     """
 
     rounds: int = 12
-    turn: float = 0.4
-    warm_up: int = 7
+    least: int = 6
+    budget: float = 40.0
+    turn: float = 0.25
     compiled: bool = True
     memory: bool = True
 
 
 THOROUGH = Effort()
-QUICK = Effort(rounds=3, turn=0.02, compiled=False, memory=False)
+QUICK = Effort(rounds=3, least=3, turn=0.02, compiled=False, memory=False)
+WARM_UP = {"train": 6, "sample": 2}  # calls; a training step on a CPU has its huge pages after the fifth
 
 
 class Costs(NamedTuple):
-    """Of a contestant: its parameters, and the operations of a forward pass of one sample."""
+    """Of a contestant: its trained parameters, and the operations of a forward pass of one sample."""
 
     parameters: int
     forward: int
+
+
+def nobody(_: str) -> None:
+    """Is told nothing."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class Table:
         ceilings: the fastest product of each dtype; it takes its turn too.
         device: where.
         effort: how long.
+        say: is told what is being done.
     """
 
     size: Size
@@ -72,43 +88,84 @@ class Table:
     ceilings: dict[str, Ceiling]
     device: torch.device
     effort: Effort
+    say: Callable[[str], None] = nobody
+    limits: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each dtype, once it was measured
 
     def speed(self) -> dict[str, dict[str, Any]]:
-        """Measure how fast each is; rows by "contestant way dtype"."""
-        costs = {name: self._costs(name) for name in self.names}
-        measured = self._times()
-        entries = [key for key in measured if isinstance(key, Entry)]
-        return {
-            " ".join(entry): self._speed(entry, measured, costs[entry.contestant]) | self._beside_peer(entry, measured)
-            for entry in entries
-        }
+        """Measure how fast each is; rows by "contestant way dtype". What memory ran out for is ``refused``."""
+        refused: dict[Key, str] = {}
+        measured = self._times(refused)
+        self.limits.update({dtype: self._limit(dtype, measured) for dtype in self.ceilings if dtype in measured})
+        rows = {}
+        for entry in [key for key in measured if isinstance(key, Entry)]:
+            rows[" ".join(entry)] = self._speed(entry, measured) | self._beside_peer(entry, measured)
+        for key, reason in refused.items():
+            if isinstance(key, Entry):
+                rows[" ".join(key)] = {**key._asdict(), "batch": self.size.batch, "refused": reason}
+        return rows
 
-    def memory(self) -> dict[str, dict[str, int]]:
-        """Measure the peak of all that is not compiled by itself: a compiler's own memory would be the most of it."""
-        dtypes = DTYPES if self.task == "train" else DTYPES[:1]
-        entries = [*training_entries(self.names, dtypes, [EAGER]), Entry(OURS, DEFAULT, "")]
-        return {" ".join(entry).strip(): peak_memory(entry, self.task, self.size, self.device) for entry in entries}
+    def memory(self) -> dict[str, dict[str, Any]]:
+        """Measure the peak of the default and of ours and the peer eager; of samplings, only of the peer as it comes.
 
-    def _costs(self, name: str) -> Costs:
-        entry = contestant(name, self.size)
-        return Costs(parameter_count(entry.network), forward_operations(entry, self.size))
+        What is compiled is left out, the default excepted: a compiler's own memory would be the most of it.
+        """
+        names = [name for name in self.names if name != PLAIN]
+        entries = entries_of(names, self.size, [EAGER], self.device)
+        if self.task == "sample":
+            entries = [entry for entry in entries if entry == self._as_it_comes]
+        found: dict[str, dict[str, Any]] = {}
+        for entry in [*entries, self._default]:
+            self.say(f"{self.size.name}: {self.task}: peak memory of {' '.join(entry)}")
+            try:
+                found[" ".join(entry)] = dict(peak_memory(entry, self.task, self.size, self.device))
+            except MemoryError as error:
+                found[" ".join(entry)] = {"refused": str(error)}
+        return found
 
-    def _times(self) -> dict[Key, list[float]]:
+    @property
+    def _as_it_comes(self) -> Entry:
+        """What all are compared with: the peer, eager, in fp32 where that is measured."""
+        return Entry(PEER, EAGER, self.size.dtypes[0])
+
+    @property
+    def _default(self) -> Entry:
+        if self.task == "sample":
+            return DEFAULT_SAMPLING
+        return DEFAULT_SAMPLING._replace(dtype=resolved_default(self.size, self.device).precision)
+
+    def _costs(self, entry: Entry) -> Costs:
+        def built() -> Contestant:
+            return default_contestant(self.size) if entry.way == DEFAULT else contestant(entry.contestant, self.size)
+
+        with torch.device("meta"):
+            of_shapes = built()
+        return Costs(parameter_count(of_shapes.network, trainable_only=True), forward_operations(of_shapes, self.size))
+
+    def _times(self, refused: dict[Key, str]) -> dict[Key, list[float]]:
         """Seconds of a call of each, in each round."""
         torch.manual_seed(0)
-        if self.task == "sample":
-            own = sampling_turns(self.names, self.size, self.device)
-        else:
-            own = training_turns(training_entries(self.names, DTYPES, self.ways), self.size, self.device)
-        turns: dict[Key, Work] = dict(own.items())
-        own.clear()
+        entries = entries_of(self.names, self.size, self.ways, self.device)
+        build = sampling_turns if self.task == "sample" else training_turns
+        turns: dict[Key, Work] = dict(build(entries, self.size, self.device, refused).items())
         for dtype, ceiling in self.ceilings.items():
-            turns[dtype] = work_of(ceiling.product, dtype, self.device)
-        rounds, warm_up = self.effort.rounds, self.effort.warm_up
-        if self.task == "sample":  # a call is 49 forward passes
-            rounds, warm_up = max(3, rounds // 2), 2
+            turns[dtype] = ceiling.work(dtype, self.device)
+        effort = self.effort
+
+        def warming(key: Key) -> None:
+            name = " ".join(key) if isinstance(key, Entry) else f"the {key} limit"
+            self.say(f"{self.size.name}: {self.task}: warming up {name}")
+
         try:
-            return interleaved(turns, rounds, self.effort.turn, self.device, warm_up)
+            return interleaved(
+                turns,
+                effort.rounds,
+                effort.turn,
+                self.device,
+                WARM_UP[self.task],
+                budget=(effort.least, effort.budget),
+                refused=refused,
+                say=warming,
+            )
         finally:
             turns.clear()
             torch._dynamo.reset()  # or code that was compiled for one size would be tried for the next
@@ -116,12 +173,29 @@ class Table:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _speed(self, entry: Entry, measured: dict[Key, list[float]], costs: Costs) -> dict[str, Any]:
+    def _limit(self, dtype: str, measured: dict[Key, list[float]]) -> dict[str, Any]:
+        """How fast the limit's product was within these rounds, and as a share of its best, found when it was alone."""
+        operations, best = self.ceilings[dtype].product.operations, self.ceilings[dtype].flops_per_s
+        middle = median(measured[dtype])
+        return {
+            "flops_per_s": operations / middle.value,
+            "flops_per_s_interval": [operations / middle.high, operations / middle.low],
+            "share_of_best": operations / middle.value / best,
+        }
+
+    def _speed(self, entry: Entry, measured: dict[Key, list[float]]) -> dict[str, Any]:
         """What it takes, and its operations a second as a share of the limit."""
-        batch, passes = self.size.batch, FORWARD_AND_BACKWARD if self.task == "train" else EVALUATIONS
-        operations, middle = costs.forward * batch * passes, median(measured[entry])
-        share = ratios(measured[entry.dtype], measured[entry])
-        times = operations / self.ceilings[entry.dtype].product.operations
+        batch, passes = self.size.batch, FORWARD_AND_BACKWARD if self.task == "train" else evaluations(self.size)
+        costs, middle = self._costs(entry), median(measured[entry])
+        operations, shares = costs.forward * batch * passes, {}
+        if entry.dtype in measured:
+            share = ratios(measured[entry.dtype], measured[entry])
+            times = operations / self.ceilings[entry.dtype].product.operations
+            shares = {
+                "share_of_ceiling": share.value * times,
+                "share_of_ceiling_interval": [share.low * times, share.high * times],
+                "share_of_best": operations / middle.value / self.ceilings[entry.dtype].flops_per_s,
+            }
         return {
             "contestant": entry.contestant,
             "way": entry.way,
@@ -133,18 +207,18 @@ class Table:
             "seconds_interval": [middle.low, middle.high],
             "images_per_s": batch / middle.value,
             "flops_per_s": operations / middle.value,
-            "share_of_ceiling": share.value * times,
-            "share_of_ceiling_interval": [share.low * times, share.high * times],
+            **shares,
+            "coverage": coverage(len(measured[entry])),
             "rounds": measured[entry],
         }
 
     def _beside_peer(self, entry: Entry, measured: dict[Key, list[float]]) -> dict[str, Any]:
-        """How many times as fast as the peer run in the same way, and as the peer as it comes: fp32, eager."""
-        if AS_IT_COMES not in measured:
-            return {}
-        alike = AS_IT_COMES if entry.way == DEFAULT else entry._replace(contestant=PEER)
+        """How many times as fast as the peer run in the same way, and as the peer as it comes."""
+        plain = self._as_it_comes
+        alike = plain if entry.way == DEFAULT else entry._replace(contestant=PEER)
         found: dict[str, Any] = {}
-        for name, peer in (("ratio", alike), ("ratio_as_it_comes", AS_IT_COMES)):
-            ratio = ratios(measured[peer], measured[entry])
-            found |= {name: ratio.value, f"{name}_interval": [ratio.low, ratio.high]}
+        for name, peer in (("ratio", alike), ("ratio_as_it_comes", plain)):
+            if peer in measured:
+                ratio = ratios(measured[peer], measured[entry])
+                found |= {name: ratio.value, f"{name}_interval": [ratio.low, ratio.high]}
         return found

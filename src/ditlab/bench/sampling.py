@@ -1,4 +1,4 @@
-"""Samplings to time: each network by 25 steps of Heun on the straight path from noise to data."""
+"""Samplings to time: each network by a few steps of Heun on the straight path from noise to data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditlab.bench.contestants import OURS, PEER, Contestant, contestant
-from ditlab.bench.rounds import Work
+from ditlab.bench.contestants import OURS, PEER, Predict, contestant
+from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
-from ditlab.bench.training import DEFAULT, EAGER, Entry, default_config
+from ditlab.bench.training import DEFAULT, Entry, default_config, predicting
 from ditlab.build import build_process, initial_network
 from ditlab.config import ExternalData
 from ditlab.data.datasets import External
@@ -18,11 +18,15 @@ from ditlab.diffusion.process import FlowMatching
 from ditlab.diffusion.solvers import Heun
 from ditlab.run import Run, RunFolder
 
-STEPS = 25
-EVALUATIONS = Heun().evaluations(STEPS)  # 49: the last step needs one
+DEFAULT_SAMPLING = Entry(OURS, DEFAULT, "fp32")
 
 
-def peer_sampling(entry: Contestant, size: Size, device: torch.device) -> Work:
+def evaluations(size: Size) -> int:
+    """How often a sampling asks its network: twice a step, and once in the last."""
+    return Heun().evaluations(size.steps)
+
+
+def peer_sampling(predict: Predict, size: Size, device: torch.device) -> Work:
     """diffusers' own way: its network, asked by its scheduler for Heun's method."""
     from diffusers import FlowMatchHeunDiscreteScheduler
 
@@ -31,28 +35,25 @@ def peer_sampling(entry: Contestant, size: Size, device: torch.device) -> Work:
     @torch.no_grad()
     def work() -> Tensor:
         scheduler: Any = FlowMatchHeunDiscreteScheduler(num_train_timesteps=1000)  # type: ignore[no-untyped-call]
-        scheduler.set_timesteps(STEPS, device=device)
+        scheduler.set_timesteps(size.steps, device=device)
         x = torch.randn(size.batch, *size.shape, device=device)
         for time in scheduler.timesteps:
             t = (time / 1000).expand(size.batch)
-            x = scheduler.step(entry.predict(x, t, label), time, x).prev_sample
+            x = scheduler.step(predict(x, t, label), time, x).prev_sample
         return x
 
     return work
 
 
-def plain_sampling(entry: Contestant, size: Size, device: torch.device) -> Work:
-    """``FlowMatching.sample`` of a network, eager and in fp32."""
-    process = FlowMatching(_by_condition(entry)).to(device)
-    label = torch.arange(size.batch) % size.num_classes
-    return lambda: process.sample(size.batch, size.shape, cond={"label": label}, steps=STEPS, solver="heun")
+def plain_sampling(predict: Predict, size: Size, device: torch.device) -> Work:
+    """``FlowMatching.sample`` of a network."""
+    process = FlowMatching(lambda x, t, cond: predict(x, t, cond["label"])).to(device)
+    label = torch.arange(size.batch, device=device) % size.num_classes
 
+    def work() -> Tensor:
+        return process.sample(size.batch, size.shape, cond={"label": label}, steps=size.steps, solver="heun")
 
-def _by_condition(entry: Contestant) -> Any:
-    """The network as a process asks it."""
-    if entry.name == OURS:
-        return entry.network
-    return lambda x, t, cond: entry.predict(x, t, cond["label"])
+    return work
 
 
 def default_run(size: Size, device: torch.device) -> Run:
@@ -66,14 +67,40 @@ def default_run(size: Size, device: torch.device) -> Run:
     return Run(RunFolder("bench"), config, process, 0, data.num_classes, data.shape)
 
 
-def sampling_turns(names: list[str], size: Size, device: torch.device) -> dict[Entry, Work]:
-    """Samplings of each network as it comes, and of ours as ``ditlab.load(...).sample`` does it."""
-    turns = {}
-    for name in names:
-        entry = contestant(name, size)
-        entry.network.to(device).eval()
-        way = peer_sampling if name == PEER else plain_sampling
-        turns[Entry(name, EAGER, "fp32")] = way(entry, size, device)
+def default_sampling(size: Size, device: torch.device) -> Work:
+    """What ``ditlab.load(...).sample`` does, but for the number of steps where it is another."""
     run = default_run(size, device)
-    turns[Entry(OURS, DEFAULT, "fp32")] = lambda: run.sample(size.batch)
-    return turns
+    return lambda: run.sample(size.batch, steps=size.steps)
+
+
+def plain_samplings(own: list[Entry], size: Size, device: torch.device) -> dict[Entry, Work]:
+    """Samplings of one contestant, eager or compiled, in fp32 or by autocast; they share its weights."""
+    entry = contestant(own[0].contestant, size)
+    entry.network.to(device).eval()
+    way = peer_sampling if entry.name == PEER else plain_sampling
+
+    def work_of(key: Entry) -> Work:
+        work = way(predicting(entry, key.way), size, device)
+
+        def cast() -> object:
+            with torch.autocast(device.type, torch.bfloat16):
+                return work()
+
+        return cast if key.dtype == "bf16" else work
+
+    return {key: work_of(key) for key in own}
+
+
+def sampling_turns(
+    entries: list[Entry], size: Size, device: torch.device, refused: dict[Any, str] | None = None
+) -> dict[Entry, Work]:
+    """Samplings of these, and of ours as ``ditlab.load(...).sample`` does it; ``refused`` as of ``interleaved``."""
+    turns: dict[Entry, Work] = {}
+    for name in dict.fromkeys(entry.contestant for entry in entries):
+        own = [entry for entry in entries if entry.contestant == name]
+        with refusing(own, refused):
+            turns |= plain_samplings(own, size, device)
+    ordered = {entry: turns[entry] for entry in entries if entry in turns}
+    with refusing([DEFAULT_SAMPLING], refused):
+        ordered[DEFAULT_SAMPLING] = default_sampling(size, device)
+    return ordered

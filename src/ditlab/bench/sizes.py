@@ -22,6 +22,7 @@ class Size:
         num_classes: number of labels.
         batch: samples of a training step, and of a sampling.
         part: samples that a step is run on at a time; divides the batch.
+        steps: of Heun that a sampling takes.
         published: the name of the published network it is, or None.
     """
 
@@ -35,6 +36,7 @@ class Size:
     num_classes: int
     batch: int
     part: int
+    steps: int
     published: str | None = None
 
     @property
@@ -43,17 +45,23 @@ class Size:
         return self.channels, self.image_size, self.image_size
 
     @property
+    def dtypes(self) -> list[str]:
+        """That products are measured in; fp32 of the largest fills a GPU and tells nobody anything."""
+        return ["bf16"] if self.name.startswith("XL") else ["fp32", "bf16"]
+
+    @property
     def tokens(self) -> int:
         """N: patches of one sample."""
         return (self.image_size // self.patch_size) ** 2
 
 
 LESSON, TINY = "lesson", "tiny"
-ON_CPU = (LESSON, "S/4", "B/4")
-ON_CUDA = (*ON_CPU, "XL/2")
+ON_CPU = (LESSON, "S/4")
+ON_CUDA = (*ON_CPU, "B/4", "XL/2")
 KNOWN = (TINY, LESSON, *(name.removeprefix("DiT-") for name in PRESETS))
 CPU_BATCHES = {"S": 8, "B": 2, "L": 1}  # seconds a step, not minutes
 CUDA_BATCH, CUDA_PART = 256, 32
+STEPS, FEW_STEPS = 25, 4  # of a sampling; few of the published sizes, whose evaluations take long on a CPU
 
 
 def size_of(name: str, device: str) -> Size:
@@ -63,8 +71,8 @@ def size_of(name: str, device: str) -> Size:
         InputError: an unknown name, or a size that is too large for the device.
     """
     own = {
-        TINY: Size(TINY, 8, 4, 1, 16, 1, 2, 10, 4, 4),
-        LESSON: Size(LESSON, 16, 4, 1, 64, 4, 4, 10, 128, 128),
+        TINY: Size(TINY, 8, 4, 1, 16, 1, 2, 10, 4, 4, STEPS),
+        LESSON: Size(LESSON, 16, 4, 1, 64, 4, 4, 10, 128, 128, STEPS),
     }
     if name in own:
         return own[name]
@@ -76,7 +84,7 @@ def size_of(name: str, device: str) -> Size:
     chosen = {field: sizes[field] for field in ("image_size", "patch_size", "channels", "dim", "depth", "heads")}
     batch = CUDA_BATCH if device == "cuda" else CPU_BATCHES[name.partition("/")[0]]
     part = min(batch, CUDA_PART)
-    return Size(name, **chosen, num_classes=1000, batch=batch, part=part, published=f"DiT-{name}")
+    return Size(name, **chosen, num_classes=1000, batch=batch, part=part, steps=FEW_STEPS, published=f"DiT-{name}")
 
 
 def sizes_of(names: str | None, device: str) -> list[Size]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 HEADS = ("", "ms", "images/s", "GFLOP/s", "of limit", "× peer", "× as it comes", "MiB tensors", "MiB resident")
+LEAST = 0.95  # of cases that an interval covers unless said otherwise
 TASKS = {"train": "training step", "sample": "sampling"}
 
 
@@ -15,12 +16,18 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
     yield f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
     for dtype, ceiling in figures["ceilings"].items():
         m, k, n = ceiling["product"]
-        yield f"{dtype} products: {ceiling['flops_per_s'] / 1e9:,.0f} GFLOP/s at ({m}, {k})·({k}, {n})"
+        rate = f"{ceiling['flops_per_s'] / 1e9:,.0f} GFLOP/s"
+        yield f"{dtype} products: {rate} at best, at ({m}, {k})·({k}, {n}) by {ceiling['by']}"
     for size in figures["sizes"]:
         for task, name in TASKS.items():
             rows, memory = figures["speed"][size][task], figures["memory"][size][task]
             yield ""
-            yield f"{size}: {name}, batch {next(iter(rows.values()))['batch']}"
+            yield f"{size}: {name}, batch {figures['sizes'][size]['batch']}"
+            for dtype, limit in figures["ceilings_in_rounds"][size][task].items():
+                rate, share = limit["flops_per_s"], limit["share_of_best"]
+                yield f"{dtype} limit within these rounds: {rate / 1e9:,.0f} GFLOP/s, {100 * share:.0f} % of the best"
+            if (covered := min((row["coverage"] for row in rows.values() if "coverage" in row), default=1)) < LEAST:
+                yield f"intervals are from least to largest and cover the median in {100 * covered:.0f} % of cases"
             peaks = {key: memory.get(key, memory.get(key.rpartition(" ")[0], {})) for key in rows}
             yield from _aligned([HEADS, *(_cells(key, row, peaks[key]) for key, row in rows.items())])
     if figures.get("attention"):
@@ -29,7 +36,7 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         yield from _aligned([("kernel", "width", "µs", "× unpadded"), *map(_kernel, figures["attention"])])
 
 
-def _cells(name: str, row: dict[str, Any], peaks: dict[str, int]) -> tuple[str, ...]:
+def _cells(name: str, row: dict[str, Any], peaks: dict[str, Any]) -> tuple[str, ...]:
     def interval(key: str) -> str:
         if key not in row:
             return ""
@@ -39,6 +46,8 @@ def _cells(name: str, row: dict[str, Any], peaks: dict[str, int]) -> tuple[str, 
     def mebibytes(key: str) -> str:
         return f"{peaks[key] / 2**20:,.0f}" if key in peaks else ""
 
+    if "refused" in row:
+        return name, "refused", *([""] * 5), mebibytes("tensors"), mebibytes("resident")
     return (
         name,
         f"{1e3 * row['seconds']:,.1f}",

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ditlab.bench.contestants import OURS, PLAIN, Contestant, contestant
-from ditlab.bench.rounds import Work
+from ditlab.bench.contestants import OURS, PLAIN, Contestant, Predict, contestant, our_contestant
+from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
-from ditlab.build import resolve_device, resolve_precision
+from ditlab.build import build_network, resolve_device, resolve_precision
 from ditlab.config import Config, DigitsData, DiTConfig
-from ditlab.data.datasets import Batch, Dataset
+from ditlab.data.datasets import Batch, Dataset, External
 from ditlab.recipes import ANY_STORE, latents
 from ditlab.training import compiled
-from ditlab.training.loop import TrainState, train
+from ditlab.training.loop import Step, TrainState, train
 
 EAGER, COMPILED, DEFAULT = "eager", "compiled", "default"
 FOREVER = 10**7  # steps that are not reached
@@ -43,6 +43,11 @@ class RandomData:
         return Batch(self.x0, {"label": self.label})
 
 
+def predicting(entry: Contestant, way: str) -> Predict:
+    """The contestant's prediction, as it is or compiled."""
+    return entry.adapt(entry.network if way == EAGER else torch.compile(entry.network, dynamic=False))
+
+
 class PlainLoop:
     """A network in the loop that one writes first: flow matching, ``torch.optim.AdamW``, nothing else.
 
@@ -61,9 +66,8 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(entry.network.parameters(), lr=1e-4)
 
     def step(self, way: str, dtype: str) -> Work:
-        """One optimizer step, as something to call."""
-        call = self.entry.network if way == EAGER else torch.compile(self.entry.network, dynamic=False)
-        predict, parts = self.entry.adapt(call), self.size.batch // self.size.part
+        """One optimizer step, as something to call; it leaves no gradients, which others could use the memory of."""
+        predict, parts = predicting(self.entry, way), self.size.batch // self.size.part
 
         def loss_of(x0: Tensor, label: Tensor) -> Tensor:
             t, noise = torch.rand(len(x0), device=self.device), torch.randn_like(x0)
@@ -73,10 +77,10 @@ class PlainLoop:
             return (guess - (noise - x0)).square().mean() / parts
 
         def step() -> None:
-            self.optimizer.zero_grad()
             for x0, label in zip(self.data.x0.chunk(parts), self.data.label.chunk(parts), strict=True):
                 loss_of(x0, label).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
+            self.optimizer.zero_grad()
 
         return step
 
@@ -105,25 +109,57 @@ def as_trained(config: Config, dataset: Dataset) -> Config:
     return config.model_copy(update={"compile": compiled.pays(config, dataset) and compiled.why_not(device) is None})
 
 
-def default_step(size: Size, device: torch.device) -> tuple[Entry, Work]:
-    """One turn of the loop of ``ditlab train``, and what it turned out to be."""
-    config, data = default_config(size, device), RandomData(size)
-    config = as_trained(config, data).model_copy(update={"steps": FOREVER, "average_every": FOREVER})
-    state = TrainState(config, data)
+def default_contestant(size: Size) -> Contestant:
+    """The network of ``default_config``: our geometry with the peer's MLP ratio."""
+    config = default_config(size, torch.device("cpu"))
+    return our_contestant(build_network(config, External(size.shape, size.num_classes)))
+
+
+def resolved_default(size: Size, device: torch.device) -> Config:
+    """``default_config`` as it would be trained here."""
+    return as_trained(default_config(size, device), External(size.shape, size.num_classes))
+
+
+def default_step(size: Size, device: torch.device, compile: bool | None = None) -> tuple[Entry, Work]:
+    """One turn of the loop of ``ditlab train``, and what it turned out to be; compiled or not as said, if it is."""
+    config, data = resolved_default(size, device), RandomData(size)
+    changes = {"steps": FOREVER, "average_every": FOREVER} | ({} if compile is None else {"compile": compile})
+    state = TrainState(config.model_copy(update=changes), data)
     loop = train(state, data)
-    return Entry(OURS, DEFAULT, config.precision), lambda: next(loop)
+
+    def step() -> Step:
+        done = next(loop)
+        state.optimizers.zero_grad()
+        return done
+
+    return Entry(OURS, DEFAULT, config.precision), step
 
 
-def training_entries(names: list[str], dtypes: list[str], ways: list[str]) -> list[Entry]:
-    """Everything that is timed in the plain loop; the plain transformer is not compiled, for that takes minutes."""
-    entries = [Entry(name, way, dtype) for way in ways for dtype in dtypes for name in names]
-    return [entry for entry in entries if (entry.contestant, entry.way) != (PLAIN, COMPILED)]
+def entries_of(names: list[str], size: Size, ways: list[str], device: torch.device) -> list[Entry]:
+    """Everything that is timed of these contestants, but for the default.
+
+    Compiling takes minutes: it is done in the dtype alone that ``ditlab`` trains in here, and not for the plain
+    transformer.
+    """
+    eager = [Entry(name, EAGER, dtype) for dtype in size.dtypes for name in names]
+    own = resolve_precision("auto", device)
+    return eager + [Entry(name, COMPILED, own) for name in names if COMPILED in ways and name != PLAIN]
 
 
-def training_turns(entries: list[Entry], size: Size, device: torch.device) -> dict[Entry, Work]:
-    """Steps of these, and the default's."""
-    names = dict.fromkeys(entry.contestant for entry in entries)
-    loops = {name: PlainLoop(contestant(name, size), size, device) for name in names}
-    turns = {entry: loops[entry.contestant].step(entry.way, entry.dtype) for entry in entries}
-    default, work = default_step(size, device)
-    return {**turns, default: work}
+def training_turns(
+    entries: list[Entry], size: Size, device: torch.device, refused: dict[Any, str] | None = None
+) -> dict[Entry, Work]:
+    """Steps of these, and the default's; ``refused`` as of ``interleaved``.
+
+    The default's is built before anything is compiled, for it forgets what was.
+    """
+    last: dict[Entry, Work] = {}
+    with refusing([Entry(OURS, DEFAULT, resolved_default(size, device).precision)], refused):
+        last = dict([default_step(size, device)])
+    turns: dict[Entry, Work] = {}
+    for name in dict.fromkeys(entry.contestant for entry in entries):
+        own = [entry for entry in entries if entry.contestant == name]
+        with refusing(own, refused):
+            loop = PlainLoop(contestant(name, size), size, device)
+            turns |= {entry: loop.step(entry.way, entry.dtype) for entry in own}
+    return {entry: turns[entry] for entry in entries if entry in turns} | last

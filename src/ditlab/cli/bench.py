@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ditlab.bench.sizes import sizes_of
 from ditlab.cli.options import BenchOptions, parse
@@ -29,9 +30,12 @@ def bench(arguments: Sequence[str]) -> int:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that it takes
     effort = QUICK if options.quick else THOROUGH._replace(compiled=not options.eager)
-    result = as_result(measure(sizes, device, effort, say), device)
-    if out is not None:
-        write_result(out, result)
+
+    def keep(figures: dict[str, Any]) -> None:
+        if out is not None:
+            write_result(out, as_result(figures, device))
+
+    result = as_result(measure(sizes, device, effort, say, keep), device)
     if options.as_json:
         print(json.dumps(result, allow_nan=False))
     else:

@@ -144,9 +144,11 @@ class BenchOptions(Section):
     """How fast this machine trains and samples: beside diffusers' DiT, a plain transformer, and its matrix products."""
 
     sizes: Annotated[str | None, tyro.conf.arg(metavar="NAME,...")] = Field(
-        None, description="of tiny, lesson, S/4, B/4, XL/2 and the like; None is lesson,S/4,B/4, and XL/2 on CUDA"
+        None, description="of tiny, lesson, S/4, B/4, XL/2 and the like; None is lesson,S/4, and B/4,XL/2 on CUDA"
     )
-    out: Annotated[str | None, tyro.conf.arg(metavar="FILE.json")] = Field(None, description="write the figures there")
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE.json")] = Field(
+        None, description="write the figures there, after each table"
+    )
     eager: Flag = Field(False, description="compile nothing, which takes minutes for each size")
     quick: Flag = Field(False, description="few rounds, nothing compiled, no peak memory: to try the command")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
