@@ -152,9 +152,8 @@ class Table:
         effort = self.effort
 
         def warming(key: Key) -> None:
-            self.say(
-                f"{self.size.name}: {self.task}: warming up {' '.join(key) if isinstance(key, Entry) else f'the {key} limit'}"
-            )
+            name = " ".join(key) if isinstance(key, Entry) else f"the {key} limit"
+            self.say(f"{self.size.name}: {self.task}: warming up {name}")
 
         try:
             return interleaved(
