@@ -22,11 +22,11 @@ from playwright.sync_api import Page, sync_playwright
 
 from ditlab.bench.training import as_trained
 from ditlab.build import build_dataset
-from ditlab.fit import Recorder
 from ditlab.lab.api import create_app
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Worker
 from ditlab.recipes import RECIPES
+from ditlab.recorder import Recorder
 from ditlab.run import RunFolder
 from ditlab.tracking import Nobody
 from ditlab.training.loop import TrainState, train

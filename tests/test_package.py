@@ -17,12 +17,13 @@ SOURCE = ROOT / "src" / "ditlab"
 FLOORS = [
     {"errors", "chance", "disk", "section"},
     {"diffusion", "networks", "data"},
-    {"config", "build", "inspection", "evaluation", "pictures"},
+    {"choices", "config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},
     {
         "run",
         "tracking",
         "fit",
+        "recorder",
         "evaluator",
         "midway",
         "evaluate",

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import tyro
 from pydantic import AfterValidator, Field, model_validator
 
+from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName
 from ditlab.errors import ConfigError
 from ditlab.section import Section
 
@@ -250,35 +251,6 @@ class AdamWConfig(Section):
     kind: Annotated[Literal["adamw"], tyro.conf.Suppress] = "adamw"
     beta2: float = Field(0.999, ge=0, lt=1, description="beta1 is 0.9")
     weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
-
-
-SOLVERS = "euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5", "average"
-
-
-def _known_solver(name: str) -> str:
-    """One of these names, or one that was registered; only to look for that is torch imported."""
-    if name not in SOLVERS:
-        from ditlab.diffusion.solvers import SOLVERS as REGISTERED
-
-        if name not in REGISTERED:
-            known = ", ".join(dict.fromkeys((*SOLVERS, *REGISTERED)))
-            raise ValueError(f"unknown solver {name!r}; choose one of {known}, or register it first")
-    return name
-
-
-SOLVER_CHOICES = tyro.conf.arg(metavar="{" + ",".join(SOLVERS) + "}")
-SolverName = Annotated[str, AfterValidator(_known_solver)]
-GridName = Literal["auto", "uniform", "quadratic", "karras", "respaced", "leading"]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _rising(interval: tuple[float, float]) -> tuple[float, float]:
-    if not interval[0] < interval[1]:
-        raise ValueError("the first time must be below the second")
-    return interval
-
-
-Interval = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
 def _distinct(widths: tuple[float, ...]) -> tuple[float, ...]:

@@ -22,10 +22,10 @@ from ditlab.evaluation.likelihood import measure_likelihood
 from ditlab.evaluation.real import labels_as_in
 from ditlab.evaluator import Decode, Evaluator, Measured, silent
 from ditlab.run import Run
+from ditlab.training.parallel import ALONE, Ranks
 
 if TYPE_CHECKING:
     from ditlab.interop.latents import Decoder
-from ditlab.training.parallel import ALONE, Ranks
 
 Labels = Literal["balanced", "data"]
 
@@ -82,13 +82,11 @@ def measure(
     _check(run, n, data, vae, features)
     dataset = _own_data(run, nll, data, notice)  # before samples are drawn, which may take long
     settings = SamplingConfig(**{name: value for name, value in sampling.items() if value is not None})
-    guided = run.num_classes is not None or guide is not None
-    drawing = build_drawing(settings, run.process, guided)
+    drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
     decode = _decoder(run, vae)
-    device = next(run.process.parameters()).device
     compared: dict[str, Any] = {"features": features, "decode": decode, "batch_size": batch_size, "notice": notice}
-    compared["other"] = None if data is None else _other_data(run, data, decode)
-    evaluator = Evaluator(run.config, dataset, n=n, seed=seed, device=device, ranks=ranks, **compared)
+    compared |= {"other": None if data is None else _other_data(run, data, decode), "device": run.process.like().device}
+    evaluator = Evaluator(run.config, dataset, n=n, seed=seed, ranks=ranks, **compared)
     asked = _labels(run, dataset, n, seed, labels)
     draw = _Draw(run, asked, {"seed": seed, "guide": guide, **drawing})
     measured = evaluator.measure(draw, asked)

@@ -8,7 +8,7 @@ import torch
 
 import ditlab
 from ditlab.chance import generator_for
-from ditlab.config import SOLVERS as NAMES
+from ditlab.choices import SOLVERS as NAMES
 from ditlab.config import SamplingConfig
 from ditlab.diffusion.solvers import OWN, SOLVERS, Heun, integrate
 from ditlab.errors import ConfigError

@@ -11,6 +11,7 @@ import pytest
 
 from ditlab.cli import options
 from ditlab.cli.main import main
+from ditlab.cli.training import parse_train
 from tests.docs.blocks import split
 from tools.quotes import ROOT
 
@@ -146,7 +147,7 @@ def understood(words):
     assert program == "ditlab", program
     verb, *rest = rest
     if verb == "train":
-        return options.parse_train(rest)
+        return parse_train(rest)
     if verb == "latents":
         verb, *rest = rest
     return options.parse(OPTIONS[verb], rest, f"ditlab {verb}")

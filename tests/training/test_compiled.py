@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ditlab.build import build_dataset
-from ditlab.cli.options import parse_train
+from ditlab.cli.training import parse_train
 from ditlab.config import Config, UNetConfig
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES

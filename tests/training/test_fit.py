@@ -17,8 +17,9 @@ from ditlab.build import build_dataset
 from ditlab.chance import generator_for
 from ditlab.config import Config, SamplingConfig
 from ditlab.errors import CheckpointWarning, TrainingError
-from ditlab.fit import fit, preview
+from ditlab.fit import fit
 from ditlab.recipes import RECIPES
+from ditlab.recorder import preview
 from ditlab.run import RunFolder
 from ditlab.training.ema import EMA
 from ditlab.training.loop import TrainState, train

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from pydantic import Field
 
-from ditlab.cli.words import find, spell_out, take_kind, take_value
+from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName
 from ditlab.config import (
-    KINDS,
-    SOLVER_CHOICES,
     Config,
-    DDPMConfig,
-    GridName,
-    Interval,
-    SamplingConfig,
-    SolverName,
     Width,
 )
-from ditlab.data.images.survey import Survey, survey
-from ditlab.data.latents.survey import StoreSurvey, survey_store
-from ditlab.errors import InputError
+from ditlab.data.images.survey import Survey
+from ditlab.data.latents.survey import StoreSurvey
 from ditlab.networks.published import PRESETS
-from ditlab.recipes import IMAGENET, RECIPES
 from ditlab.section import Section
-
-MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
 
 Options = TypeVar("Options", bound=Section)
 
@@ -314,109 +300,3 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str, default: 
     """Read options of that type; ``--help`` prints them, and wrong ones end with status 2."""
     given = tyro.MISSING_NONPROP if default is None else default
     return tyro.cli(options, args=list(arguments), prog=prog, default=given, config=(tyro.conf.AvoidSubcommands,))
-
-
-def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
-    """Read what follows ``ditlab train``: a recipe and changes to it, or a run to go on with."""
-    arguments = list(arguments)
-    spell_out(arguments, "compile")
-    if any(word.split("=")[0] == "--resume" for word in arguments):
-        return parse(ResumeOptions, arguments, "ditlab train")
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(train_usage())
-        sys.exit(0)
-    recipe, *rest = arguments
-    if recipe.startswith("-"):
-        raise InputError(f"the recipe comes before {recipe}: ditlab train {'|'.join(RECIPES)} [OPTIONS]")
-    if recipe not in RECIPES:
-        near = get_close_matches(recipe, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
-        raise InputError(f"unknown recipe {recipe!r}; {hint}")
-    default = _defaults(recipe, rest)
-    options = parse(type(default), rest, f"ditlab train {recipe}", default)
-    if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):
-        raise InputError("--devices and --days belong to --dry-run; to train on several, torchrun --nproc-per-node N")
-    name = options.name if options.name is not None else recipe
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
-    return options.model_copy(update={"name": name})
-
-
-def _defaults(recipe: str, words: list[str]) -> TrainOptions:
-    """A recipe's options, for the data and the kinds that the words name; what has been understood is taken out."""
-    kinds = {name: take_kind(words, name) for name in KINDS}
-    if recipe == "images":
-        path = _data_path(words, recipe)
-        seen = None if path is None else survey(path)
-        base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(words))
-        return _with_kinds(base, kinds).model_copy(update={"survey": seen})
-    if recipe not in ON_LATENTS:
-        return _with_kinds(RECIPES[recipe](), kinds)
-    preset = take_value(words, "--preset")
-    if preset is not None and kinds["network"] not in (None, "dit"):
-        raise InputError(f"--preset {preset} is a DiT: leave --network {kinds['network']} out")
-    path = _data_path(words, recipe)
-    store = None if path is None else survey_store(path)
-    base = RECIPES[recipe](preset=preset) if store is None else RECIPES[recipe](store, preset)
-    shown = IMAGENET if store is None and recipe == "imagenet256" else store
-    values = {name: getattr(_with_kinds(base, kinds), name) for name in Config.model_fields}
-    return LatentsTrainOptions(**values, survey=shown, preset=preset)
-
-
-def train_usage() -> str:
-    """What ``ditlab train --help`` prints."""
-    recipes = "\n".join(f"  {name:<13}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items())
-    return (
-        "usage: ditlab train RECIPE [OPTIONS]\n       ditlab train --resume RUN [--steps S]\n\n"
-        f"{recipes}\n\nditlab train RECIPE --help tells what can be changed, with defaults and units."
-    )
-
-
-ON_LATENTS = ("latents", "imagenet256")
-UNNAMED = {
-    "images": "name the images: ditlab train images --data.path FOLDER --data.image-size 32",
-    "latents": "name the latents: ditlab train latents --data.path STORE; ditlab latents encode makes one of images",
-    "imagenet256": "name the latents of ImageNet: ditlab latents encode --data.path IMAGENET/train --data.image-size "
-    "256 --vae stabilityai/sd-vae-ft-mse --out latents/imagenet256, and then ditlab train imagenet256 --data.path "
-    "latents/imagenet256; --dry-run needs none",
-}
-
-
-def _data_path(words: list[str], recipe: str) -> str | None:
-    """Take ``--data.path`` and its value out of the words; None where help, or ImageNet's cost, is asked for."""
-    path = take_value(words, "--data.path")
-    known = {"-h", "--help"} | ({"--dry-run"} if recipe == "imagenet256" else set())
-    if path is None and not known & set(words):
-        raise InputError(UNNAMED[recipe])
-    return path
-
-
-def _image_size(words: list[str]) -> tuple[int, ...] | None:
-    """The numbers after ``--data.image-size``, which stay where they are; what are none is refused later."""
-    found = find(words, "--data.image-size")
-    if found is None:
-        return None
-    numbers = tuple(int(word) for word in found[1] if word.isdecimal())[:2]
-    if not any(found[1]) or 0 in numbers:
-        raise InputError(f"--data.image-size {' '.join(found[1])} is no size: give one as --data.image-size 32")
-    return numbers or (32,)
-
-
-def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
-    """The recipe as default options; sections of another kind than its own take that kind's defaults."""
-    values: dict[str, Any] = {name: getattr(base, name) for name in Config.model_fields}
-    for name, kind in kinds.items():
-        if kind is not None and kind != values[name].kind:
-            values[name] = KINDS[name][kind]()
-            if kind == "ddpm" and base.data.kind == "latents":
-                values[name] = DDPMConfig(first_term="density")
-            if kind == "flow" and base.process.kind == "ddpm":
-                values["sampling"] = SamplingConfig(guidance=base.sampling.guidance)
-            if name == "process" and getattr(values["network"], "learned_variance", False):  # which DDPM alone has
-                changes = {"learned_variance": False, "time_offset": 0.0}
-                values["network"] = values["network"].model_copy(update=changes)
-            if kind == "meanflow":
-                values["sampling"] = SamplingConfig(solver="average", steps=1)
-                if "time_scale" in type(values["network"]).model_fields:
-                    values["network"] = values["network"].model_copy(update={"time_scale": MEANFLOW_TIME_SCALE})
-    return TrainOptions(**values)

@@ -22,8 +22,8 @@ from ditlab.cli.options import (
     SampleOptions,
     TrainOptions,
     parse,
-    parse_train,
 )
+from ditlab.cli.training import parse_train
 from ditlab.config import Config, SamplingConfig
 from ditlab.data.latents.survey import StoreSurvey
 from ditlab.disk import discard, remove, write_atomically

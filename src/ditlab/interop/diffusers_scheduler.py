@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from ditlab.config import DDPMConfig, GridName, SamplingConfig
+from ditlab.choices import GridName
+from ditlab.config import DDPMConfig, SamplingConfig
 from ditlab.diffusion.paths import named_betas
 from ditlab.disk import read_json
 from ditlab.errors import InputError

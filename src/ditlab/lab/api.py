@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
-from ditlab.config import SolverName
+from ditlab.choices import SolverName
 from ditlab.errors import InputError, Missing
 from ditlab.lab.answer import Answer, Look
 from ditlab.lab.comparing import configuration
