@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -63,7 +64,11 @@ class TensorBoard:
     def __init__(self, folder: RunFolder, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
+        where = folder.path / "tensorboard"
+        # Readers take the files in the order of their names, which begin with the second: within one it is chance.
+        while any(where.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(0.02)
+        self.writer: Any = SummaryWriter(str(where), purge_step=done + 1)
 
     def line(self, line: dict[str, Any]) -> None:
         for name, value in flat(line).items():

@@ -35,7 +35,7 @@ def events(folder):
         for event in read.Scalars(name):
             assert name not in found.setdefault(event.step, {}), "twice"
             found[event.step][name] = event.value
-    return found, [event.step for event in read.Images("preview")]
+    return found, [event.step for event in (read.Images("preview") if read.Tags()["images"] else ())]
 
 
 def agrees(folder):
@@ -130,6 +130,17 @@ def test_the_tracker_may_change_when_a_run_goes_on(in_tmp):
     assert main(["train", "--resume", "circles", "--steps", "4", "--track", "off"]) == 0
     assert folder.read_config().track is None
     assert max(events(folder)[0]) == 3
+
+
+def test_files_of_events_are_read_in_the_order_they_were_written(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for done in range(3):
+        tracker = TensorBoard(folder, done)
+        tracker.line({"step": done + 1, "loss": float(done)})
+        tracker.close()
+    names = [file.name for file in (folder.path / "tensorboard").iterdir()]
+    assert len({name.split(".")[3] for name in names}) == 3, "within a second their order is a counter's digits"
+    assert events(folder)[0] == {step: {"loss": step - 1.0} for step in (1, 2, 3)}
 
 
 def test_runs_of_before_have_no_tracker():
