@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ditlab
-from ditlab.networks.layers import Linear, ScaledDotProductAttention
+from ditlab.networks.layers import GELU, Linear, ScaledDotProductAttention
 from tests.diffusion.test_process import shaken
 
 
@@ -77,3 +77,13 @@ def test_attention_under_autocast_is_that_of_fp32_but_for_rounding(masked, token
     with torch.autocast("cpu", torch.bfloat16):
         coarse = ScaledDotProductAttention()(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
     torch.testing.assert_close(coarse.float(), exact, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gelu_is_the_same_where_it_is_compiled(approximate, dtype):
+    x = torch.linspace(-9, 9, 300, dtype=dtype, requires_grad=True)
+    own = torch.compile(GELU(approximate), backend="aot_eager", dynamic=False)(x)
+    plain = F.gelu(x, approximate=approximate)
+    torch.testing.assert_close(own, plain)
+    torch.testing.assert_close(torch.autograd.grad(own.sum(), x), torch.autograd.grad(plain.sum(), x))

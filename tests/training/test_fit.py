@@ -341,7 +341,7 @@ def test_asking_for_huge_pages_changes_no_number():
     """In a process of its own, for the memory it has is rearranged."""
     script = """
         import torch
-        from ditlab.training.memory import _private_memory, use_huge_pages
+        from ditlab.memory import _private_memory, use_huge_pages
         blocks = [torch.randn(2**18 + 7 * i) for i in range(40)]
         copies = [block.clone() for block in blocks]
         assert any(start <= block.data_ptr() < end for block in blocks for start, end in _private_memory())

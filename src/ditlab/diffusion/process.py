@@ -19,6 +19,7 @@ from ditlab.diffusion.solvers import Denoiser, Solver, as_solver, integrate
 from ditlab.diffusion.targets import Estimate, compose, determinant, find_target, resolve
 from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Times, Uniform
 from ditlab.diffusion.variance import variational_bound
+from ditlab.memory import freed_memory_kept
 
 Condition = Mapping[str, Tensor]
 Bound = Callable[[Tensor, Tensor, Tensor, Estimate], Tensor]
@@ -286,7 +287,8 @@ class Process(nn.Module):
             ValueError: arguments that do not go together.
         """
         walk = self.trajectory(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
-        return deque(walk, maxlen=1).pop()[1]
+        with freed_memory_kept():
+            return deque(walk, maxlen=1).pop()[1]
 
     def like(self) -> Tensor:
         """An empty tensor on the network's device, in fp32 (fp64 for a network in fp64)."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -26,9 +26,12 @@ class EMA:
             spread(self.network)
         self.decay = decay
         self._source = network
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # of parameters, looked up once
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the network's weights after the ``step``-th optimizer step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.network.parameters()), list(self._source.parameters()), 1 - decay)
+        if self._pairs is None:
+            self._pairs = list(self.network.parameters()), list(self._source.parameters())
+        torch._foreach_lerp_(*self._pairs, 1 - decay)

@@ -17,12 +17,12 @@ from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
 from ditlab.errors import InputError, TrainingError
+from ditlab.memory import freed_memory_kept, use_huge_pages
 from ditlab.training.averages import PowerAverages
 from ditlab.training.compiled import compile_network, first_line, is_whole, leave_uncompiled
 from ditlab.training.ema import EMA
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
-from ditlab.training.memory import use_huge_pages
 from ditlab.training.optim import Optimizers
 from ditlab.training.parallel import (
     ALONE,
@@ -178,7 +178,7 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
     """
     config, device, begun = state.config, state.device, state.step
     state.process.train()
-    with closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
+    with freed_memory_kept(), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
         for batch in prepared:
             loss = _backward(state, batch)
             grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
