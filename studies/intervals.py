@@ -16,15 +16,16 @@ LEVEL = 0.95
 
 
 class Measured(NamedTuple):
-    """A figure and where it lies with 95 % confidence; ``interval`` says what it was made of, and at which other level.
+    """A figure and where it lies with 95 % confidence; ``interval`` says what it was made of.
 
-    Where ``interval`` names comparisons, the interval is wider, so that all of them hold together with 95 %.
+    Of one among several that a claim needs, ``together`` is the wider interval that holds with 95 % for all at once.
     """
 
     value: float
     low: float
     high: float
     interval: str
+    together: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         spread = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
@@ -36,23 +37,24 @@ def over_seeds(values: Sequence[float], comparisons: int = 1, share: bool = Fals
 
     Args:
         values: one a run.
-        comparisons: how many such figures a claim needs at once (``every``): the interval of each is then one of
-            1 − 0.05 / comparisons (Bonferroni), so that all of them hold together with 95 %.
+        comparisons: how many such figures a claim needs at once (``every``): ``together`` is then an interval of
+            1 − 0.05 / comparisons (Bonferroni).
         share: it cannot leave [0, 1], and neither does its interval.
         of: what the values are, in the plural.
     """
     mean, error = float(np.mean(values)), float(stats.sem(values))
-    half = error * float(stats.t.ppf(1 - (1 - LEVEL) / (2 * comparisons), len(values) - 1))
-    low, high = mean - half, mean + half
-    if share:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return Measured(mean, low, high, f"t over {len(values)} {of}{_level(comparisons)}")
 
+    def interval(outside: float) -> tuple[float, float]:
+        half = error * float(stats.t.ppf(1 - outside / 2, len(values) - 1))
+        low, high = mean - half, mean + half
+        return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
 
-def _level(comparisons: int) -> str:
+    made_of = f"t over {len(values)} {of}"
     if comparisons == 1:
-        return ""
-    return f", at {1 - (1 - LEVEL) / comparisons:.2%} for {comparisons} comparisons together at {LEVEL:.0%}"
+        return Measured(mean, *interval(1 - LEVEL), made_of)
+    outside = (1 - LEVEL) / comparisons
+    made_of += f"; together at {1 - outside:.2%}, one of {comparisons} comparisons"
+    return Measured(mean, *interval(1 - LEVEL), made_of, interval(outside))
 
 
 def differences_over_seeds(ours: Sequence[float], theirs: Sequence[float], comparisons: int = 1) -> Measured:
@@ -95,19 +97,22 @@ def exact(value: float) -> Measured:
 
 
 def above(figure: Measured, bound: float) -> Verdict:
-    """Confirmed if the whole interval lies above the bound, contradicted if the whole of it lies below."""
-    return CONFIRMED if figure.low > bound else CONTRADICTED if figure.high < bound else NOT_SHOWN
+    """Confirmed if the whole interval lies above the bound, contradicted if the whole of ``together`` lies below."""
+    _, most = figure.together or (figure.low, figure.high)
+    return CONFIRMED if figure.low > bound else CONTRADICTED if most < bound else NOT_SHOWN
 
 
 def below(figure: Measured, bound: float) -> Verdict:
-    """Confirmed if the whole interval lies below the bound, contradicted if the whole of it lies above."""
-    return CONFIRMED if figure.high < bound else CONTRADICTED if figure.low > bound else NOT_SHOWN
+    """Confirmed if the whole interval lies below the bound, contradicted if the whole of ``together`` lies above."""
+    least, _ = figure.together or (figure.low, figure.high)
+    return CONFIRMED if figure.high < bound else CONTRADICTED if least > bound else NOT_SHOWN
 
 
 def every(verdicts: Iterable[Verdict]) -> Verdict:
     """Of a claim that needs all of several: one contradicted contradicts it, all confirmed confirm it.
 
-    Their figures are made for as many ``comparisons``: or else one of many is contradicted by chance too often.
+    One of many is contradicted by chance more often than 5 %, unless the figures are made for as many ``comparisons``;
+    that all are confirmed by chance is no likelier than that one is (Berger 1982).
     """
     seen = set(verdicts)
     return CONTRADICTED if CONTRADICTED in seen else CONFIRMED if seen == {CONFIRMED} else NOT_SHOWN

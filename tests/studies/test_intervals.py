@@ -28,13 +28,28 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 def test_several_comparisons_hold_together_as_often_as_one():
     draws = torch.randn(600, 4, 3, generator=torch.Generator().manual_seed(2)).tolist()
-    alone, together = (
-        sum(all(f.low <= 0 <= f.high for f in (intervals.over_seeds(one, count) for one in four)) for four in draws)
-        for count in (1, 4)
-    )
+    figures = [[intervals.over_seeds(one, comparisons=4) for one in four] for four in draws]
+    alone = sum(all(f.low <= 0 <= f.high for f in four) for four in figures)
+    together = sum(all(f.together[0] <= 0 <= f.together[1] for f in four) for four in figures)
     assert alone / len(draws) < 0.9
     assert together / len(draws) >= 0.93
-    assert "98.75% for 4 comparisons" in intervals.over_seeds([1, 2, 4], 4).interval
+    assert "98.75%, one of 4 comparisons" in figures[0][0].interval
+
+
+def test_one_of_several_is_confirmed_by_its_own_interval_and_contradicted_by_the_wider_one():
+    figure = Measured(2, 1, 3, "", (-1, 5))
+    assert [intervals.above(figure, bound) for bound in (0.5, 2, 4, 6)] == [
+        CONFIRMED,
+        NOT_SHOWN,
+        NOT_SHOWN,
+        CONTRADICTED,
+    ]
+    assert [intervals.below(figure, bound) for bound in (-2, 0, 2, 3.5)] == [
+        CONTRADICTED,
+        NOT_SHOWN,
+        NOT_SHOWN,
+        CONFIRMED,
+    ]
 
 
 def test_shares_stay_shares():
