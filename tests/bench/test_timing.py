@@ -1,6 +1,8 @@
 """Rounds, medians, and the memory of a process of its own."""
 
+import dataclasses
 import math
+import signal
 import time
 
 import pytest
@@ -8,11 +10,12 @@ import torch
 from scipy.stats import binom
 
 from ditlab.bench import memory
+from ditlab.bench.apart import apart
 from ditlab.bench.attention import Kernel, attention_work, measure_attention
 from ditlab.bench.machine import machine
 from ditlab.bench.rounds import coverage, interleaved, median, ratios
 from ditlab.bench.rows import QUICK, Table
-from ditlab.bench.sampling import evaluations, sampling_turns
+from ditlab.bench.sampling import DEFAULT_SAMPLING, evaluations, sampling_turns
 from ditlab.bench.sizes import size_of
 from ditlab.bench.table import lines
 from ditlab.bench.training import (
@@ -20,6 +23,7 @@ from ditlab.bench.training import (
     PlainLoop,
     contestant,
     default_step,
+    default_training,
     entries_of,
     resolved_default,
     training_turns,
@@ -116,8 +120,7 @@ def test_a_plain_step_learns(dtype):
 
 
 def test_a_default_step_is_one_of_the_loop():
-    entry, work = default_step(size_of("tiny", "cpu"), CPU)
-    assert entry[:2] == ("ditlab", "default")
+    work = default_step(size_of("tiny", "cpu"), CPU)
     assert work().step == 1
     assert work().step == 2
 
@@ -235,13 +238,13 @@ def _fail():
 def test_compiled_rows_are_of_ours_and_the_peer_in_one_dtype(task):
     names, size = ["diffusers", "encoder", "ditlab"], size_of("tiny", "cpu")
     build = {"train": training_turns, "sample": sampling_turns}[task]
-    entries = entries_of(names, size, ["eager", "compiled"], CPU)
+    default = {"train": default_training(size, CPU), "sample": DEFAULT_SAMPLING}[task]
+    entries = [*entries_of(names, size, ["eager", "compiled"], CPU), default]
     turns = build(entries, size, CPU)
     compiled = [entry for entry in turns if entry.way == "compiled"]
     assert [entry.contestant for entry in compiled] == ["diffusers", "ditlab"]
     assert len({entry.dtype for entry in compiled}) == 1
-    assert list(turns)[:-1] == entries
-    assert list(turns)[-1][:2] == ("ditlab", "default")
+    assert list(turns) == entries
 
 
 def test_the_baseline_of_peak_memory_is_compiled_if_the_row_is(monkeypatch):
@@ -270,3 +273,41 @@ def test_a_default_step_is_compiled_as_it_is_told(monkeypatch):
 def test_the_largest_is_measured_in_bf16_alone():
     size = size_of("XL/2", "cuda")
     assert {entry.dtype for entry in entries_of(["diffusers", "ditlab"], size, ["eager"], CPU)} == {"bf16"}
+
+
+@pytest.mark.parametrize("task", ["train", "sample"])
+def test_contestants_have_processes_of_their_own(task):
+    size = size_of("tiny", "cpu")
+    default = {"train": default_training(size, CPU), "sample": DEFAULT_SAMPLING}[task]
+    entries = [Entry("encoder", "eager", "fp32"), Entry("encoder", "eager", "bf16"), default]
+    with apart(entries, task, size) as turns:
+        assert list(turns) == entries
+        measured = interleaved(turns, 2, 0.0, CPU, warm_up=2)
+        of_encoder, of_its_other_form, of_default = (turns[entry].timed.func.__self__.process for entry in entries)
+        assert of_encoder is of_its_other_form
+        assert of_encoder.pid != of_default.pid
+    assert all(0 < seconds < 60 for times in measured.values() for seconds in times)
+    assert len(measured) == 3
+    assert of_encoder.returncode is not None
+    assert of_default.returncode is not None
+
+
+def test_what_a_process_has_no_memory_for_is_told():
+    size = dataclasses.replace(size_of("tiny", "cpu"), batch=2**50, part=2**50)
+    with apart([Entry("encoder", "eager", "fp32")], "train", size) as turns:
+        (work,) = turns.values()
+        for _ in range(2):
+            with pytest.raises(MemoryError, match="memory"):
+                work()
+
+
+def test_a_process_that_ends_is_told_from_one_that_memory_ran_out_for():
+    entry, size = Entry("encoder", "eager", "fp32"), size_of("tiny", "cpu")
+    for signal_, error in ((signal.SIGKILL, MemoryError), (signal.SIGSEGV, RuntimeError)):
+        with apart([entry], "train", size) as turns:
+            process = turns[entry].timed.func.__self__.process
+            turns[entry]()
+            process.send_signal(signal_)
+            for _ in range(2):
+                with pytest.raises(error, match="encoder eager fp32 ended"):
+                    turns[entry]()

@@ -68,7 +68,7 @@ def measure(
     for size in sizes:
         for task in TASKS:
             table = Table(size, task, names, ways, ceilings, device, effort, say)
-            figures["memory"][size.name][task] = table.memory() if effort.memory else {}
+            figures["memory"][size.name][task] = table.memory() if effort.processes else {}
             figures["speed"][size.name][task] = table.speed()
             figures["ceilings_in_rounds"][size.name][task] = table.limits
             keep(figures)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ditlab.bench.apart import KILLED
 from ditlab.bench.contestants import contestant
 from ditlab.bench.rounds import Work, is_out_of_memory, settle
 from ditlab.bench.sampling import default_sampling, plain_samplings
@@ -34,7 +35,6 @@ from ditlab.bench.training import DEFAULT, Entry, PlainLoop, default_step, resol
 
 BETWEEN = 7_654_321  # bytes
 CALLS = {"train": 6, "sample": 1}  # a default step has its huge pages after the fifth
-KILLED = -9  # by Linux, of processes that want more memory than there is
 
 
 def peak_memory(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[str, int]:
@@ -83,7 +83,7 @@ def _work(entry: Entry, task: Task, size: Size, device: torch.device, compiled: 
     if task == "sample":
         return default_sampling(size, device) if entry.way == DEFAULT else plain_samplings([entry], size, device)[entry]
     if entry.way == DEFAULT:
-        return default_step(size, device, compiled)[1]
+        return default_step(size, device, compiled)
     return PlainLoop(contestant(entry.contestant, size), size, device).step(entry.way, entry.dtype)
 
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -47,6 +48,16 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Median:
     return median([a / b for a, b in zip(above, below, strict=True)])
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Work that another process does: ``timed(calls)`` are its seconds of one call, the mean over so many."""
+
+    timed: Callable[[int], float]
+
+    def __call__(self) -> float:
+        return self.timed(1)
+
+
 def settle(device: torch.device) -> None:
     """Wait until the device has done what it was told."""
     if device.type == "cuda":
@@ -57,6 +68,8 @@ def settle(device: torch.device) -> None:
 
 def seconds(work: Work, calls: int, device: torch.device) -> float:
     """Of one call, the mean over so many."""
+    if isinstance(work, Elsewhere):
+        return work.timed(calls)
     settle(device)
     begun = time.perf_counter()
     for _ in range(calls):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ditlab.bench.apart import apart
 from ditlab.bench.ceiling import Ceiling
 from ditlab.bench.contestants import PEER, PLAIN, Contestant, contestant, forward_operations
 from ditlab.bench.memory import peak_memory
@@ -20,8 +21,8 @@ from ditlab.bench.training import (
     EAGER,
     Entry,
     default_contestant,
+    default_training,
     entries_of,
-    resolved_default,
     training_turns,
 )
 from ditlab.networks.counts import parameter_count
@@ -40,7 +41,8 @@ class Effort(NamedTuple):
         budget: seconds after which a table takes no more of them.
         turn: seconds of a contestant's turn in a round, at least.
         compiled: whether to compile, which takes up to a minute for each network and size.
-        memory: whether to start a process for each row's peak memory.
+        processes: whether contestants have processes of their own: for their turns, on a CPU, and for each row's peak
+            memory.
     """
 
     rounds: int = 12
@@ -48,11 +50,11 @@ class Effort(NamedTuple):
     budget: float = 40.0
     turn: float = 0.25
     compiled: bool = True
-    memory: bool = True
+    processes: bool = True
 
 
 THOROUGH = Effort()
-QUICK = Effort(rounds=3, least=3, turn=0.02, compiled=False, memory=False)
+QUICK = Effort(rounds=3, least=3, turn=0.02, compiled=False, processes=False)
 WARM_UP = {"train": 6, "sample": 2}  # calls; a training step on a CPU has its huge pages after the fifth
 
 
@@ -131,7 +133,7 @@ class Table:
     def _default(self) -> Entry:
         if self.task == "sample":
             return DEFAULT_SAMPLING
-        return DEFAULT_SAMPLING._replace(dtype=resolved_default(self.size, self.device).precision)
+        return default_training(self.size, self.device)
 
     def _costs(self, entry: Entry) -> Costs:
         def built() -> Contestant:
@@ -143,10 +145,16 @@ class Table:
 
     def _times(self, refused: dict[Key, str]) -> dict[Key, list[float]]:
         """Seconds of a call of each, in each round."""
+        entries = [*entries_of(self.names, self.size, self.ways, self.device), self._default]
+        if self.effort.processes and self.device.type == "cpu":
+            with apart(entries, self.task, self.size) as own:
+                return self._rounds(own, refused)
         torch.manual_seed(0)
-        entries = entries_of(self.names, self.size, self.ways, self.device)
         build = sampling_turns if self.task == "sample" else training_turns
-        turns: dict[Key, Work] = dict(build(entries, self.size, self.device, refused).items())
+        return self._rounds(build(entries, self.size, self.device, refused), refused)
+
+    def _rounds(self, own: dict[Entry, Work], refused: dict[Key, str]) -> dict[Key, list[float]]:
+        turns: dict[Key, Work] = dict(own.items())
         for dtype, ceiling in self.ceilings.items():
             turns[dtype] = ceiling.work(dtype, self.device)
         effort = self.effort
@@ -168,6 +176,7 @@ class Table:
             )
         finally:
             turns.clear()
+            own.clear()
             torch._dynamo.reset()  # or code that was compiled for one size would be tried for the next
             gc.collect()
             if self.device.type == "cuda":

@@ -94,13 +94,14 @@ def plain_samplings(own: list[Entry], size: Size, device: torch.device) -> dict[
 def sampling_turns(
     entries: list[Entry], size: Size, device: torch.device, refused: dict[Any, str] | None = None
 ) -> dict[Entry, Work]:
-    """Samplings of these, and of ours as ``ditlab.load(...).sample`` does it; ``refused`` as of ``interleaved``."""
+    """Samplings of these; ``refused`` as of ``interleaved``."""
     turns: dict[Entry, Work] = {}
-    for name in dict.fromkeys(entry.contestant for entry in entries):
-        own = [entry for entry in entries if entry.contestant == name]
+    plain = [entry for entry in entries if entry != DEFAULT_SAMPLING]
+    for name in dict.fromkeys(entry.contestant for entry in plain):
+        own = [entry for entry in plain if entry.contestant == name]
         with refusing(own, refused):
             turns |= plain_samplings(own, size, device)
-    ordered = {entry: turns[entry] for entry in entries if entry in turns}
-    with refusing([DEFAULT_SAMPLING], refused):
-        ordered[DEFAULT_SAMPLING] = default_sampling(size, device)
-    return ordered
+    if DEFAULT_SAMPLING in entries:
+        with refusing([DEFAULT_SAMPLING], refused):
+            turns[DEFAULT_SAMPLING] = default_sampling(size, device)
+    return {entry: turns[entry] for entry in entries if entry in turns}

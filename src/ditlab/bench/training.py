@@ -120,8 +120,13 @@ def resolved_default(size: Size, device: torch.device) -> Config:
     return as_trained(default_config(size, device), External(size.shape, size.num_classes))
 
 
-def default_step(size: Size, device: torch.device, compile: bool | None = None) -> tuple[Entry, Work]:
-    """One turn of the loop of ``ditlab train``, and what it turned out to be; compiled or not as said, if it is."""
+def default_training(size: Size, device: torch.device) -> Entry:
+    """What ``ditlab train`` would run here."""
+    return Entry(OURS, DEFAULT, resolved_default(size, device).precision)
+
+
+def default_step(size: Size, device: torch.device, compile: bool | None = None) -> Work:
+    """One turn of the loop of ``ditlab train``; compiled or not as said, if it is."""
     config, data = resolved_default(size, device), RandomData(size)
     changes = {"steps": FOREVER, "average_every": FOREVER} | ({} if compile is None else {"compile": compile})
     state = TrainState(config.model_copy(update=changes), data)
@@ -132,7 +137,7 @@ def default_step(size: Size, device: torch.device, compile: bool | None = None) 
         state.optimizers.zero_grad()
         return done
 
-    return Entry(OURS, DEFAULT, config.precision), step
+    return step
 
 
 def entries_of(names: list[str], size: Size, ways: list[str], device: torch.device) -> list[Entry]:
@@ -149,17 +154,19 @@ def entries_of(names: list[str], size: Size, ways: list[str], device: torch.devi
 def training_turns(
     entries: list[Entry], size: Size, device: torch.device, refused: dict[Any, str] | None = None
 ) -> dict[Entry, Work]:
-    """Steps of these, and the default's; ``refused`` as of ``interleaved``.
+    """Steps of these; ``refused`` as of ``interleaved``.
 
     The default's is built before anything is compiled, for it forgets what was.
     """
-    last: dict[Entry, Work] = {}
-    with refusing([Entry(OURS, DEFAULT, resolved_default(size, device).precision)], refused):
-        last = dict([default_step(size, device)])
     turns: dict[Entry, Work] = {}
-    for name in dict.fromkeys(entry.contestant for entry in entries):
-        own = [entry for entry in entries if entry.contestant == name]
+    plain = [entry for entry in entries if entry.way != DEFAULT]
+    for entry in entries:
+        if entry.way == DEFAULT:
+            with refusing([entry], refused):
+                turns[entry] = default_step(size, device)
+    for name in dict.fromkeys(entry.contestant for entry in plain):
+        own = [entry for entry in plain if entry.contestant == name]
         with refusing(own, refused):
             loop = PlainLoop(contestant(name, size), size, device)
             turns |= {entry: loop.step(entry.way, entry.dtype) for entry in own}
-    return {entry: turns[entry] for entry in entries if entry in turns} | last
+    return {entry: turns[entry] for entry in entries if entry in turns}
