@@ -1,8 +1,7 @@
-"""Contestants in processes of their own, which hold the clock while it is their turn.
+"""Contestants as their users run them: each in a process of its own, which holds the clock while it is its turn.
 
-What one of them does to its process is felt by all that share it: what malloc is told to keep, huge pages, what an
-allocator has learned of the sizes that come. So each has on a CPU what it would have alone. On a GPU they share a
-process, for each would keep a memory of its own there.
+What malloc is told to keep, huge pages and what an allocator has learned of the sizes that come are of a process, and
+felt by all within it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ import torch
 from ditlab.bench.rounds import Elsewhere, Work, is_out_of_memory, seconds
 from ditlab.bench.sampling import sampling_turns
 from ditlab.bench.sizes import Size, Task
-from ditlab.bench.training import DEFAULT, Entry, training_turns
+from ditlab.bench.training import Entry, training_turns
 from ditlab.training import signals
 
 KILLED = -9  # by Linux, of processes that want more memory than there is
@@ -29,21 +27,17 @@ KILLED = -9  # by Linux, of processes that want more memory than there is
 
 @contextmanager
 def apart(entries: list[Entry], task: Task, size: Size) -> Iterator[dict[Entry, Work]]:
-    """Turns of these, on the CPU: a process for each contestant, and one for the default; they end with the block."""
-    groups: dict[tuple[str, bool], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.contestant, entry.way == DEFAULT), []).append(entry)
+    """Turns of these on the CPU, each in a process that ends with the block."""
     with ExitStack() as stack:
-        found = {group: stack.enter_context(_Process(own, task, size)) for group, own in groups.items()}
-        yield {e: Elsewhere(partial(found[e.contestant, e.way == DEFAULT].seconds, e)) for e in entries}
+        yield {entry: Elsewhere(stack.enter_context(_Process(entry, task, size)).seconds) for entry in entries}
 
 
 class _Process:
-    """A process that builds some entries when it is first asked, and times them."""
+    """A process that builds an entry when it is first asked, and times it."""
 
-    def __init__(self, entries: list[Entry], task: Task, size: Size) -> None:
-        asked = {"entries": entries, "task": task, "size": asdict(size), "threads": torch.get_num_threads()}
-        self.names = ", ".join(" ".join(entry) for entry in entries)
+    def __init__(self, entry: Entry, task: Task, size: Size) -> None:
+        asked = {"entry": entry, "task": task, "size": asdict(size), "threads": torch.get_num_threads()}
+        self.name = " ".join(entry)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ditlab.bench.apart", json.dumps(asked)],
             stdin=subprocess.PIPE,
@@ -58,7 +52,7 @@ class _Process:
         self.process.kill()
         self.process.communicate()
 
-    def seconds(self, entry: Entry, calls: int) -> float:
+    def seconds(self, calls: int) -> float:
         """Of one call, the mean over so many.
 
         Raises:
@@ -68,10 +62,10 @@ class _Process:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
-            print(json.dumps({"entry": entry, "calls": calls}), file=self.process.stdin, flush=True)
+            print(calls, file=self.process.stdin, flush=True)
         if not (line := self.process.stdout.readline()):
             error = MemoryError if self.process.wait() == KILLED else RuntimeError
-            raise error(f"the process of {self.names} ended")
+            raise error(f"the process of {self.name} ended")
         answer: dict[str, Any] = json.loads(line)
         if "failed" in answer:
             raise (MemoryError if answer["memory"] else RuntimeError)(answer["failed"])
@@ -79,21 +73,20 @@ class _Process:
 
 
 def main() -> None:
-    """Time what comes asked on stdin, a line each, until it ends; answers go to stdout."""
+    """Time as many calls as each line of stdin says; answers go to stdout."""
     signals.ignore()  # of Ctrl-C the process that asks hears too, and ends this one
     answers, sys.stdout = sys.stdout, sys.stderr
     asked: dict[str, Any] = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
-    device = torch.device("cpu")
+    entry, size, device = Entry(*asked["entry"]), Size(**asked["size"]), torch.device("cpu")
     turns: dict[Entry, Work] = {}
     build = sampling_turns if asked["task"] == "sample" else training_turns
     for line in sys.stdin:
-        wanted: dict[str, Any] = json.loads(line)
         answer: dict[str, Any]
         try:
-            turns = turns or build([Entry(*entry) for entry in asked["entries"]], Size(**asked["size"]), device)
-            answer = {"seconds": seconds(turns[Entry(*wanted["entry"])], wanted["calls"], device)}
+            turns = turns or build([entry], size, device)
+            answer = {"seconds": seconds(turns[entry], int(line), device)}
         except (MemoryError, RuntimeError) as error:
             answer = {"failed": str(error) or type(error).__name__, "memory": is_out_of_memory(error)}
         print(json.dumps(answer), file=answers, flush=True)

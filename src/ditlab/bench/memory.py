@@ -31,7 +31,7 @@ from ditlab.bench.contestants import contestant
 from ditlab.bench.rounds import Work, is_out_of_memory, settle
 from ditlab.bench.sampling import default_sampling, plain_samplings
 from ditlab.bench.sizes import TINY, Size, Task, size_of
-from ditlab.bench.training import DEFAULT, Entry, PlainLoop, default_step, resolved_default
+from ditlab.bench.training import Entry, PlainLoop, default_step, resolved_default
 
 BETWEEN = 7_654_321  # bytes
 CALLS = {"train": 6, "sample": 1}  # a default step has its huge pages after the fifth
@@ -59,7 +59,7 @@ def peak_memory(entry: Entry, task: Task, size: Size, device: torch.device) -> d
 
 def measure(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[str, int]:
     """The figures, of this process."""
-    compiled = entry.way == DEFAULT and resolved_default(size, device).compile is True
+    compiled = entry.is_our_default and resolved_default(size, device).compile is True
     _work(entry, task, size_of(TINY, device.type), device, compiled)()  # what is imported and made ready once
     gc.collect()
     before = resident(reset=True)
@@ -81,8 +81,8 @@ def measure(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[
 def _work(entry: Entry, task: Task, size: Size, device: torch.device, compiled: bool) -> Work:
     """That entry alone; a default step compiled or not as said, for the tiniest network would not be by itself."""
     if task == "sample":
-        return default_sampling(size, device) if entry.way == DEFAULT else plain_samplings([entry], size, device)[entry]
-    if entry.way == DEFAULT:
+        return default_sampling(size, device) if entry.is_our_default else plain_samplings([entry], size, device)[entry]
+    if entry.is_our_default:
         return default_step(size, device, compiled)
     return PlainLoop(contestant(entry.contestant, size), size, device).step(entry.way, entry.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,20 +12,21 @@ import torch
 
 from ditlab.bench.apart import apart
 from ditlab.bench.ceiling import Ceiling
-from ditlab.bench.contestants import PEER, PLAIN, Contestant, contestant, forward_operations
+from ditlab.bench.contestants import OURS, PEER, PLAIN, Contestant, contestant, forward_operations
 from ditlab.bench.memory import peak_memory
 from ditlab.bench.rounds import Work, coverage, interleaved, median, ratios
-from ditlab.bench.sampling import DEFAULT_SAMPLING, evaluations, sampling_turns
+from ditlab.bench.sampling import evaluations, sampling_turns
 from ditlab.bench.sizes import Size, Task
 from ditlab.bench.training import (
     DEFAULT,
     EAGER,
     Entry,
     default_contestant,
-    default_training,
     entries_of,
+    resolved_default,
     training_turns,
 )
+from ditlab.memory import freed_memory_kept
 from ditlab.networks.counts import parameter_count
 
 FORWARD_AND_BACKWARD = 3  # operations of a training step over those of its forward passes
@@ -41,8 +43,7 @@ class Effort(NamedTuple):
         budget: seconds after which a table takes no more of them.
         turn: seconds of a contestant's turn in a round, at least.
         compiled: whether to compile, which takes up to a minute for each network and size.
-        processes: whether contestants have processes of their own: for their turns, on a CPU, and for each row's peak
-            memory.
+        processes: whether to start some: on a CPU one for each default, and one for each row's peak memory.
     """
 
     rounds: int = 12
@@ -107,16 +108,14 @@ class Table:
         return rows
 
     def memory(self) -> dict[str, dict[str, Any]]:
-        """Measure the peak of the default and of ours and the peer eager; of samplings, only of the peer as it comes.
+        """Measure the peak of the defaults, and of training steps also of ours and the peer eager.
 
         What is compiled is left out, the default excepted: a compiler's own memory would be the most of it.
         """
         names = [name for name in self.names if name != PLAIN]
-        entries = entries_of(names, self.size, [EAGER], self.device)
-        if self.task == "sample":
-            entries = [entry for entry in entries if entry == self._as_it_comes]
+        entries = entries_of(names, self.size, [EAGER], self.device) if self.task == "train" else []
         found: dict[str, dict[str, Any]] = {}
-        for entry in [*entries, self._default]:
+        for entry in [*entries, *self._defaults]:
             self.say(f"{self.size.name}: {self.task}: peak memory of {' '.join(entry)}")
             try:
                 found[" ".join(entry)] = dict(peak_memory(entry, self.task, self.size, self.device))
@@ -126,18 +125,18 @@ class Table:
 
     @property
     def _as_it_comes(self) -> Entry:
-        """What all are compared with: the peer, eager, in fp32 where that is measured."""
-        return Entry(PEER, EAGER, self.size.dtypes[0])
+        """What all are compared with: the peer's default, in fp32 where that is measured."""
+        return Entry(PEER, DEFAULT, self.size.dtypes[0])
 
     @property
-    def _default(self) -> Entry:
-        if self.task == "sample":
-            return DEFAULT_SAMPLING
-        return default_training(self.size, self.device)
+    def _defaults(self) -> list[Entry]:
+        """What who says nothing else gets: of ours in training, as it would be resolved here."""
+        dtype = "fp32" if self.task == "sample" else resolved_default(self.size, self.device).precision
+        return [*([self._as_it_comes] if PEER in self.names else []), Entry(OURS, DEFAULT, dtype)]
 
     def _costs(self, entry: Entry) -> Costs:
         def built() -> Contestant:
-            return default_contestant(self.size) if entry.way == DEFAULT else contestant(entry.contestant, self.size)
+            return default_contestant(self.size) if entry.is_our_default else contestant(entry.contestant, self.size)
 
         with torch.device("meta"):
             of_shapes = built()
@@ -145,38 +144,37 @@ class Table:
 
     def _times(self, refused: dict[Key, str]) -> dict[Key, list[float]]:
         """Seconds of a call of each, in each round."""
-        entries = [*entries_of(self.names, self.size, self.ways, self.device), self._default]
-        if self.effort.processes and self.device.type == "cpu":
-            with apart(entries, self.task, self.size) as own:
-                return self._rounds(own, refused)
         torch.manual_seed(0)
+        alike, defaults, effort = entries_of(self.names, self.size, self.ways, self.device), self._defaults, self.effort
         build = sampling_turns if self.task == "sample" else training_turns
-        return self._rounds(build(entries, self.size, self.device, refused), refused)
-
-    def _rounds(self, own: dict[Entry, Work], refused: dict[Key, str]) -> dict[Key, list[float]]:
-        turns: dict[Key, Work] = dict(own.items())
-        for dtype, ceiling in self.ceilings.items():
-            turns[dtype] = ceiling.work(dtype, self.device)
-        effort = self.effort
+        turns: dict[Key, Work] = {}
 
         def warming(key: Key) -> None:
             name = " ".join(key) if isinstance(key, Entry) else f"the {key} limit"
             self.say(f"{self.size.name}: {self.task}: warming up {name}")
 
         try:
-            return interleaved(
-                turns,
-                effort.rounds,
-                effort.turn,
-                self.device,
-                WARM_UP[self.task],
-                budget=(effort.least, effort.budget),
-                refused=refused,
-                say=warming,
-            )
+            with ExitStack() as stack:
+                if effort.processes and self.device.type == "cpu":
+                    elsewhere = stack.enter_context(apart(defaults, self.task, self.size))
+                    stack.enter_context(freed_memory_kept())
+                    turns.update(build(alike, self.size, self.device, refused).items())
+                    turns.update(elsewhere.items())
+                else:
+                    turns.update(build([*alike, *defaults], self.size, self.device, refused).items())
+                turns |= {dtype: ceiling.work(dtype, self.device) for dtype, ceiling in self.ceilings.items()}
+                return interleaved(
+                    turns,
+                    effort.rounds,
+                    effort.turn,
+                    self.device,
+                    WARM_UP[self.task],
+                    budget=(effort.least, effort.budget),
+                    refused=refused,
+                    say=warming,
+                )
         finally:
             turns.clear()
-            own.clear()
             torch._dynamo.reset()  # or code that was compiled for one size would be tried for the next
             gc.collect()
             if self.device.type == "cuda":

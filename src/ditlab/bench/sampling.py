@@ -7,18 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditlab.bench.contestants import OURS, PEER, Predict, contestant
+from ditlab.bench.contestants import PEER, Predict, contestant
 from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
-from ditlab.bench.training import DEFAULT, Entry, default_config, predicting
+from ditlab.bench.training import Entry, default_config, predicting
 from ditlab.build import build_process, initial_network
 from ditlab.config import ExternalData
 from ditlab.data.datasets import External
 from ditlab.diffusion.process import FlowMatching
 from ditlab.diffusion.solvers import Heun
 from ditlab.run import Run, RunFolder
-
-DEFAULT_SAMPLING = Entry(OURS, DEFAULT, "fp32")
 
 
 def evaluations(size: Size) -> int:
@@ -96,12 +94,13 @@ def sampling_turns(
 ) -> dict[Entry, Work]:
     """Samplings of these; ``refused`` as of ``interleaved``."""
     turns: dict[Entry, Work] = {}
-    plain = [entry for entry in entries if entry != DEFAULT_SAMPLING]
+    plain = [entry for entry in entries if not entry.is_our_default]
     for name in dict.fromkeys(entry.contestant for entry in plain):
         own = [entry for entry in plain if entry.contestant == name]
         with refusing(own, refused):
             turns |= plain_samplings(own, size, device)
-    if DEFAULT_SAMPLING in entries:
-        with refusing([DEFAULT_SAMPLING], refused):
-            turns[DEFAULT_SAMPLING] = default_sampling(size, device)
+    for entry in entries:
+        if entry.is_our_default:
+            with refusing([entry], refused):
+                turns[entry] = default_sampling(size, device)
     return {entry: turns[entry] for entry in entries if entry in turns}

@@ -22,11 +22,19 @@ FOREVER = 10**7  # steps that are not reached
 
 
 class Entry(NamedTuple):
-    """Which network is run, and how: "eager", "compiled", or "default", as ``ditlab`` runs it if not told otherwise."""
+    """Which network is run, and how: "eager", "compiled", or "default", as who says nothing else gets it.
+
+    The default of the peer is eager; that of ``ditlab`` has its own loop.
+    """
 
     contestant: str
     way: str
     dtype: str
+
+    @property
+    def is_our_default(self) -> bool:
+        """Whether it is what ``ditlab`` itself does."""
+        return (self.contestant, self.way) == (OURS, DEFAULT)
 
 
 class RandomData:
@@ -45,7 +53,7 @@ class RandomData:
 
 def predicting(entry: Contestant, way: str) -> Predict:
     """The contestant's prediction, as it is or compiled."""
-    return entry.adapt(entry.network if way == EAGER else torch.compile(entry.network, dynamic=False))
+    return entry.adapt(torch.compile(entry.network, dynamic=False) if way == COMPILED else entry.network)
 
 
 class PlainLoop:
@@ -120,11 +128,6 @@ def resolved_default(size: Size, device: torch.device) -> Config:
     return as_trained(default_config(size, device), External(size.shape, size.num_classes))
 
 
-def default_training(size: Size, device: torch.device) -> Entry:
-    """What ``ditlab train`` would run here."""
-    return Entry(OURS, DEFAULT, resolved_default(size, device).precision)
-
-
 def default_step(size: Size, device: torch.device, compile: bool | None = None) -> Work:
     """One turn of the loop of ``ditlab train``; compiled or not as said, if it is."""
     config, data = resolved_default(size, device), RandomData(size)
@@ -141,7 +144,7 @@ def default_step(size: Size, device: torch.device, compile: bool | None = None) 
 
 
 def entries_of(names: list[str], size: Size, ways: list[str], device: torch.device) -> list[Entry]:
-    """Everything that is timed of these contestants, but for the default.
+    """Everything that is timed of these contestants, but for the defaults.
 
     Compiling takes minutes: it is done in the dtype alone that ``ditlab`` trains in here, and not for the plain
     transformer.
@@ -159,9 +162,9 @@ def training_turns(
     The default's is built before anything is compiled, for it forgets what was.
     """
     turns: dict[Entry, Work] = {}
-    plain = [entry for entry in entries if entry.way != DEFAULT]
+    plain = [entry for entry in entries if not entry.is_our_default]
     for entry in entries:
-        if entry.way == DEFAULT:
+        if entry.is_our_default:
             with refusing([entry], refused):
                 turns[entry] = default_step(size, device)
     for name in dict.fromkeys(entry.contestant for entry in plain):
