@@ -15,7 +15,7 @@ from ditlab.networks.layers import Linear
 SQUARES = {"cpu": (256, 512, 1024, 2048, 4096), "mps": (2048, 4096), "cuda": (4096, 8192, 16384)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIALS = 3
-MOST_SECONDS = 1.0  # of a product that is tried
+MOST_TURNS = 16  # that a product may take, to be tried
 TORCH, ONEDNN = "torch.nn.functional.linear", "ditlab.networks.layers.Linear"
 
 
@@ -68,7 +68,7 @@ class Ceiling(NamedTuple):
 
 
 def find_ceiling(products: Iterable[Product], dtype: str, device: torch.device, turn: float) -> Ceiling:
-    """The fastest of these products; one that would take more than a second at the best rate so far is left out.
+    """The fastest of these products; one that would take longer than 16 turns at the best rate so far is left out.
 
     Args:
         products: to choose of.
@@ -78,7 +78,7 @@ def find_ceiling(products: Iterable[Product], dtype: str, device: torch.device, 
     """
     best = Ceiling(Product(1, 1, 1), 0.0)
     for product in products:
-        if product.operations > MOST_SECONDS * best.flops_per_s > 0:
+        if product.operations > MOST_TURNS * turn * best.flops_per_s > 0:
             continue
         for by in multipliers(dtype, device):
             work = work_of(product, dtype, device, by)
