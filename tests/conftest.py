@@ -1,6 +1,7 @@
-"""Shapes in signatures are checked while the tests run; each worker keeps to one thread."""
+"""Shapes in signatures are checked while parts are tested; each worker keeps to one thread."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,12 +15,22 @@ jaxtyping.install_import_hook("ditlab", "tests.typechecker.check")
 torch.set_num_threads(1)
 
 
+HERE = Path(__file__).parent
+PROGRAMS = "cli", "docs", "doctor", "lab", "reliability", "studies"  # run whole, where checks are half the time
+PARTS = {HERE / "lab/test_lens.py", HERE / "lab/test_any_network.py"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before any fixture of the test is made: shapes are checked if it is of a part, and not if it runs a program."""
+    whole = item.path.relative_to(HERE).parts[0] in PROGRAMS and item.path not in PARTS
+    jaxtyping.config.update("jaxtyping_disable", whole)
+
+
 @pytest.fixture
 def unchecked():
-    """Shape checks off, so that what users would see of a wrong argument is seen here."""
+    """Shape checks off until the next test, so that what users would see of a wrong argument is seen here."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

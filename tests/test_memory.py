@@ -25,8 +25,8 @@ def test_freed_memory_is_kept_within_and_given_back_after():
 
         faults()
         usual = faults()
-        with freed_memory_kept():
-            with freed_memory_kept():
+        with freed_memory_kept("cpu"):
+            with freed_memory_kept("cpu"):
                 faults()
             assert faults() < 10, "the inner block has ended, the outer one has not"
             pages = [int(open("/proc/self/statm").read().split()[1])]
@@ -41,5 +41,16 @@ def test_freed_memory_is_kept_within_and_given_back_after():
 
 def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
-    with memory.freed_memory_kept():
+    with memory.freed_memory_kept("cpu"):
         pass
+
+
+def test_of_a_gpu_s_work_malloc_is_told_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr(memory, "_set", told.append)
+    with memory.freed_memory_kept("cuda"):
+        pass
+    assert told == []
+    with memory.freed_memory_kept("cpu"):
+        pass
+    assert told == [memory.KEPT, memory.USUAL]

@@ -21,14 +21,20 @@ _keeping = 0  # blocks that are entered
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept(device: str) -> Iterator[None]:
     """Within it memory that is freed stays with the process, for the next tensor; after the last it is given back.
 
     glibc gives large blocks back to Linux at once, and Linux hands out pages of zeros: a step whose activations come
     and go takes thousands of page faults (docs/decisions/0016). Of the process as a whole; without glibc nothing
     happens.
+
+    Args:
+        device: the kind that computes, such as "cpu"; for others nothing happens.
     """
     global _keeping
+    if device != "cpu":
+        yield
+        return
     with _lock:
         _keeping += 1
         if _keeping == 1:

@@ -9,7 +9,7 @@ from ditlab.lab.library import Library
 from tests.interop.test_imports import saved, small
 
 
-def test_the_lab_opens_and_says_what_is_not_there(tmp_path):
+def test_the_lab_opens_and_says_what_is_not_there(unchecked, tmp_path):
     import_checkpoint(saved(tmp_path, small()), "facebook-dit", tmp_path / "run", heads=4)
     library = Library(tmp_path / "run")
     (name,) = library.folders()

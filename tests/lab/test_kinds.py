@@ -1,6 +1,5 @@
 """Every kind of conditioning from the command line to the lab: it learns circles, and every question has an answer."""
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -25,7 +24,6 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shapes are checked elsewhere, and it is slow
         assert main(["train", "circles", "--network.conditioning", request.param, *SMALL]) == 0
         assert main(["sample", "circles", "--n", "4", "--out", "a.png"]) == 0
     return ditlab.load(folder / "runs" / "circles")

@@ -17,7 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo
 
+import ditlab.cli.progress
+import ditlab.evaluate
+import ditlab.fit  # noqa: F401 - so that forks need not import it
 from ditlab import disk
 from ditlab.cli.main import leave, main
 from ditlab.diffusion.process import Process

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo
 
 import ditlab.cli.progress
 import ditlab.evaluate

@@ -23,6 +23,7 @@ from ditlab.bench.training import Entry, training_turns
 from ditlab.training import signals
 
 KILLED = -9  # by Linux, of processes that want more memory than there is
+PATIENCE = 10.0  # seconds that a process may take to end
 
 
 @contextmanager
@@ -49,8 +50,13 @@ class _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()  # at which it ends, and the compiler's processes with it
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
     def seconds(self, calls: int) -> float:
         """Of one call, the mean over so many.

@@ -130,7 +130,7 @@ class Table:
 
     @property
     def _defaults(self) -> list[Entry]:
-        """What who says nothing else gets: of ours in training, as it would be resolved here."""
+        """What one gets who chooses nothing; of ours in training, as it would be resolved here."""
         dtype = "fp32" if self.task == "sample" else resolved_default(self.size, self.device).precision
         return [*([self._as_it_comes] if PEER in self.names else []), Entry(OURS, DEFAULT, dtype)]
 
@@ -155,9 +155,9 @@ class Table:
 
         try:
             with ExitStack() as stack:
+                stack.enter_context(freed_memory_kept(self.device.type))
                 if effort.processes and self.device.type == "cpu":
                     elsewhere = stack.enter_context(apart(defaults, self.task, self.size))
-                    stack.enter_context(freed_memory_kept())
                     turns.update(build(alike, self.size, self.device, refused).items())
                     turns.update(elsewhere.items())
                 else:

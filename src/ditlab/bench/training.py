@@ -22,7 +22,7 @@ FOREVER = 10**7  # steps that are not reached
 
 
 class Entry(NamedTuple):
-    """Which network is run, and how: "eager", "compiled", or "default", as who says nothing else gets it.
+    """Which network is run, and how: "eager", "compiled", or "default", as one gets it who chooses nothing.
 
     The default of the peer is eager; that of ``ditlab`` has its own loop.
     """

@@ -136,7 +136,7 @@ class BenchOptions(Section):
         None, description="write the figures there, after each table"
     )
     eager: Flag = Field(False, description="compile nothing, which takes minutes for each size")
-    quick: Flag = Field(False, description="few rounds, nothing compiled, no peak memory: to try the command")
+    quick: Flag = Field(False, description="few rounds, nothing compiled, one process, no memory: to try the command")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
     as_json: Json = False
 

@@ -287,7 +287,7 @@ class Process(nn.Module):
             ValueError: arguments that do not go together.
         """
         walk = self.trajectory(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
-        with freed_memory_kept():
+        with freed_memory_kept(self.like().device.type):
             return deque(walk, maxlen=1).pop()[1]
 
     def like(self) -> Tensor:

@@ -26,12 +26,12 @@ class EMA:
             spread(self.network)
         self.decay = decay
         self._source = network
-        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None  # of parameters, looked up once
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the network's weights after the ``step``-th optimizer step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        if self._pairs is None:
+        if self._pairs is None:  # not before the first update: until then sharding may replace parameters
             self._pairs = list(self.network.parameters()), list(self._source.parameters())
         torch._foreach_lerp_(*self._pairs, 1 - decay)

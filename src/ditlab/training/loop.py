@@ -166,7 +166,7 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
 
     The randomness of a step is a function of (seed, step), and its data of (seed, samples seen): a run that goes on
     from a saved state draws what the uninterrupted one would have drawn. Close the iterator if it is left early:
-    there may be worker processes to end.
+    there may be worker processes to end, and memory to give back.
 
     Args:
         state: where to begin.
@@ -178,7 +178,7 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
     """
     config, device, begun = state.config, state.device, state.step
     state.process.train()
-    with freed_memory_kept(), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
+    with freed_memory_kept(device.type), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
         for batch in prepared:
             loss = _backward(state, batch)
             grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
