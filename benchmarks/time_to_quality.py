@@ -143,7 +143,7 @@ class Contender:
         """By how much the first step took longer than the others did on average; 0 if nothing was compiled."""
         if not self.config.compile or self.state.step < 2:
             return 0.0
-        return self.first_step - (self.seconds - self.first_step) / (self.state.step - 1)
+        return max(0.0, self.first_step - (self.seconds - self.first_step) / (self.state.step - 1))
 
     @property
     def measured(self) -> float:

@@ -59,11 +59,7 @@ LESSON, TINY = "lesson", "tiny"
 ON_CPU = (LESSON, "S/4")
 ON_CUDA = (*ON_CPU, "B/4", "XL/2")
 KNOWN = (TINY, LESSON, *(name.removeprefix("DiT-") for name in PRESETS))
-CPU_BATCHES = {
-    "S": 32,
-    "B": 8,
-    "L": 2,
-}  # for products to outweigh the weights' traffic, in seconds a step
+CPU_BATCHES = {"S": 32, "B": 8, "L": 2}  # for products to outweigh the weights' traffic, in seconds a step
 CUDA_BATCH, CUDA_PART = 256, 32
 STEPS, FEW_STEPS = 25, 4  # of a sampling; few of the published sizes, whose evaluations take long on a CPU
 
