@@ -302,8 +302,18 @@ def axe_finds_nothing(page):
     assert result.violations_count == 0, result.generate_report()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("run", ["circles", "digits", "points"])
+@pytest.mark.parametrize(
+    ("run", "theme"),
+    [
+        ("circles", "light"),
+        ("digits", "dark"),
+        ("points", "light"),
+        *[
+            pytest.param(*way, marks=pytest.mark.slow)
+            for way in (("circles", "dark"), ("digits", "light"), ("points", "dark"))
+        ],
+    ],
+)
 def test_axe_finds_nothing(chromium, address, runs, theme, run):
     names = {entry["name"]: entry["id"] for entry in Library(runs).catalogue()["runs"]}
     with opened(chromium, f"{address}?run={names[run]}", color_scheme=theme, bypass_csp=True) as page:

@@ -95,7 +95,8 @@ def killed_and_resumed(warm, folder, words, kills, chance):
     ("data", "workers", "kills"),
     [
         ("circles", 0, 3),
-        ("images decoded anew", 2, 2),
+        ("images", 0, 2),
+        pytest.param("images decoded anew", 2, 2, marks=pytest.mark.slow),
         *[
             pytest.param(data, workers, 20, marks=pytest.mark.slow)
             for data, workers in (

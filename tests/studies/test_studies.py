@@ -61,7 +61,10 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("name", ORDER)
+LONG = {"objectives", "scaling", "networks"}  # train and draw more often than the others
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else []) for n in ORDER])
 def test_a_study_runs_from_end_to_end(name, runs, tmp_path):
     told = perform(study(name), SMOKE, Workers(runs, 0, lambda _: None), tmp_path)
     kept = json.loads((tmp_path / f"{name}.json").read_text())
