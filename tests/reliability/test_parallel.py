@@ -256,7 +256,7 @@ def test_what_is_measured_on_the_way_is_that_of_one_process(jobs, tmp_path, kind
             assert after[name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_compiled_and_computed_again(jobs, tmp_path, kind):
     words = ["circles", *TINY, "--steps", "2", "--parallel", kind, "--recompute", "--compile"]
     ended, told = jobs.run(tmp_path, words, 2)
