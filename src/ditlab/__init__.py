@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from ditlab.inspection.probe import probe
     from ditlab.interop.exports import export_run
     from ditlab.interop.imports import import_checkpoint
-    from ditlab.networks.conditioning import BlockModulation, Conditioning, Modulation, register_conditioning
+    from ditlab.networks.conditioning import Conditioning, register_conditioning
     from ditlab.networks.conditions import Conditions
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
     from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
+    from ditlab.networks.modulation import BlockModulation, Modulation
     from ditlab.networks.registered import register_network
     from ditlab.networks.unet import UNet
     from ditlab.run import Run, load
@@ -44,8 +45,8 @@ _HOME = {
     "MLPVelocity": "networks.mlp",
     "Conditioning": "networks.conditioning",
     "Conditions": "networks.conditions",
-    "Modulation": "networks.conditioning",
-    "BlockModulation": "networks.conditioning",
+    "Modulation": "networks.modulation",
+    "BlockModulation": "networks.modulation",
     "register_conditioning": "networks.conditioning",
     "PatchEmbed": "networks.embeddings",
     "SinEmb": "networks.embeddings",

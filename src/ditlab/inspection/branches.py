@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.networks.conditioning import BlockModulation
 from ditlab.networks.dit import DiTBlock
+from ditlab.networks.modulation import BlockModulation
 
 
 class Branches(NamedTuple):

@@ -33,9 +33,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ditlab.errors import InputError
 from ditlab.inspection.probe import refuse_compiled
-from ditlab.networks.conditioning import BlockModulation
 from ditlab.networks.dit import DiT, DiTBlock
 from ditlab.networks.layers import Attention
+from ditlab.networks.modulation import BlockModulation
 
 NUMBER = r"(0|[1-9]\d{0,3})"
 GRAMMAR = re.compile(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.inspection.branches import modulated_blocks
-from ditlab.networks.conditioning import BlockModulation
 from ditlab.networks.dit import DiT
 from ditlab.networks.layers import Attention, CrossAttention, ScaledDotProductAttention
+from ditlab.networks.modulation import BlockModulation
 
 
 class Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,43 +15,11 @@ from ditlab.networks.conditions import Conditions
 from ditlab.networks.layers import (
     CrossAttention,
     Linear,
-    Norm,
     full_precision,
-    layer_norm,
     xavier_initialised,
     zero_initialised,
 )
-
-
-class Modulation(NamedTuple):
-    """What a kind does to one branch f of a block: x ← x + gate ⊙ f((1 + scale) ⊙ norm(x) + shift).
-
-    Each is (B, D), or (1, D) where it is the same for all samples. Without a gate the branch is added as it is.
-    """
-
-    shift: Float[Tensor, "B D"]
-    scale: Float[Tensor, "B D"]
-    gate: Float[Tensor, "B D"] | None = None
-
-
-class BlockModulation(NamedTuple):
-    """The modulation of both branches of a block."""
-
-    attn: Modulation
-    mlp: Modulation
-
-
-def modulate(x: Float[Tensor, "B N D"], by: Modulation, norm: Norm = layer_norm) -> Float[Tensor, "B N D"]:
-    """(1 + scale) ⊙ norm(x) + shift, the same for all tokens; the norm itself has no parameters."""
-    return torch.addcmul(by.shift[:, None], norm(x), (1 + by.scale)[:, None])
-
-
-def gated_sum(
-    x: Float[Tensor, "B N D"], gate: Float[Tensor, "B D"] | None, branch: Float[Tensor, "B N D"]
-) -> Float[Tensor, "B N D"]:
-    """x + gate ⊙ branch."""
-    return x + branch if gate is None else torch.addcmul(x, gate[:, None], branch)
-
+from ditlab.networks.modulation import BlockModulation, Modulation
 
 Tokens = Literal["parts", "text"]
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.conditioning import Conditioning, as_tokens, find_conditioning, gated_sum, modulate
+from ditlab.networks.conditioning import Conditioning, as_tokens, find_conditioning
 from ditlab.networks.conditions import (
     Condition,
     Conditioner,
@@ -39,6 +39,7 @@ from ditlab.networks.layers import (
     layer_norm,
     zero_initialised,
 )
+from ditlab.networks.modulation import gated_sum, modulate
 from ditlab.networks.published import preset
 
 

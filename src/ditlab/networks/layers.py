@@ -52,11 +52,18 @@ def _takes_onednn(layer: nn.Linear, x: Tensor) -> bool:
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
-        and not torch.compiler.is_compiling()
+        and is_eager()
+        and not is_in_torch_dispatch_mode()
+    )
+
+
+def is_eager() -> bool:
+    """Whether what is called is simply done: not compiled, traced, mapped, nor given tangents (``torch.func``)."""
+    return (
+        not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
         and peek_interpreter_stack() is None
-        and not is_in_torch_dispatch_mode()
     )
 
 
