@@ -3,13 +3,18 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from ditlab.networks.layers import layer_norm, rms_norm
-from ditlab.networks.modulation import Modulation, modulate, modulated_layer_norm
+from ditlab.networks.modulation import Modulation, modulate, modulated, modulated_layer_norm
 
 
 def by_definition(x, shift, scale):
     return (1 + scale)[:, None] * layer_norm(x) + shift[:, None]
+
+
+def by_autograd(x, shift, scale):
+    return modulated(layer_norm(x), shift, scale)
 
 
 def given(samples=3, dtype=torch.float32):
@@ -30,9 +35,15 @@ def in_a_block(x, shift, scale):
 def test_value_and_gradients_are_those_of_the_definition(samples):
     inputs = given(samples)
     torch.testing.assert_close(gradients(in_a_block, inputs), gradients(by_definition, inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [3, 1])
+def test_value_and_gradients_are_autograds_to_the_bit_on_a_cpu(samples):
+    inputs = given(samples)
+    ours, theirs = gradients(in_a_block, inputs), gradients(by_autograd, inputs)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
     with torch.no_grad():
-        alone = in_a_block(*inputs)
-    assert torch.equal(alone, in_a_block(*inputs))
+        assert torch.equal(in_a_block(*inputs), ours[0])
 
 
 def test_tokens_cut_from_a_longer_sequence():
@@ -53,6 +64,37 @@ def test_gradients_and_their_gradients_are_the_differences(samples, frozen):
         inputs[index].requires_grad_(False)
     assert gradcheck(modulated_layer_norm, inputs)
     assert gradgradcheck(modulated_layer_norm, inputs)
+
+
+def test_gradients_of_gradients_where_the_tokens_depend_on_the_modulation():
+    inputs = given(3, torch.float64)
+
+    def twice(call):
+        return lambda x, shift, scale: call(call(x, shift, scale).tanh(), shift, scale)
+
+    def slopes(call):
+        y = twice(call)(*inputs)
+        return torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+
+    torch.testing.assert_close(slopes(modulated_layer_norm), slopes(by_definition))
+    assert gradgradcheck(twice(modulated_layer_norm), inputs)
+
+
+def test_several_gradients_at_once():
+    inputs, weights = given(), torch.randn(4, 3, 5, 8)
+
+    def batched(call):
+        return torch.autograd.grad(call(*inputs), inputs, weights, is_grads_batched=True)
+
+    torch.testing.assert_close(batched(in_a_block), batched(by_definition), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_is_left_to_autograd():
+    x, shift, scale = given()
+    y = modulate(x.bfloat16(), Modulation(shift.bfloat16(), scale.bfloat16()))
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(shift.grad, torch.full((3, 8), 5.0))
 
 
 def test_only_x_is_kept():
@@ -76,6 +118,12 @@ def test_who_maps_or_differentiates_in_another_way_gets_the_definition():
     expected = torch.func.jvp(by_definition, (x, shift, scale), tangents)
     torch.testing.assert_close(torch.func.jvp(in_a_block, (x, shift, scale), tangents), expected, rtol=1e-5, atol=1e-5)
 
+    with dual_level():
+        dual = in_a_block(
+            *(make_dual(each, tangent) for each, tangent in zip((x, shift, scale), tangents, strict=True))
+        )
+        torch.testing.assert_close(tuple(unpack_dual(dual)), expected, rtol=1e-5, atol=1e-5)
+
     def loss_of_one(call):
         return lambda x, shift, scale: call(x[None], shift[None], scale[None]).square().sum()
 
@@ -83,6 +131,13 @@ def test_who_maps_or_differentiates_in_another_way_gets_the_definition():
         torch.func.vmap(torch.func.grad(loss_of_one(call)))(x, shift, scale) for call in (in_a_block, by_definition)
     ]
     torch.testing.assert_close(*each, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trace_holds_the_definition():
+    inputs = given()
+    traced = torch.jit.trace(in_a_block, inputs)
+    assert "PythonOp" not in str(traced.graph)
+    torch.testing.assert_close(gradients(traced, inputs), gradients(by_definition, inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_other_norms_are_modulated_as_they_are():

@@ -86,14 +86,17 @@ def xavier_initialised(layer: Layer) -> Layer:
     return layer
 
 
+EPS = 1e-6  # of the norms
+
+
 def layer_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """(x − mean) / standard deviation of each token (Ba et al. 2016), without parameters."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """x / root mean square of each token (Zhang & Sennrich 2019), without parameters."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
 WRITTEN_OUT = 512  # tokens, above which maps would take too much memory

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditlab.networks.layers import Norm, is_eager, layer_norm
+from ditlab.networks.layers import EPS, Norm, is_eager, layer_norm
 
 
 class Modulation(NamedTuple):
@@ -31,55 +31,67 @@ class BlockModulation(NamedTuple):
 
 def modulate(x: Float[Tensor, "B N D"], by: Modulation, norm: Norm = layer_norm) -> Float[Tensor, "B N D"]:
     """(1 + scale) ⊙ norm(x) + shift, the same for all tokens; the norm itself has no parameters."""
-    if norm is layer_norm and _keeps_x_alone(x, by.shift, by.scale):
+    if norm is layer_norm and _is_differentiated(x, by.shift, by.scale):
         return modulated_layer_norm(x, by.shift, by.scale)  # the same, in less memory
-    return torch.addcmul(by.shift[:, None], norm(x), (1 + by.scale)[:, None])
+    return modulated(norm(x), by.shift, by.scale)
 
 
-def _keeps_x_alone(*tensors: Tensor) -> bool:
-    """Whether there will be gradients, by ordinary autograd, and autocast has no say in it."""
-    return torch.is_grad_enabled() and all(each.dtype == torch.float32 for each in tensors) and is_eager()
+def modulated(normed: Float[Tensor, "B N D"], shift: Tensor, scale: Tensor) -> Float[Tensor, "B N D"]:
+    """(1 + scale) ⊙ normed + shift."""
+    return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
+
+
+def _is_differentiated(*tensors: Tensor) -> bool:
+    """Whether ordinary autograd will want gradients of these, all in fp32, which autocast leaves as they are."""
+    return (
+        is_eager()
+        and torch.is_grad_enabled()
+        and all(each.dtype == torch.float32 for each in tensors)
+        and any(each.requires_grad for each in tensors)
+    )
 
 
 class ModulatedLayerNorm(torch.autograd.Function):
-    """``modulate`` with the layer norm, which keeps x alone for its gradients and computes norm(x) again.
+    """``modulated(layer_norm(x), shift, scale)``, which keeps x alone for its gradients, and computes the norm again.
 
-    Left to autograd, the norm keeps x and the product norm(x): a tensor of (B, N, D) in fp32 more for each branch.
+    Left to itself, autograd keeps x for the norm, and the norm for the product: a tensor of (B, N, D) more.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-6)
-        ctx.save_for_backward(x, shift, scale, mean, rstd)
-        return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
+        ctx.save_for_backward(x, scale, mean, rstd)
+        ctx.shift_shape = shift.shape
+        return modulated(normed, shift, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, shift, scale, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of gradients
-            return _by_autograd((x, shift, scale), ctx.needs_input_grad, grad)
-        work = (x - mean).mul_(rstd)  # norm(x)
-        of_scale = work.mul_(grad).sum(1).sum_to_size(scale.shape)
-        of_normed = torch.mul(grad, (1 + scale)[:, None], out=work)
-        of_x = torch.ops.aten.native_layer_norm_backward(
-            of_normed, x, x.shape[-1:], mean, rstd, None, None, [True, False, False]
-        )[0]
-        return of_x, grad.sum(1).sum_to_size(shift.shape), of_scale
+        x, scale, mean, rstd = ctx.saved_tensors
+        of_x = of_shift = of_scale = None
+        if ctx.needs_input_grad[2]:
+            exact = torch.is_grad_enabled()  # for gradients of gradients mean and rstd are functions of x
+            normed = layer_norm(x) if exact else (x - mean).mul_(rstd)
+            of_scale = _over_tokens(grad * normed, scale.shape)
+            del normed
+        if ctx.needs_input_grad[1]:
+            of_shift = _over_tokens(grad, ctx.shift_shape)
+        if ctx.needs_input_grad[0]:
+            of_normed, only_x = grad * (1 + scale)[:, None], [True, False, False]
+            of_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+                of_normed, x, x.shape[-1:], mean, rstd, None, None, only_x
+            )
+        return of_x, of_shift, of_scale
 
 
-def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _over_tokens(each: Float[Tensor, "B N D"], shape: torch.Size) -> Tensor:
+    """The sum over tokens, (B, D), or over samples, too, (1, D)."""
+    return each.sum_to_size(shape[0], 1, shape[1])[:, 0]
+
+
+def modulated_layer_norm(x: Float[Tensor, "B N D"], shift: Tensor, scale: Tensor) -> Float[Tensor, "B N D"]:
     """``ModulatedLayerNorm``, as a function."""
     y: Tensor = ModulatedLayerNorm.apply(x, shift, scale)  # type: ignore[no-untyped-call]
     return y
-
-
-def _by_autograd(inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs, which can be differentiated again."""
-    x, shift, scale = inputs
-    y = torch.addcmul(shift[:, None], layer_norm(x), (1 + scale)[:, None])
-    wanted = [each for each, is_needed in zip(inputs, needed, strict=True) if is_needed]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return tuple(next(found) if is_needed else None for is_needed in needed)
 
 
 def gated_sum(
