@@ -4,7 +4,9 @@ import torch
 from ditlab.chance import generator_for
 from ditlab.training.muon import BatchedMuon, orthogonalise
 
-SHAPES = [(48, 16), (16, 16), (16, 48), (16, 16), (32, 16), (16, 32), (48, 16)]
+NARROW = [(48, 16), (16, 16), (16, 48), (16, 16), (32, 16), (16, 32), (48, 16)]
+WIDE = [(96, 72), (72, 72), (72, 96)]
+SHAPES = NARROW + WIDE
 
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.0, "momentum": 0.9}, {"nesterov": False, "ns_steps": 3}])

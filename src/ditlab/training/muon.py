@@ -14,12 +14,16 @@ from torch.optim import Muon
 
 from ditlab.training.parallel import full, shared_like
 
+NARROW = 64  # rows
+
 
 class BatchedMuon(Muon):
     """``torch.optim.Muon`` in its options, state and, but for rounding, updates; only the work is arranged anew.
 
     torch orthogonalises one matrix after the other, some 300 small products a step for four blocks. Here those of one
-    shape go through the Newton-Schulz iteration as one stack (measured: 2.1 instead of 7.4 ms).
+    shape go through the Newton-Schulz iteration as one stack (measured: 2.1 instead of 7.4 ms), narrow ones even with
+    others, all made as wide as the widest with zeros, which change nothing (3.0 instead of 3.5 ms for four blocks of
+    width 64, 0.9 instead of 1.7 of width 32; wider ones lose by it).
     """
 
     @torch.no_grad()
@@ -30,12 +34,13 @@ class BatchedMuon(Muon):
             alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    alike[min(p.shape), max(p.shape)].append(p)
+                    short, long = sorted(p.shape)
+                    alike[short, None if short <= NARROW else long].append(p)
             for parameters in alike.values():
                 self._step_alike(parameters, group)
 
     def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Move parameters of one shape (or its transpose) together."""
+        """Move parameters together whose shorter sides are as long."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
@@ -45,13 +50,22 @@ class BatchedMuon(Muon):
         if group["nesterov"]:
             directions = list(torch._foreach_lerp(gradients, directions, group["momentum"]))
         directions = [full(d) for d in directions]  # of a shared matrix every process moves its share of the whole
-        stack = torch.stack([d.mT if _tall(d) else d for d in directions])
-        moves = orthogonalise(stack, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        moves = orthogonalise(_stacked(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for p, move in zip(parameters, moves, strict=True):
+            move = move[:, : max(p.shape)]
             move = shared_like(move.mT if _tall(p) else move, p)
             p.add_(move, alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+
+
+def _stacked(matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:
+    """The matrices in bf16, each laid on its long side, with zeros up to the longest of these."""
+    short, long = min(matrices[0].shape), max(max(m.shape) for m in matrices)
+    stack = matrices[0].new_zeros(len(matrices), short, long, dtype=torch.bfloat16)
+    for place, m in zip(stack, matrices, strict=True):
+        place[:, : max(m.shape)] = m.mT if _tall(m) else m
+    return stack
 
 
 def orthogonalise(
