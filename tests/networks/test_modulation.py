@@ -119,9 +119,7 @@ def test_who_maps_or_differentiates_in_another_way_gets_the_definition():
     torch.testing.assert_close(torch.func.jvp(in_a_block, (x, shift, scale), tangents), expected, rtol=1e-5, atol=1e-5)
 
     with dual_level():
-        dual = in_a_block(
-            *(make_dual(each, tangent) for each, tangent in zip((x, shift, scale), tangents, strict=True))
-        )
+        dual = in_a_block(*map(make_dual, (x, shift, scale), tangents))
         torch.testing.assert_close(tuple(unpack_dual(dual)), expected, rtol=1e-5, atol=1e-5)
 
     def loss_of_one(call):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ditlab.networks.conditions import Conditions
 from ditlab.networks.layers import (
+    EPS,
     CrossAttention,
     Linear,
     full_precision,
@@ -221,8 +222,8 @@ class CrossAttended(Plain):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.context_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.context_norm = nn.LayerNorm(dim, eps=EPS)
         self.cross = CrossAttention(dim, heads)
 
     def between(self, x: Float[Tensor, "B N D"], conditions: Conditions) -> Float[Tensor, "B N D"]:

@@ -198,8 +198,8 @@ class Attention(nn.Module):
         check_heads(dim, heads)
         self.heads = heads
         self.qkv = xavier_initialised(Linear(dim, 3 * dim))
-        self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else None
-        self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else None
+        self.q_norm = nn.RMSNorm(dim // heads, eps=EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(dim // heads, eps=EPS) if qk_norm else None
         self.rotary = rotary
         self.attention = ScaledDotProductAttention()
         self.out = xavier_initialised(Linear(dim, dim))

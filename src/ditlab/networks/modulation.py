@@ -30,13 +30,15 @@ class BlockModulation(NamedTuple):
 
 
 def modulate(x: Float[Tensor, "B N D"], by: Modulation, norm: Norm = layer_norm) -> Float[Tensor, "B N D"]:
-    """(1 + scale) ⊙ norm(x) + shift, the same for all tokens; the norm itself has no parameters."""
+    """(1 + scale) ⊙ norm(x) + shift, the same for all tokens (Peebles & Xie 2023); the norm has no parameters."""
     if norm is layer_norm and _is_differentiated(x, by.shift, by.scale):
         return modulated_layer_norm(x, by.shift, by.scale)  # the same, in less memory
     return modulated(norm(x), by.shift, by.scale)
 
 
-def modulated(normed: Float[Tensor, "B N D"], shift: Tensor, scale: Tensor) -> Float[Tensor, "B N D"]:
+def modulated(
+    normed: Float[Tensor, "B N D"], shift: Float[Tensor, "#B D"], scale: Float[Tensor, "#B D"]
+) -> Float[Tensor, "B N D"]:
     """(1 + scale) ⊙ normed + shift."""
     return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
 
@@ -72,7 +74,7 @@ class ModulatedLayerNorm(torch.autograd.Function):
             exact = torch.is_grad_enabled()  # for gradients of gradients mean and rstd are functions of x
             normed = layer_norm(x) if exact else (x - mean).mul_(rstd)
             of_scale = _over_tokens(grad * normed, scale.shape)
-            del normed
+            del normed  # before others of its size are made
         if ctx.needs_input_grad[1]:
             of_shift = _over_tokens(grad, ctx.shift_shape)
         if ctx.needs_input_grad[0]:
@@ -88,7 +90,9 @@ def _over_tokens(each: Float[Tensor, "B N D"], shape: torch.Size) -> Tensor:
     return each.sum_to_size(shape[0], 1, shape[1])[:, 0]
 
 
-def modulated_layer_norm(x: Float[Tensor, "B N D"], shift: Tensor, scale: Tensor) -> Float[Tensor, "B N D"]:
+def modulated_layer_norm(
+    x: Float[Tensor, "B N D"], shift: Float[Tensor, "#B D"], scale: Float[Tensor, "#B D"]
+) -> Float[Tensor, "B N D"]:
     """``ModulatedLayerNorm``, as a function."""
     y: Tensor = ModulatedLayerNorm.apply(x, shift, scale)  # type: ignore[no-untyped-call]
     return y

@@ -14,7 +14,7 @@ from torch.optim import Muon
 
 from ditlab.training.parallel import full, shared_like
 
-NARROW = 64  # rows
+NARROW = 64  # the shorter side, up to which fewer, wider products are the quicker ones
 
 
 class BatchedMuon(Muon):
