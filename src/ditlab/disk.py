@@ -18,6 +18,29 @@ HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the s
 MOST_JSON = 2**22  # bytes of a JSON file that are read
 
 
+def cache_folder() -> Path:
+    """Where what is prepared once is kept: DITLAB_CACHE, or ditlab in XDG_CACHE_HOME, or in ~/.cache."""
+    if own := os.environ.get("DITLAB_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+
+
+def cache_for(kind: str) -> Path:
+    """The folder of the cache for one kind of things, which is made.
+
+    Raises:
+        InputError: something else is in the way, or nothing may be written there.
+    """
+    folder = cache_folder() / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(
+            f"what is prepared cannot be kept in {folder}: {error.strerror}; set DITLAB_CACHE to a folder"
+        ) from None
+    return folder
+
+
 def before(operation: Operation, path: Path) -> None:
     """Called before each operation on the disk, and does nothing: this is where tests stop the writer."""
 

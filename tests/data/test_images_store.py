@@ -15,7 +15,8 @@ import pytest
 from ditlab.data.images import store as stores
 from ditlab.data.images.folder import Folder
 from ditlab.data.images.source import Rejected
-from ditlab.data.images.store import Store, Strings, cache_folder, prepare
+from ditlab.data.images.store import Store, Strings, prepare
+from ditlab.disk import cache_folder
 from tests.images import folder_of, noise, png, write
 
 

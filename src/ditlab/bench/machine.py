@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ditlab.disk import write_atomically
+from ditlab.machine.about import cpuinfo, processor
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that products are the faster for
 
@@ -22,7 +23,7 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that products a
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Processor, cores, threads, GPU and versions."""
     described: dict[str, Any] = {
-        "cpu": _processor(),
+        "cpu": processor(),
         "instructions": [name for name in INSTRUCTIONS if name in _flags()],
         "cores": _cores(),
         "threads": torch.get_num_threads(),
@@ -50,18 +51,8 @@ def _memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
-def _cpuinfo(key: str) -> str | None:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
-
-
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
 def _flags() -> list[str]:
-    return (_cpuinfo("flags") or "").split()
+    return (cpuinfo("flags") or "").split()
 
 
 def _version(package: str) -> str | None:

@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ditlab.chance import generator_for, seed_from
-from ditlab.data.images.store import cache_for
 from ditlab.data.order import sample_order
-from ditlab.disk import write_atomically
+from ditlab.disk import cache_for, write_atomically
 from ditlab.evaluation.features import digest_of
 
 VERSION = 2  # of the network and how it is trained

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditlab.networks.conditions import Conditions
+from ditlab.networks.kernels import full_precision
 from ditlab.networks.layers import (
     EPS,
     CrossAttention,
     Linear,
-    full_precision,
     xavier_initialised,
     zero_initialised,
 )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ditlab.errors import InputError
 from ditlab.networks.embeddings import TimeEmbedding, check_sizes
-from ditlab.networks.layers import full_precision, xavier_initialised
+from ditlab.networks.kernels import full_precision
+from ditlab.networks.layers import xavier_initialised
 
 Condition = Mapping[str, Tensor]
 Checks = Mapping[str, Callable[[Tensor, int | None], None]]

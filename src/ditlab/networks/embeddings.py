@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.networks.layers import Linear, full_precision, xavier_initialised
+from ditlab.networks.kernels import full_precision
+from ditlab.networks.layers import Linear, xavier_initialised
 
 
 def check_sizes(**sizes: float) -> None:

@@ -3,68 +3,22 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-
-def full_precision(x: Tensor) -> AbstractContextManager[None]:
-    """Switch autocast off: time, conditioning and modulation are too coarse in bf16 (eight bits of mantissa)."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
-
-
-_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and platform.machine() in ("x86_64", "AMD64")
+from ditlab.networks.kernels import attention, full_precision, linear
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, which on a CPU without gradients asks oneDNN for the product in fp32, as torch does in bf16.
-
-    torch multiplies fp32 matrices with MKL, which on processors that are not Intel's takes about twice as long.
-    """
+    """``torch.nn.Linear``, multiplied by what is quickest here (``kernels.linear``)."""
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        if _takes_onednn(self, x):
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return super().forward(x)
-
-
-def _takes_onednn(layer: nn.Linear, x: Tensor) -> bool:
-    """Whether it is a product of plain fp32 tensors on a CPU that nobody differentiates, maps, traces or counts."""
-    tensors = (x, layer.weight) if layer.bias is None else (x, layer.weight, layer.bias)
-    return (
-        not torch.is_grad_enabled()
-        and _ONEDNN
-        and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
-        and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
-        and x.shape[-1] == layer.in_features
-        and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-        and bool(torch.backends.mkldnn.enabled)
-        and is_eager()
-        and not is_in_torch_dispatch_mode()
-    )
-
-
-def is_eager() -> bool:
-    """Whether what is called is simply done: not compiled, traced, mapped, nor given tangents (``torch.func``)."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and forward_ad._current_level < 0
-        and peek_interpreter_stack() is None
-    )
+        return linear(self, x)
 
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -99,9 +53,6 @@ def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
-WRITTEN_OUT = 512  # tokens, above which maps would take too much memory
-FEW = 32  # tokens, up to which three steps are quicker than torch's kernel without gradients, in fp32, too
-
 Norm = Callable[[Tensor], Tensor]
 NORMS: dict[str, Norm] = {"layer": layer_norm, "rms": rms_norm}
 
@@ -120,24 +71,7 @@ class ScaledDotProductAttention(nn.Module):
         v: Float[Tensor, "B h M d"],
         mask: Bool[Tensor, "#B 1 #N M"] | None = None,
     ) -> Float[Tensor, "B h N d"]:
-        if q.device.type != "cpu":
-            return F.scaled_dot_product_attention(q, k, v, mask)
-        if torch.is_autocast_enabled("cpu"):  # torch's bf16 kernel is several times slower
-            with full_precision(q):
-                if k.shape[-2] <= WRITTEN_OUT:
-                    return _written_out(q, k.to(q.dtype), v.to(q.dtype), mask)
-                return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
-        if k.shape[-2] <= FEW and not torch.is_grad_enabled():
-            return _written_out(q, k, v, mask)
-        return F.scaled_dot_product_attention(q, k, v, mask)
-
-
-def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √d) v in three steps; who may read nothing reads 0."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.mT
-    if mask is None:
-        return logits.softmax(-1) @ v
-    return logits.masked_fill(~mask, -torch.inf).softmax(-1).masked_fill(~mask, 0) @ v
+        return attention(q, k, v, mask)
 
 
 class RotaryPositions(nn.Module):

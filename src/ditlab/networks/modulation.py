@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditlab.networks.layers import EPS, Norm, is_eager, layer_norm
+from ditlab.networks.kernels import is_eager
+from ditlab.networks.layers import EPS, Norm, layer_norm
 
 
 class Modulation(NamedTuple):

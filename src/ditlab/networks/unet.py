@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from ditlab.networks.conditions import Condition, Conditioner, Labels
 from ditlab.networks.counts import on_meta, parameter_count
 from ditlab.networks.embeddings import TimeEmbedding, as_pair, check_sizes, check_times
-from ditlab.networks.layers import Attention, full_precision, zero_initialised
+from ditlab.networks.kernels import full_precision
+from ditlab.networks.layers import Attention, zero_initialised
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

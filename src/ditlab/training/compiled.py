@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from ditlab.build import build_network, resolve_device
 from ditlab.config import Config, DiTConfig, MeanFlowConfig
@@ -54,11 +56,21 @@ def compile_network(network: nn.Module, whole: bool) -> None:
     and after the eighth would run it as it is without a word.
     """
     torch._dynamo.reset()
+    _tell_instructions_apart()
     if whole:
         network.compile(dynamic=False)
         return
     for module in blocks_of(network) or [network]:
         module.compile()
+
+
+def _tell_instructions_apart() -> None:
+    """Name the width of this processor's vectors, which torch would choose itself, so that its cache is kept by it.
+
+    Without that torch 2.13 runs on one processor what it compiled for another that shares the cache, and gets NaN.
+    """
+    if inductor.cpp.simdlen is None:
+        inductor.cpp.simdlen = pick_vec_isa().bit_width() or None
 
 
 def is_whole(config: Config, world: int = 1) -> bool:

@@ -1,30 +1,38 @@
-"""torch's Muon, with the matrices of one shape orthogonalised together."""
+"""torch's Muon, with the matrices of one width orthogonalised together."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Muon
 
 from ditlab.training.parallel import full, shared_like
 
-NARROW = 64  # the shorter side, up to which fewer, wider products are the quicker ones
+Coefficients = tuple[float, float, float]  # a, b, c of the Newton-Schulz iteration
 
 
 class BatchedMuon(Muon):
     """``torch.optim.Muon`` in its options, state and, but for rounding, updates; only the work is arranged anew.
 
-    torch orthogonalises one matrix after the other, some 300 small products a step for four blocks. Here those of one
-    shape go through the Newton-Schulz iteration as one stack (measured: 2.1 instead of 7.4 ms), narrow ones even with
-    others, all made as wide as the widest with zeros, which change nothing (3.0 instead of 3.5 ms for four blocks of
-    width 64, 0.9 instead of 1.7 of width 32; wider ones lose by it).
+    torch orthogonalises one matrix after the other in bf16, some 300 small products a step for four blocks; without
+    bf16 hardware each of them is emulated (docs/decisions/0002). Here matrices go through the iteration as one stack.
+
+    Args:
+        params, options: as of ``torch.optim.Muon``.
+        precision: of the products; "fp32" iterates on Gram matrices, whose squared singular values bf16 is too coarse
+            for, and "bf16" on the matrices themselves, which is the quicker where bf16 products are many times as fast.
     """
+
+    def __init__(
+        self, params: Iterable[Tensor], *, precision: Literal["fp32", "bf16"] = "fp32", **options: Any
+    ) -> None:
+        super().__init__(params, **options)  # type: ignore[arg-type]
+        self.precision = precision
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -34,8 +42,7 @@ class BatchedMuon(Muon):
             alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    short, long = sorted(p.shape)
-                    alike[short, None if short <= NARROW else long].append(p)
+                    alike[min(p.shape), None if self.precision == "fp32" else max(p.shape)].append(p)
             for parameters in alike.values():
                 self._step_alike(parameters, group)
 
@@ -50,38 +57,50 @@ class BatchedMuon(Muon):
         if group["nesterov"]:
             directions = list(torch._foreach_lerp(gradients, directions, group["momentum"]))
         directions = [full(d) for d in directions]  # of a shared matrix every process moves its share of the whole
-        moves = orthogonalise(_stacked(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        orthogonal = orthogonal_by_gram if self.precision == "fp32" else orthogonal_in_bf16
+        moves = orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for p, move in zip(parameters, moves, strict=True):
-            move = move[:, : max(p.shape)]
-            move = shared_like(move.mT if _tall(p) else move, p)
-            p.add_(move, alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+            p.add_(shared_like(move, p), alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
 
 
-def _stacked(matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:
-    """The matrices in bf16, each laid on its long side, with zeros up to the longest of these."""
-    short, long = min(matrices[0].shape), max(max(m.shape) for m in matrices)
-    stack = matrices[0].new_zeros(len(matrices), short, long, dtype=torch.bfloat16)
-    for place, m in zip(stack, matrices, strict=True):
-        place[:, : max(m.shape)] = m.mT if _tall(m) else m
-    return stack
+def orthogonal_by_gram(matrices: list[Tensor], coefficients: Coefficients, steps: int, eps: float) -> list[Tensor]:
+    """The matrices with singular values pushed towards 1, by a quintic Newton-Schulz iteration in fp32 (Jordan 2024).
 
+    X ← P·X with P = a + b·G + c·G² and G = X Xᵀ, from X / ‖X‖. All of these commute, so it is enough to follow
+    G ← P·G·P and the product Q of all P, which are as small as the shorter side: X ← Q·X comes last.
 
-def orthogonalise(
-    x: Float[Tensor, "n rows columns"], coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Float[Tensor, "n rows columns"]:
-    """Push the singular values of each matrix towards 1, by a quintic Newton-Schulz iteration in bf16 (Jordan 2024).
-
-    X ← a·X + (b·G + c·G²)·X with G = X Xᵀ, from X / ‖X‖; rows ≤ columns.
+    Args:
+        matrices: (rows, columns) each, whose shorter sides are as long as one another.
+        coefficients: a, b and c.
+        steps: of the iteration.
+        eps: the least norm that a matrix is divided by.
     """
     a, b, c = coefficients
-    x = x.bfloat16()
+    wide = [m.float() for m in matrices]
+    gram = torch.stack([m.mT @ m if _tall(m) else m @ m.mT for m in wide])  # (n, short, short)
+    norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=eps)[:, None, None]  # ‖X‖² is the trace of G
+    gram = gram / norm**2
+    product = torch.eye(gram.shape[-1], device=gram.device).expand_as(gram)
+    for step in range(steps):
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=1, dim2=2).add_(a)
+        product = p if step == 0 else product @ p
+        if step < steps - 1:
+            gram = p @ (gram @ p)
+    return [m @ q if _tall(m) else q @ m for m, q in zip(wide, product / norm, strict=True)]
+
+
+def orthogonal_in_bf16(matrices: list[Tensor], coefficients: Coefficients, steps: int, eps: float) -> list[Tensor]:
+    """The same, by the iteration on the matrices themselves, in bf16: (rows, columns) each, or the transpose."""
+    a, b, c = coefficients
+    x = torch.stack([(m.mT if _tall(m) else m).bfloat16() for m in matrices])  # (n, short, long)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    return [move.mT if _tall(m) else move for m, move in zip(matrices, x, strict=True)]
 
 
 def _tall(p: Tensor) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, read_file
-from ditlab.data.images.store import cache_folder, cache_for
+from ditlab.disk import cache_folder, cache_for
 from ditlab.errors import InputError
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")

@@ -21,7 +21,6 @@ from filelock import FileLock
 from ditlab import disk
 from ditlab.data.images.reading import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source
-from ditlab.errors import InputError
 
 VERSION = 1  # of the layout and of how files are decoded
 LARGEST = 2**34  # bytes of pixels that are kept without being asked for
@@ -29,29 +28,6 @@ SPARED = 2**30  # bytes of the disk that are left free
 HEADER = 128  # bytes of an .npy file's header
 
 Cache = Literal["auto", "on", "off"]
-
-
-def cache_folder() -> Path:
-    """Where prepared images are kept: DITLAB_CACHE, or ditlab in XDG_CACHE_HOME, or in ~/.cache."""
-    if own := os.environ.get("DITLAB_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
-
-
-def cache_for(kind: str) -> Path:
-    """The folder of the cache for one kind of things, which is made.
-
-    Raises:
-        InputError: something else is in the way, or nothing may be written there.
-    """
-    folder = cache_folder() / kind
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(
-            f"what is prepared cannot be kept in {folder}: {error.strerror}; set DITLAB_CACHE to a folder"
-        ) from None
-    return folder
 
 
 class Strings(Sequence[str]):
@@ -128,7 +104,7 @@ def prepare(
     Raises:
         InputError: the cache is no folder, or may not be written to.
     """
-    root = cache_for("images")
+    root = disk.cache_for("images")
     folder, keep = _folder(root, source, size, channels, cache)
     if (ready := whole(folder)) is not None:
         return ready
@@ -143,7 +119,7 @@ def prepare(
 
 def prepared(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Store | None:
     """What ``prepare`` would find of the same arguments; None if it would have to decode. Nothing is written."""
-    root = cache_folder() / "images"
+    root = disk.cache_folder() / "images"
     return whole(_folder(root, source, size, channels, cache)[0]) if root.is_dir() else None
 
 

@@ -1,0 +1,242 @@
+"""What this machine's processor does best, measured in a second or two and kept in the cache.
+
+All is measured on one thread, what is compared in turns, so that other work on the machine slows all alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditlab import disk
+from ditlab.errors import InputError
+from ditlab.machine.about import processor
+from ditlab.machine.threads import limit, threads
+from ditlab.memory import freed_memory_kept
+from ditlab.networks.kernels import ONEDNN, Kernels, written_out
+from ditlab.training.muon import orthogonal_by_gram, orthogonal_in_bf16
+
+VERSION = 1  # of what is measured
+TURN = 0.05  # seconds after which two that are compared take no further turns
+TURNS = 7  # at most
+CLEARLY = 1.1  # times as quick that a choice has to be which costs precision or memory
+SIDES = ((16, 64, 64), (128, 64, 64), (512, 64, 128), (2048, 64, 256), (2048, 384, 384))  # products, by size
+VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # that play another processor
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How many times as quick one way is as the other, on this processor, on one thread.
+
+    Args:
+        processor: its name, and what torch takes it for.
+        threads: how many it runs at once (``threads.limit``).
+        bf16: products of (2048, 64) · (64, 256) in bf16, beside fp32.
+        muon_bf16: Muon's iteration in bf16, beside that on Gram matrices in fp32.
+        onednn: fp32 products by oneDNN, beside MKL, by multiply-accumulates.
+        written_out: attention in three steps, beside the fused kernel, of 16 and of 256 tokens: "16", "256" without
+            gradients, "16 training" with them, and "16 bf16", "256 bf16" with them under autocast.
+        seconds: that measuring took.
+    """
+
+    processor: str
+    threads: int
+    bf16: float
+    muon_bf16: float
+    onednn: dict[str, float]
+    written_out: dict[str, float]
+    seconds: float
+
+    @property
+    def precision(self) -> str:
+        """Of a network's products."""
+        return "bf16" if self.bf16 > CLEARLY else "fp32"
+
+    @property
+    def muon(self) -> str:
+        """Of Muon's products."""
+        return "bf16" if self.muon_bf16 > CLEARLY else "fp32"
+
+    @property
+    def kernels(self) -> Kernels:
+        """The quicker ones."""
+        gains = sorted((int(size), gain) for size, gain in self.onednn.items())
+        slower = [size for size, gain in gains if gain < 1]
+        quicker = [size for size, _ in gains if not slower or size > slower[-1]]
+        return Kernels(
+            onednn_from=quicker[0] if quicker else None,
+            written_out=self._keys("16", "256"),
+            written_out_training=self._keys("16 training"),
+            written_out_bf16=self._keys("16 bf16", "256 bf16"),
+        )
+
+    def _keys(self, few: str, many: str | None = None) -> int:
+        """Keys up to which attention is written out: 512, 32 or none; a machine without bf16 has not measured some."""
+        if many is not None and self.written_out.get(many, 0) > CLEARLY:
+            return 512
+        return 32 if self.written_out.get(few, 0) > 1 else 0
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"{self.processor}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"
+        yield f"bf16 products are {_times(self.bf16)} fp32, Muon in bf16 {_times(self.muon_bf16)} in fp32"
+        yield "fp32 products by oneDNN, beside MKL, by multiply-accumulates: " + _listed(self.onednn)
+        yield "attention in three steps, beside the fused kernel, by tokens: " + _listed(self.written_out)
+        chosen = self.kernels
+        onednn = "never" if chosen.onednn_from is None else f"from {chosen.onednn_from:,} multiply-accumulates"
+        yield f"chosen: {self.precision} products, Muon in {self.muon}, oneDNN {onednn}"
+        yield (
+            f"attention written out up to {chosen.written_out} keys, {chosen.written_out_training} in training, "
+            f"{chosen.written_out_bf16} in bf16"
+        )
+
+
+def _times(gain: float) -> str:
+    return f"{gain:.1f} times as fast as" if gain >= 1 else f"{1 / gain:.1f} times slower than"
+
+
+def _listed(gains: dict[str, float]) -> str:
+    return ", ".join(f"{name}: {gain:.2f} ×" for name, gain in gains.items())
+
+
+@cache
+def profile() -> Profile:
+    """This machine's, from the cache or measured now; where nothing can be kept it is measured by every process."""
+    if (kept := _kept()) is not None:
+        return kept
+    found = measure()
+    keep(found)
+    return found
+
+
+def keep(found: Profile) -> None:
+    """Write a profile into the cache, if that can be."""
+    try:
+        disk.cache_for("machine")
+        disk.write_atomically(_file(), lambda path: path.write_text(json.dumps(asdict(found), indent=1) + "\n"))
+    except (OSError, InputError):
+        return
+
+
+def _kept() -> Profile | None:
+    try:
+        found = Profile(**json.loads(_file().read_text()))
+        return found if found.kernels and found.precision else None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def _file() -> Path:
+    """Named after all that decides what is quick."""
+    variables = [os.environ.get(name) for name in VARIABLES]
+    facts = [VERSION, _name(), torch.__version__, limit(), *variables]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return disk.cache_folder() / "machine" / f"{digest}.json"
+
+
+def _name() -> str:
+    return f"{processor()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def measure() -> Profile:
+    """Measure this machine's processor, in a second or two."""
+    begun = time.perf_counter()
+    with threads(1), freed_memory_kept("cpu"), torch.random.fork_rng(devices=[]):
+        bf16 = _products_in_bf16()
+        return Profile(
+            processor=_name(),
+            threads=limit(),
+            bf16=bf16,
+            muon_bf16=_muon_in_bf16(),
+            onednn=dict(_onednn()),
+            written_out=dict(_attention(bf16 > CLEARLY)),
+            seconds=round(time.perf_counter() - begun, 2),
+        )
+
+
+def _gain(candidate: Work, other: Work) -> float:
+    """How many times as quick one is as the other, by their quickest calls; 0 where it fails."""
+    try:
+        candidate()
+    except RuntimeError:  # the library has no such product for this processor
+        return 0.0
+    other()
+    quickest, begun = [float("inf"), float("inf")], time.perf_counter()
+    for turn in range(TURNS):
+        for i, work in enumerate((candidate, other)):
+            before = time.perf_counter()
+            work()
+            quickest[i] = min(quickest[i], time.perf_counter() - before)
+        if turn and time.perf_counter() - begun > TURN:
+            break
+    return round(quickest[1] / quickest[0], 3)
+
+
+def _products_in_bf16() -> float:
+    x, w = torch.randn(2048, 64), torch.randn(256, 64)
+    x_bf16, w_bf16 = x.bfloat16(), w.bfloat16()
+    return _gain(lambda: F.linear(x_bf16, w_bf16), lambda: F.linear(x, w))
+
+
+def _muon_in_bf16() -> float:
+    matrices, options = [torch.randn(64, 256) for _ in range(4)], ((3.4445, -4.775, 2.0315), 5, 1e-7)
+    return _gain(lambda: orthogonal_in_bf16(matrices, *options), lambda: orthogonal_by_gram(matrices, *options))
+
+
+def _onednn() -> Iterator[tuple[str, float]]:
+    if not ONEDNN:
+        return
+    for rows, width, out in SIDES:
+        x, w, b = torch.randn(rows, width), torch.randn(out, width), torch.randn(out)
+
+        def by_onednn(x: Tensor = x, w: Tensor = w, b: Tensor = b) -> object:
+            return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
+
+        def by_torch(x: Tensor = x, w: Tensor = w, b: Tensor = b) -> object:
+            return F.linear(x, w, b)
+
+        yield str(rows * width * out), _gain(_repeated(by_onednn, rows), _repeated(by_torch, rows))
+
+
+def _repeated(work: Work, rows: int) -> Work:
+    """Often enough for the clock."""
+
+    def repeated() -> None:
+        for _ in range(max(1, 512 // rows)):
+            work()
+
+    return repeated
+
+
+def _attention(in_bf16: bool) -> Iterator[tuple[str, float]]:
+    fused = F.scaled_dot_product_attention
+    for tokens, batch, heads, width in ((16, 64, 4, 16), (256, 2, 6, 64)):
+        qkv = torch.randn(3, batch, heads, tokens, width)
+        yield str(tokens), _gain(partial(written_out, *qkv), partial(fused, *qkv))
+        if tokens == 16:
+            yield f"{tokens} training", _gain(_differentiated(written_out, qkv), _differentiated(fused, qkv))
+        if in_bf16:
+            yield f"{tokens} bf16", _gain(_differentiated(written_out, qkv.bfloat16()), _differentiated(fused, qkv))
+
+
+def _differentiated(attention: Callable[..., Any], qkv: Tensor) -> Work:
+    """Forward and backward."""
+    q, k, v = qkv.clone().requires_grad_()
+
+    def work() -> None:
+        torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))
+
+    return work

@@ -1,0 +1,144 @@
+"""Which of torch's kernels multiply and attend on a CPU, and what of torch's own they need to know.
+
+What is quickest differs from processor to processor: ``ditlab.machine`` measures it, and ``use`` says so here. The
+defaults suit most. No choice changes more than the rounding.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and platform.machine() in ("x86_64", "AMD64")
+
+
+class Kernels(NamedTuple):
+    """What is asked of a CPU.
+
+    Args:
+        onednn_from: multiply-accumulates of an fp32 product without gradients, from which oneDNN is asked for it rather
+            than torch, which asks MKL; None is never.
+        written_out: keys up to which attention is three steps rather than torch's fused kernel, in fp32.
+        written_out_training: the same where there are gradients, for whose sake the maps are kept.
+        written_out_bf16: the same under autocast, where the fused kernel runs in fp32.
+    """
+
+    onednn_from: int | None = 2**22
+    written_out: int = 32
+    written_out_training: int = 32
+    written_out_bf16: int = 512
+
+
+_used = Kernels()
+
+
+def use(kernels: Kernels) -> None:
+    """Ask for these from now on, in this process."""
+    global _used
+    _used = kernels
+
+
+@contextmanager
+def using(kernels: Kernels) -> Iterator[None]:
+    """Ask for these within the block."""
+    before = _used
+    use(kernels)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Switch autocast off: time, conditioning and modulation are too coarse in bf16 (eight bits of mantissa)."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def is_eager() -> bool:
+    """Whether what is called is simply done: not compiled, traced, mapped, nor given tangents (``torch.func``)."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+        and peek_interpreter_stack() is None
+    )
+
+
+def linear(layer: nn.Linear, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+    """x Wᵀ + b."""
+    if _takes_onednn(layer, x):
+        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
+    if layer.bias is not None and _adds_bias_later(x):
+        return x @ layer.weight.mT + layer.bias
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def _takes_onednn(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether it is a large product of plain fp32 tensors on a CPU that is not differentiated, mapped or traced."""
+    tensors = (x, layer.weight) if layer.bias is None else (x, layer.weight, layer.bias)
+    return (
+        not torch.is_grad_enabled()
+        and ONEDNN
+        and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
+        and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
+        and x.shape[-1] == layer.in_features
+        and _used.onednn_from is not None
+        and x.numel() * layer.out_features >= max(1, _used.onednn_from)
+        and not torch.is_autocast_enabled("cpu")
+        and bool(torch.backends.mkldnn.enabled)
+        and is_eager()
+        and not is_in_torch_dispatch_mode()
+    )
+
+
+def _adds_bias_later(x: Tensor) -> bool:
+    """Whether compiled fp32 code for a CPU is to add a bias with what follows: torch copies it to every row before.
+
+    Of two dimensions the compiler would put product and sum together again.
+    """
+    return (
+        torch.compiler.is_dynamo_compiling()
+        and x.ndim > 2
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def attention(
+    q: Float[Tensor, "B h N d"],
+    k: Float[Tensor, "B h M d"],
+    v: Float[Tensor, "B h M d"],
+    mask: Bool[Tensor, "#B 1 #N M"] | None,
+) -> Float[Tensor, "B h N d"]:
+    """softmax(q kᵀ / √d) v, without the keys where the mask is False."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask)
+    if torch.is_autocast_enabled("cpu"):  # torch's bf16 kernel is several times slower
+        with full_precision(q):
+            if k.shape[-2] <= _used.written_out_bf16:
+                return written_out(q, k.to(q.dtype), v.to(q.dtype), mask)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+    if k.shape[-2] <= (_used.written_out_training if torch.is_grad_enabled() else _used.written_out):
+        return written_out(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √d) v in three steps; who may read nothing reads 0."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is None:
+        return logits.softmax(-1) @ v
+    return logits.masked_fill(~mask, -torch.inf).softmax(-1).masked_fill(~mask, 0) @ v
