@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 
@@ -9,13 +11,28 @@ WIDE = [(96, 72), (72, 72), (72, 96)]
 SHAPES = NARROW + WIDE
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.0, "momentum": 0.9}, {"nesterov": False, "ns_steps": 3}])
+OPTIONS = [
+    {},
+    {"weight_decay": 0.0, "momentum": 0.9},
+    {"nesterov": False, "ns_steps": 3},
+    {"lr": torch.tensor([0.01])},
+    {"ns_coefficients": (2.0, -1.5, 0.5), "eps": 30.0},
+    {"adjust_lr_fn": "original"},
+    {"adjust_lr_fn": "match_rms_adamw"},
+]
+
+
+def test_every_option_of_torch_is_tried():
+    assert set(inspect.signature(torch.optim.Muon).parameters) == {"params"}.union(*OPTIONS)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options))
 def test_the_same_steps_as_torch(options):
     """Twenty steps beside torch.optim.Muon: equal but for bf16 rounding in another order, and the same state."""
     ours = [torch.randn(s, generator=generator_for("start", i)).requires_grad_() for i, s in enumerate(SHAPES)]
     theirs = [p.detach().clone().requires_grad_() for p in ours]
     start = [p.detach().clone() for p in ours]
-    a, b = BatchedMuon(ours, lr=0.02, **options), torch.optim.Muon(theirs, lr=0.02, **options)
+    a, b = (muon(p, **{"lr": 0.02, **options}) for muon, p in ((BatchedMuon, ours), (torch.optim.Muon, theirs)))
     for step in range(20):
         for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
             p.grad = torch.randn(p.shape, generator=generator_for("gradient", step, i))

@@ -41,6 +41,7 @@ class BatchedMuon(Muon):
 
     def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Move parameters together whose shorter sides are as long."""
+        lr = float(group["lr"])  # a tensor, if one was given
         gradients = [p.grad for p in parameters if p.grad is not None]
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
@@ -52,11 +53,22 @@ class BatchedMuon(Muon):
         directions = [full(d) for d in directions]  # of a shared matrix every process moves its share of the whole
         moves = orthogonalise(_stacked(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         for p, move in zip(parameters, moves, strict=True):
             move = move[:, : max(p.shape)]
             move = shared_like(move.mT if _tall(p) else move, p)
-            p.add_(move, alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+            p.add_(move, alpha=-lr * _scale(p.shape, group["adjust_lr_fn"]))
+
+
+def _scale(shape: torch.Size, adjust_lr_fn: str | None) -> float:
+    """What the learning rate of a matrix is multiplied by.
+
+    √max(1, rows/columns) (Jordan 2024), or 0.2·√max(rows, columns), which moves it about as far as AdamW would
+    (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
+    """
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(shape))
+    return math.sqrt(max(1, shape[0] / shape[1]))
 
 
 def _stacked(matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:
