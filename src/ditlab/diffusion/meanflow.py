@@ -63,6 +63,8 @@ class MeanFlow(Process):
         ValueError: a setting out of bounds, or guidance for a network that cannot be unconditional.
     """
 
+    watched = "squared error"
+
     def __init__(
         self,
         network: Any,
@@ -140,7 +142,8 @@ class MeanFlow(Process):
             target = torch.cat([target[:still], moved])
         error = self.predict(z, t, _over(cond, length)) - target
         squared = error.square().flatten(1).mean(1)
-        return squared / (squared.detach() + self.adaptive_offset) ** self.adaptive_power
+        self.unweighted = squared.detach()
+        return squared / (self.unweighted + self.adaptive_offset) ** self.adaptive_power
 
     def target_over(
         self,

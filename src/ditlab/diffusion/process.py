@@ -36,10 +36,12 @@ class Process(nn.Module):
         bound: (x0, noise, t, estimate) -> (B,), what trains a learned variance; None where there is none to learn.
 
     ``evaluations`` counts, over all samples drawn so far, how often the denoiser ran; the passes that make a guided
-    estimate are one.
+    estimate are one. ``unweighted`` holds the errors (B,) of the latest ``losses``, detached, where a weight keeps a
+    spike from showing in these, and ``watched`` names what shows it: the guard of a training looks there.
     """
 
     grid: ClassVar[str] = "uniform"  # of sampling times, unless told otherwise
+    watched: ClassVar[str] = "loss"
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Process(nn.Module):
         self.condition_dropout = condition_dropout
         self.bound = bound
         self.evaluations = 0
+        self.unweighted: Tensor | None = None
 
     # ---- training
 

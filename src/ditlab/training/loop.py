@@ -62,7 +62,8 @@ class TrainState:
         self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
-        self.guard = Guard(config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size), config.bad_steps)
+        spike_factor = config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size)
+        self.guard = Guard(spike_factor, config.bad_steps, self.process.watched)
         self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
 
@@ -180,11 +181,11 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
     state.process.train()
     with freed_memory_kept(device.type), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
         for batch in prepared:
-            loss = _backward(state, batch)
+            loss, watched = _backward(state, batch)
             grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
             if state.ranks.world > 1:
-                loss, grad_norm = _agreed(state.ranks, loss, grad_norm)
-            figures = loss.item(), grad_norm.item()  # waits for the device
+                loss, watched, grad_norm = _agreed(state.ranks, loss, watched, grad_norm)
+            figures = watched.item(), grad_norm.item()  # waits for the device
             skipped = state.guard.objection(*figures)
             state.guard.note(figures[0], skipped)
             lr = state.optimizers.lr(state.step)
@@ -216,25 +217,37 @@ def rehearse(state: TrainState, dataset: Dataset) -> str | None:
     return None
 
 
-def _agreed(ranks: Ranks, loss: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the processes' losses and the norm of the gradient: the same numbers everywhere, for one decision."""
-    losses, norms = zip(*ranks.told([loss.item(), grad_norm.item()]), strict=True)
+def _agreed(ranks: Ranks, loss: Tensor, watched: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The means over the processes and the norm of the gradient: the same numbers everywhere, for one decision."""
+    *means, norms = zip(*ranks.told([loss.item(), watched.item(), grad_norm.item()]), strict=True)
+    loss, watched = (torch.tensor(sum(values) / ranks.world, dtype=loss.dtype) for values in means)
     worst = next((norm for norm in norms if not math.isfinite(norm)), norms[0])
-    return torch.tensor(sum(losses) / ranks.world, dtype=loss.dtype), torch.tensor(worst, dtype=grad_norm.dtype)
+    return loss, watched, torch.tensor(worst, dtype=grad_norm.dtype)
 
 
-def _backward(state: TrainState, batch: Batch) -> Tensor:
-    """Gradients of the mean loss of a batch, part by part; the loss of this process's share of it, detached."""
+def _backward(state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Gradients of the mean loss of a batch, part by part.
+
+    Gives the loss of this process's share of it and, where a weight hides spikes in that, the unweighted error for the
+    guard (otherwise the loss again); both detached.
+    """
     precision, generator, count = state.config.precision, draws(state, state.step), state.config.accumulate
     state.optimizers.zero_grad()
     losses: list[Tensor] = []
+    watched: list[Tensor] = []
     for x0, cond in parts(state, batch):
         with accumulating(state.process.network, last=len(losses) == count - 1):
             with torch.autocast(x0.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 loss = state.process.loss(x0, cond, generator=generator)
             (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    return losses[0] if count == 1 else torch.stack(losses).mean()
+        errors = state.process.unweighted
+        watched.append(losses[-1] if errors is None else errors.mean())
+    return _mean(losses), _mean(watched)
+
+
+def _mean(figures: list[Tensor]) -> Tensor:
+    return figures[0] if len(figures) == 1 else torch.stack(figures).mean()
 
 
 def draws(state: TrainState, step: int) -> torch.Generator:
