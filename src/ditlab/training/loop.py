@@ -20,7 +20,7 @@ from ditlab.errors import InputError, TrainingError
 from ditlab.memory import freed_memory_kept, use_huge_pages
 from ditlab.training.averages import PowerAverages
 from ditlab.training.compiled import compile_network, first_line, is_whole, leave_uncompiled
-from ditlab.training.ema import EMA
+from ditlab.training.ema import EMA, saved_buffers
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
 from ditlab.training.optim import Optimizers
@@ -180,7 +180,9 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
     config, device, begun = state.config, state.device, state.step
     state.process.train()
     with freed_memory_kept(device.type), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
+        buffers = saved_buffers(state.network)
         for batch in prepared:
+            before = [buffer.clone() for buffer in buffers]
             loss, watched = _backward(state, batch)
             grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
             if state.ranks.world > 1:
@@ -194,6 +196,8 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
                 state.optimizers.step(state.step - 1)
                 state.ema.update(state.step)
                 state.averages.update(state.step)
+            else:
+                _put_back(buffers, before)
             if state.step == begun + SETTLED and device.type == "cpu":
                 use_huge_pages()
             yield Step(state.step, loss, grad_norm, lr, skipped)
@@ -206,7 +210,8 @@ def rehearse(state: TrainState, dataset: Dataset) -> str | None:
 
     Code that is to be compiled is made here.
     """
-    config = state.config
+    config, buffers = state.config, saved_buffers(state.network)
+    before = [buffer.clone() for buffer in buffers]
     state.process.train()
     try:
         _backward(state, dataset.batch(config.seed, state.step * config.batch_size, config.batch_size))
@@ -214,7 +219,15 @@ def rehearse(state: TrainState, dataset: Dataset) -> str | None:
         return first_line(error)
     finally:
         state.optimizers.zero_grad()
+        _put_back(buffers, before)
     return None
+
+
+@torch.no_grad()
+def _put_back(buffers: list[Tensor], before: list[Tensor]) -> None:
+    """Undo what forward passes did to running statistics."""
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
 
 
 def _agreed(ranks: Ranks, loss: Tensor, watched: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
