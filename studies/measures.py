@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from ditlab.build import build_dataset, build_network, resolve_precision
+from ditlab.build import build_dataset, build_network
 from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import HeldOut
 from ditlab.diffusion.solvers import SOLVERS
 from ditlab.evaluate import evaluate
+from ditlab.machine.choices import resolved
 from ditlab.networks.counts import multiply_accumulates, on_meta, parameter_count
 from ditlab.run import Run, RunFolder, load
 from ditlab.training.loop import SETTLED, TrainState, train
@@ -142,8 +143,7 @@ def cost(config: Config) -> Cost:
 
 def cpu_of_step(config: Config) -> float:
     """Seconds of the CPU for one step of a training: the median of some, whatever else the machine does meanwhile."""
-    precision = resolve_precision(config.precision, torch.device("cpu"))
-    config = config.model_copy(update={"precision": precision, "steps": SETTLED + TIMED})
+    config = resolved(config).model_copy(update={"steps": SETTLED + TIMED})
     dataset = build_dataset(config)
     clock = [time.process_time() for _ in train(TrainState(config, dataset), dataset)]
     return float(np.median(np.diff(clock[SETTLED:])))

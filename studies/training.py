@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ditlab.build import build_dataset, resolve_precision
+from ditlab.build import build_dataset
 from ditlab.config import Config, SamplingConfig
 from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.fit import fit
+from ditlab.machine.choices import resolved
 from ditlab.recipes import RECIPES
 from ditlab.run import Run, RunFolder, load
 from ditlab.training.loop import TrainState
@@ -200,7 +201,7 @@ def _train_one(name: str, path: Path, config: Config, start: Start | None) -> tu
     if _Told.to_stop:  # the next one was waiting in this process already
         raise KeyboardInterrupt
     folder = RunFolder(path)
-    config = config.model_copy(update={"precision": resolve_precision(config.precision, torch.device("cpu"))})
+    config = resolved(config).model_copy(update={"threads": torch.get_num_threads()})
     if folder.config_file.exists() and folder.read_config() != config:
         raise InputError(f"{path} was trained with other settings: remove it, and run the study again")
     failed = None

@@ -19,6 +19,7 @@ FLOORS = [
     {"diffusion", "networks", "data"},
     {"choices", "config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},
+    {"machine"},
     {
         "run",
         "tracking",

@@ -137,7 +137,13 @@ def _write(
 ) -> None:
     network = build_network(config, build_dataset(config))
     must_fit(place, differences(average, dict(network.named_parameters())))
-    network.load_state_dict(average, strict=False)  # an average has no buffers
+    buffers = network.state_dict().keys() - average.keys()  # which an average has not
+    if buffers and raw is None:
+        raise InputError(
+            f"snapshots hold no buffers such as {min(buffers)}, and the checkpoint of step {step} is not there to give "
+            "them: choose a --step whose checkpoint was kept"
+        )
+    network.load_state_dict(average | {name: raw[name] for name in buffers if raw is not None})
     weights = network.state_dict()
     with made_whole(place) as path:
         folder = RunFolder(path)

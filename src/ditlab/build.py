@@ -156,17 +156,3 @@ def resolve_device(device: str) -> torch.device:
     if not available.get(device, False):
         raise InputError(f"device {device!r} is not available here; use --device auto")
     return torch.device(device)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``"auto"`` is bf16 where the hardware multiplies it (measured: 1.4 × on a CPU with AVX-512 BF16), else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        capabilities: dict[str, bool] = getattr(
-            torch.cpu, "get_capabilities", dict
-        )()  # torch 2.10 has no such function yet
-        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-    return "fp32"

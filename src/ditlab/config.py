@@ -242,6 +242,9 @@ class MuonConfig(Section):
     momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
     beta2: float = Field(0.95, ge=0, lt=1, description="of AdamW; beta1 is 0.9")
     weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of Muon's products; auto is the quicker on this machine"
+    )
 
 
 class AdamWConfig(Section):
@@ -294,6 +297,16 @@ KINDS: dict[str, dict[str, type[Section]]] = {
 }
 
 
+class KernelsConfig(Section):
+    """Which kernels a CPU computes with, as this machine was measured: see ditlab.networks.kernels.Kernels."""
+
+    prefix: ClassVar[str] = "kernels."
+    onednn_from: int | None = Field(None, ge=0)
+    written_out: int = Field(ge=0)
+    written_out_training: int = Field(ge=0)
+    written_out_bf16: int = Field(ge=0)
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -323,7 +336,13 @@ class Config(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, data order, times and noise")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of matrix products; auto is bf16 where the hardware multiplies it"
+        "auto", description="of matrix products; auto is bf16 where this machine multiplies it faster than fp32"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="of the processor; None is as many as are the quickest when training begins"
+    )
+    kernels: Annotated[KernelsConfig | None, tyro.conf.Suppress] = Field(
+        None, description="of the processor; None is those that are the quickest on this machine"
     )
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the network with torch.compile; auto does for long trainings of a DiT on a CPU"

@@ -14,9 +14,9 @@ from ditlab.build import (
     build_network,
     build_process,
     resolve_device,
-    resolve_precision,
 )
 from ditlab.config import Config, LatentsData, MeanFlowConfig, MuonConfig, ProcessConfig
+from ditlab.machine.choices import resolve_precision
 from ditlab.networks.counts import activation_bytes, multiply_accumulates, on_meta, parameter_count
 from ditlab.training.loop import share_for_each
 from ditlab.training.optim import block_matrices

@@ -10,10 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ditlab.build import build_dataset, build_drawing, resolve_device, resolve_precision
+from ditlab.build import build_dataset, build_drawing, resolve_device
 from ditlab.config import Config, ExternalData
 from ditlab.data.datasets import Dataset, Prepared
 from ditlab.errors import InputError, Interrupted, TrainingError
+from ditlab.machine.choices import computing_as, settled
 from ditlab.recorder import Recorder, Watcher
 from ditlab.run import RunFolder
 from ditlab.tracking import Nobody, must_be_installed, tracking
@@ -56,9 +57,18 @@ def fit(
     """
     if isinstance(config.data, ExternalData):
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
-    precision = ranks.decided(lambda: resolve_precision(config.precision, resolve_device(config.device)))
-    config = config.model_copy(update={"precision": precision})
     dataset = ranks.together(lambda: _reachable_data(config))
+    config, lines = ranks.decided(lambda: settled(config, dataset.shape, ranks.world))
+    for line in lines:
+        watcher.notice(line)
+    with computing_as(config):
+        return _fit(folder, config, dataset, watcher, resume, ranks)
+
+
+def _fit(
+    folder: RunFolder, config: Config, dataset: Dataset, watcher: Watcher, resume: bool, ranks: Ranks
+) -> TrainState:
+    """Train a configuration that says all that depends on the machine, but whether the network is compiled."""
     chosen = config.compile == "auto"
     config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, dataset, ranks.world))})
     state = TrainState(config, dataset, ranks)

@@ -26,6 +26,8 @@ from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import Solver
 from ditlab.errors import ConfigError, InputError
+from ditlab.machine.profile import profile
+from ditlab.networks import kernels
 from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, verified
 from ditlab.training.loading import load_average, load_weights
 from ditlab.training.parallel import ALONE, Ranks
@@ -368,5 +370,8 @@ def load(
     taken = newest_whole(folder.checkpoints, take) if step is None else take(step)
     if taken is None:
         raise InputError(f"{folder.path} has no checkpoint yet; go on with: ditlab train --resume {folder.path}")
-    process = build_process(config, network.to(resolve_device(device))).eval().requires_grad_(False)
+    where = resolve_device(device)
+    if where.type == "cpu":
+        kernels.use(profile().kernels)
+    process = build_process(config, network.to(where)).eval().requires_grad_(False)
     return Run(folder, config, process, taken, dataset.num_classes, dataset.shape, weights)

@@ -79,6 +79,19 @@ def test_the_guard_goes_on_from_its_facts():
     assert watched(one, more) == watched(other, more)
 
 
+def test_a_running_mean_of_another_figure_starts_anew():
+    """As in a MeanFlow run of when the weighted loss was looked at."""
+    old = Guard(10, 5)
+    watched(old, [*[0.5] * 300, math.nan])
+    new = Guard(10, 5, "squared error")
+    new.take_facts(json.loads(json.dumps(old.facts())))
+    assert (new.mean, new.learned, new.in_a_row) == (0, 0, 1)
+    assert watched(new, [40.0] * 300) == [None] * 300
+    again = Guard(10, 5, "squared error")
+    again.take_facts(json.loads(json.dumps(new.facts())))
+    assert again.objection(401.0, 1.0).startswith("spike: squared error 401 is 10 times")
+
+
 @pytest.mark.parametrize(
     ("objections", "line"),
     [
@@ -126,6 +139,26 @@ def test_a_skipped_step_changes_nothing_but_the_step(recipe):
     assert all(t.isfinite().all() for t in before)
 
 
+def test_a_weight_hides_no_spike():
+    """MeanFlow's loss stays below 1: its guard sees the squared error, which a weight of power 0 leaves as the loss."""
+    process = ditlab.config.MeanFlowConfig()
+    made = config(steps=SETTLED + 2, accumulate=2, process=process)
+    state = TrainState(made, Faulty({}))
+    plain = MeanFlow(state.network, **process.model_dump(exclude={"kind"}) | {"adaptive_power": 0.0})
+    steps, errors = train(state, Faulty({SETTLED + 1: "everything huge"})), []
+    for done in range(SETTLED):
+        generator = generator_for(0, "train", done, 0)
+        x0 = Faulty({}).batch(0, 8 * done, 8).x0.chunk(2)
+        with torch.no_grad():
+            errors.append(float(torch.cat([plain.losses(part, generator=generator) for part in x0]).mean()))
+        assert next(steps).skipped is None
+    assert state.guard.mean == pytest.approx(sum(errors) / SETTLED, rel=1e-5)
+    spike = next(steps)
+    assert spike.loss < 1
+    assert spike.skipped.startswith("spike: squared error")
+    assert next(steps).skipped is None
+
+
 def test_too_many_in_a_row_end_training():
     made = config(steps=20, bad_steps=3)
     state = TrainState(made, Faulty({}))
@@ -165,6 +198,11 @@ def test_a_failure_is_kept_with_the_draws_of_its_step(tmp_path, process, accumul
     assert [sample["t"] for sample in told["samples"]] == kept["t"].tolist()
     assert told["step"] == 2
     assert kept["t"].shape == ((8, 2) if process == "meanflow" else (8,))
+    if process == "meanflow":
+        torch.testing.assert_close(kept["loss"], kept["error"] / (kept["error"] + 1e-3))
+        assert told["samples"][3]["error"] == kept["error"][3]
+    else:
+        assert "error" not in kept
 
 
 def test_a_failure_names_the_samples_and_survives_what_is_no_number(tmp_path):
@@ -228,6 +266,8 @@ def test_parts_at_given_times_and_noise_are_the_whole_batch():
 
     class Fixed(nn.Module):
         """The loss of a network at t = 1/2 without noise."""
+
+        unweighted = None
 
         def __init__(self, network):
             super().__init__()

@@ -10,9 +10,10 @@ from torch import Tensor
 from ditlab.bench.contestants import OURS, PLAIN, Contestant, Predict, contestant, our_contestant
 from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
-from ditlab.build import build_network, resolve_device, resolve_precision
+from ditlab.build import build_network, resolve_device
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.data.datasets import Batch, Dataset, External
+from ditlab.machine.choices import computing_as, resolve_precision, resolved
 from ditlab.recipes import ANY_STORE, latents
 from ditlab.training import compiled
 from ditlab.training.loop import Step, TrainState, train
@@ -109,9 +110,8 @@ def default_config(size: Size, device: torch.device) -> Config:
 
 
 def as_trained(config: Config, dataset: Dataset) -> Config:
-    """The configuration with what ``ditlab train`` would decide here: precision, and whether to compile."""
-    device = resolve_device(config.device)
-    config = config.model_copy(update={"precision": resolve_precision(config.precision, device)})
+    """The configuration with what ``ditlab train`` would decide here, but for the number of threads."""
+    device, config = resolve_device(config.device), resolved(config)
     if config.compile != "auto":
         return config
     return config.model_copy(update={"compile": compiled.pays(config, dataset) and compiled.why_not(device) is None})
@@ -132,11 +132,14 @@ def default_step(size: Size, device: torch.device, compile: bool | None = None) 
     """One turn of the loop of ``ditlab train``; compiled or not as said, if it is."""
     config, data = resolved_default(size, device), RandomData(size)
     changes = {"steps": FOREVER, "average_every": FOREVER} | ({} if compile is None else {"compile": compile})
-    state = TrainState(config.model_copy(update=changes), data)
-    loop = train(state, data)
+    config = config.model_copy(update=changes)
+    with computing_as(config):
+        state = TrainState(config, data)
+        loop = train(state, data)
 
     def step() -> Step:
-        done = next(loop)
+        with computing_as(config):
+            done = next(loop)
         state.optimizers.zero_grad()
         return done
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ditlab.training.parallel import Ranks
 
 RUNS = Path("runs")
+AT_A_TIME = 256  # samples, about
 
 # What the table of an evaluation shows; how the figures came about is kept in eval.json, and printed by --json.
 GLANCE = (
@@ -50,6 +51,7 @@ GLANCE = (
 def demo(arguments: Sequence[str]) -> int:
     """Train the circles recipe as runs/demo (or finish it), draw samples.png and measure."""
     options = parse(DemoOptions, arguments, "ditlab demo")
+    from ditlab.machine.choices import use_quickest
     from ditlab.run import RunFolder, load
     from ditlab.training.parallel import ALONE
 
@@ -65,6 +67,7 @@ def demo(arguments: Sequence[str]) -> int:
         raise InputError(f"{folder.path} holds another run, of {config.data.kind}: move it, or ditlab demo --fresh")
     _train(folder, config, resume=started, again="ditlab demo --fresh trains it anew", ranks=ALONE)
     run = load(folder.path)
+    use_quickest(run.config, run.shape, AT_A_TIME)
     picture = folder.path / "samples.png"
     _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)), ALONE)
     figures = _measure(run, EvalOptions(run=str(folder.path), features="none"), ALONE).figures
@@ -122,11 +125,13 @@ def sample(arguments: Sequence[str]) -> int:
     options = parse(SampleOptions, arguments, "ditlab sample")
     if options.out is not None and Path(options.out).suffix not in (".png", ".npz"):
         raise InputError(f"--out {options.out} must end in .png (a picture) or .npz (an array)")
+    from ditlab.machine.choices import use_quickest
     from ditlab.run import load
     from ditlab.training.parallel import join
 
     ranks = join(options.device)
     run = load(options.run, weights=options.weights, device=options.device)
+    use_quickest(run.config, run.shape, min(options.n, AT_A_TIME))
     report(_write_samples(run, options, ranks), options.as_json)
     return 0
 
@@ -134,11 +139,13 @@ def sample(arguments: Sequence[str]) -> int:
 def evaluate(arguments: Sequence[str]) -> int:
     """Measure a run's samples."""
     options = parse(EvalOptions, arguments, "ditlab eval")
+    from ditlab.machine.choices import use_quickest
     from ditlab.run import load
     from ditlab.training.parallel import join
 
     ranks = join(options.device)
     run = load(options.run, weights=options.weights, device=options.device)
+    use_quickest(run.config, run.shape, AT_A_TIME)
     from ditlab.evaluation_record import must_be_recordable, record
 
     ranks.decided(lambda: must_be_recordable(run.folder.path))

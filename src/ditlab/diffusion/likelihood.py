@@ -61,7 +61,7 @@ def log_likelihood(
         rtol, atol: relative and absolute tolerance, of u (root mean square over a sample) and of the log-density.
 
     Raises:
-        InputError: torchdiffeq is not installed, or the network's field is not finite.
+        InputError: torchdiffeq is not installed, the network's weights are in bf16 or fp16, or its field is not finite.
         ValueError: an unknown trace, or tolerances that are not above 0.
     """
     if trace not in ("exact", "hutchinson", "auto"):
@@ -69,6 +69,10 @@ def log_likelihood(
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"tolerances must be above 0, not rtol={rtol} and atol={atol}")
     like = process.like()
+    if coarse := {str(p.dtype) for p in process.parameters()} & {"torch.bfloat16", "torch.float16"}:
+        raise InputError(
+            f"the likelihood adapts its steps to errors below what {coarse.pop()} resolves: call network.float() first"
+        )
     x0 = x0.to(like)
     cond = None if cond is None else {name: value.to(like.device) for name, value in cond.items()}
     probe = None if chosen_trace(trace, x0[0].numel()) == "exact" else rademacher(seed, first, x0)

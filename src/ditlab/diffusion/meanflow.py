@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ditlab.diffusion.guidance import Guidance, as_guidance
 from ditlab.diffusion.modes import evaluating
-from ditlab.diffusion.paths import LinearPath, Path, match
+from ditlab.diffusion.paths import LinearPath, Path, exact, match
 from ditlab.diffusion.process import Condition, Process
 from ditlab.diffusion.solvers import Denoiser, Noise, Solver
 from ditlab.diffusion.times import LogitNormal
@@ -47,7 +47,8 @@ class MeanFlow(Process):
     by the average velocity.
 
     Args:
-        network: takes ``cond["interval"]`` (B,), as ``DiT(interval=True)`` does; its output is shaped like x.
+        network: takes ``cond["interval"]`` (B,), as ``DiT(interval=True)`` does; its output is shaped like x. In fp16
+            the derivative in t needs ``time_scale=1``: at 1000 it can exceed what that type holds.
         flow_share: share of each batch with r = t, where the loss is that of flow matching (the paper: 0.75).
         times_mean, times_std: t and r are the larger and the smaller of two logit-normal draws.
         adaptive_power, adaptive_offset: p and c of the weight 1/(Δ² + c)^p of a sample whose mean squared error is Δ²
@@ -62,6 +63,8 @@ class MeanFlow(Process):
     Raises:
         ValueError: a setting out of bounds, or guidance for a network that cannot be unconditional.
     """
+
+    watched = "squared error"
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class MeanFlow(Process):
         With ``t`` (B,) given, all intervals have length 0: the loss is flow matching's, weighted. With ``t`` (B, 2)
         given they are those, as ``draw_times`` gives them: the first ``flow_share`` have length 0.
         """
+        x0 = exact(x0)
         if t is None:
             drawn = self.intervals(len(x0), generator, x0.device)
         else:
@@ -140,7 +144,8 @@ class MeanFlow(Process):
             target = torch.cat([target[:still], moved])
         error = self.predict(z, t, _over(cond, length)) - target
         squared = error.square().flatten(1).mean(1)
-        return squared / (squared.detach() + self.adaptive_offset) ** self.adaptive_power
+        self.unweighted = squared.detach()
+        return squared / (self.unweighted + self.adaptive_offset) ** self.adaptive_power
 
     def target_over(
         self,

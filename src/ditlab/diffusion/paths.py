@@ -61,6 +61,11 @@ def match(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
 
+def exact(x: Tensor) -> Tensor:
+    """In fp32 at least, as states and times are, whatever the network computes in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class LinearPath:
     """a = 1 − t, s = t: the straight line of flow matching (Lipman et al. 2023; Liu et al. 2023)."""
 

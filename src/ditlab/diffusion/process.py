@@ -14,7 +14,7 @@ from ditlab.chance import SampleNoise
 from ditlab.diffusion.grids import Grid, sampling_times
 from ditlab.diffusion.guidance import Guidance, Passes, as_guidance
 from ditlab.diffusion.modes import evaluating
-from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, Path, match, named_betas, same_path
+from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, Path, exact, match, named_betas, same_path
 from ditlab.diffusion.solvers import Denoiser, Solver, as_solver, integrate
 from ditlab.diffusion.targets import Estimate, compose, determinant, find_target, resolve
 from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Times, Uniform
@@ -30,16 +30,19 @@ class Process(nn.Module):
 
     Args:
         network: ``network(x (B, ...), t (B,), cond) -> (B, ...)``. If it has ``null_condition(cond)``, conditions are
-            dropped in training and classifier-free guidance is possible; otherwise they are always kept.
+            dropped in training and classifier-free guidance is possible; otherwise they are always kept. With weights
+            in bf16, fp16 or fp64 it is given x in that type; t stays exact, in fp32 at least, as do the states.
         path, target, times: where x_t lies, what the network predicts, when it is trained.
         condition_dropout: share of samples whose conditions are replaced by the null condition in ``loss``.
         bound: (x0, noise, t, estimate) -> (B,), what trains a learned variance; None where there is none to learn.
 
     ``evaluations`` counts, over all samples drawn so far, how often the denoiser ran; the passes that make a guided
-    estimate are one.
+    estimate are one. ``unweighted`` holds the errors (B,) of the latest ``losses``, detached, where a weight keeps a
+    spike from showing in these, and ``watched`` names what shows it: the guard of a training looks there.
     """
 
     grid: ClassVar[str] = "uniform"  # of sampling times, unless told otherwise
+    watched: ClassVar[str] = "loss"
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Process(nn.Module):
         self.condition_dropout = condition_dropout
         self.bound = bound
         self.evaluations = 0
+        self.unweighted: Tensor | None = None
 
     # ---- training
 
@@ -93,6 +97,7 @@ class Process(nn.Module):
         t: Tensor | None = None,
     ) -> Float[Tensor, " B"]:
         """Mean squared error of the prediction, one per sample; at random times unless ``t`` is given."""
+        x0 = exact(x0)
         t = self.draw_times(len(x0), generator, x0.device) if t is None else self.as_time(t)
         t = t.to(x0.dtype)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -119,7 +124,7 @@ class Process(nn.Module):
         first = next(iter(cond.values()))
         gone = torch.rand(len(first), generator=generator, device=first.device) < self.condition_dropout
         null = self.network.null_condition(cond)
-        return {name: torch.where(_column(gone, value), null[name], value) for name, value in cond.items()}
+        return {name: torch.where(match(gone, value).bool(), null[name], value) for name, value in cond.items()}
 
     def and_null(self, cond: Condition) -> dict[str, Tensor]:
         """The conditions of a batch and, after them, as many null conditions."""
@@ -130,11 +135,15 @@ class Process(nn.Module):
         self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None
     ) -> tuple[Tensor, Tensor | None]:
         """What the network says of the target and, where it learns it, of the variance: f of ``Estimate``; like x."""
-        output = self.network(x, t, cond).to(x.dtype)
+        output = self.network(x.to(self._input_type(x)), t, cond).to(x.dtype)
         if not getattr(self.network, "learned_variance", False):
             return output, None
         prediction, variance = output.chunk(2, dim=1)
         return prediction, (variance + 1) / 2
+
+    def _input_type(self, x: Tensor) -> torch.dtype:
+        """The type of the network's weights; that of x for a function without weights."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
 
     def predict(self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None) -> Tensor:
         """What the network says of the target, shaped like x; a learned variance is left out."""
@@ -144,7 +153,7 @@ class Process(nn.Module):
 
     def estimate(self, x: Float[Tensor, "B ..."], t: Tensor, cond: Condition | None) -> Estimate:
         """(x0, eps) and the learned variance at x_t, without guidance; t is () or (B,)."""
-        t = self.as_time(t)
+        x, t = exact(x), self.as_time(t)
         y, variance = self.outputs(x, t.to(x.device, x.dtype).expand(len(x)), cond)
         return resolve(self.target, self.path(t), x, y)._replace(variance=variance)
 
@@ -294,11 +303,6 @@ class Process(nn.Module):
         """An empty tensor on the network's device, in fp32 (fp64 for a network in fp64)."""
         weight = next(self.parameters(), torch.empty(0))
         return torch.empty(0, device=weight.device, dtype=torch.promote_types(torch.float32, weight.dtype))
-
-
-def _column(mask: Tensor, value: Tensor) -> Tensor:
-    """(B,) shaped to broadcast over the trailing dimensions of value (B, ...)."""
-    return mask.reshape(-1, *[1] * (value.dim() - 1))
 
 
 class FlowMatching(Process):

@@ -27,8 +27,8 @@ Noise = Callable[[], Tensor]
 
 @runtime_checkable
 class Solver(Protocol):
-    """One step. ``order`` is that of convergence (of averages, for a solver that draws noise); ``state`` is what a
-    multistep method remembers, None at first.
+    """One step. ``order`` is that of convergence from where sampling starts, on every path (of averages, for a solver
+    that draws noise); ``state`` is what a multistep method remembers, None at first.
     """
 
     @property
@@ -146,7 +146,8 @@ class DPMSolverPlusPlus:
     """DPM-Solver++(2M): second-order multistep in the data prediction (Lu et al. 2022, algorithm 2).
 
     x_r = (s_r/s_t)·x + (a_r − a_t·s_r/s_t)·D, with D = x0 + (x0 − x0_before)·h/(2·h_before) and h the step in λ.
-    The first and the last step, where λ may be infinite, are of first order.
+    The first and the last step, where λ may be infinite, are of first order. From an infinite λ the error falls as
+    h²·log(1/h), with h the step in t: see ``DPMSolverPlusPlus3M``.
     """
 
     order = 2
@@ -172,14 +173,17 @@ class DPMSolverPlusPlus3M:
     x_r = (s_r/s_t)·x + a_r·(φ1·x0 + φ2·x0′ + φ3·x0″), φ1 = 1 − e^−h, φ2 = h − φ1, φ3 = h²/2 − φ2.
 
     An error of a start is made once only, so third order needs starting steps with errors of h³: the first is Heun's,
-    the second DPM-Solver++(2M)'s. The last step, to r = 0 where λ is infinite, is of first order. Where λ is infinite
-    at the start too, its estimate gives no slope, and the second step is of first order and the third of second.
+    the second DPM-Solver++(2M)'s. The last step, to r = 0 where λ is infinite, is of first order.
+
+    The order is three between times with a finite λ, and two from pure noise with a = 0, where λ is infinite, whatever
+    the starting steps: there λ grows by log(1 + 1/k) in the k-th step, however small that is, so the parabola misses x0
+    by h/k² and x by h²/k², which add up to h².
 
     φ3 is the exact integral (the authors' code takes half of the last term, which is of second order). Over few, long
     steps in λ a parabola overshoots: there DPM-Solver++(2M) is the better one.
     """
 
-    order = 3
+    order = 2  # from pure noise with a = 0; 3 from any other
 
     def step(
         self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: Remembered | None, noise: Noise

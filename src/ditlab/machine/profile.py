@@ -11,9 +11,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ SIDES = ((16, 64, 64), (128, 64, 64), (512, 64, 128), (2048, 64, 256), (2048, 38
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # that play another processor
 
 Work = Callable[[], object]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Profile:
     def lines(self) -> Iterator[str]:
         """For people."""
         yield f"{self.processor}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"
-        yield f"bf16 products are {_times(self.bf16)} fp32, Muon in bf16 {_times(self.muon_bf16)} in fp32"
+        yield f"bf16 products are {times(self.bf16)} fp32, Muon in bf16 {times(self.muon_bf16)} in fp32"
         yield "fp32 products by oneDNN, beside MKL, by multiply-accumulates: " + _listed(self.onednn)
         yield "attention in three steps, beside the fused kernel, by tokens: " + _listed(self.written_out)
         chosen = self.kernels
@@ -104,7 +104,10 @@ class Profile:
         )
 
 
-def _times(gain: float) -> str:
+def times(gain: float) -> str:
+    """A gain in words that go on with what it is compared to."""
+    if gain == 0:
+        return "not there, unlike"
     return f"{gain:.1f} times as fast as" if gain >= 1 else f"{1 / gain:.1f} times slower than"
 
 
@@ -223,20 +226,31 @@ def _repeated(work: Work, rows: int) -> Work:
 
 def _attention(in_bf16: bool) -> Iterator[tuple[str, float]]:
     fused = F.scaled_dot_product_attention
-    for tokens, batch, heads, width in ((16, 64, 4, 16), (256, 2, 6, 64)):
-        qkv = torch.randn(3, batch, heads, tokens, width)
-        yield str(tokens), _gain(partial(written_out, *qkv), partial(fused, *qkv))
+    for tokens, batch, heads, width in ((16, 128, 4, 16), (256, 2, 6, 64)):
+        qkv = torch.randn(batch, tokens, 3, heads, width)
+        with torch.no_grad():
+            yield str(tokens), _gain(_forward(written_out, qkv), _forward(fused, qkv))
         if tokens == 16:
             yield f"{tokens} training", _gain(_differentiated(written_out, qkv), _differentiated(fused, qkv))
         if in_bf16:
             yield f"{tokens} bf16", _gain(_differentiated(written_out, qkv.bfloat16()), _differentiated(fused, qkv))
 
 
-def _differentiated(attention: Callable[..., Any], qkv: Tensor) -> Work:
+def _forward(attention: Attention, qkv: Tensor) -> Callable[[], Tensor]:
+    """As ``networks.layers.Attention`` does it."""
+
+    def work() -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        return attention(q, k, v).transpose(1, 2).flatten(2)
+
+    return work
+
+
+def _differentiated(attention: Attention, qkv: Tensor) -> Work:
     """Forward and backward."""
-    q, k, v = qkv.clone().requires_grad_()
+    forward, given = _forward(attention, qkv.requires_grad_()), torch.ones_like(qkv[:, :, 0].flatten(2))
 
     def work() -> None:
-        torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))
+        torch.autograd.grad(forward(), qkv, given)
 
     return work

@@ -82,7 +82,7 @@ def chosen_by_user() -> bool:
     return any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
 
 
-def quickest(rows: int, width: int) -> tuple[int, float]:
+def quickest(rows: int, width: int, most: int) -> tuple[int, float]:
     """The number of threads that is the quickest now, and how many times as quick it is as all that there are.
 
     All are taken on a quiet machine. Where others compute, the threads of a product wait for the one whose core is
@@ -90,13 +90,17 @@ def quickest(rows: int, width: int) -> tuple[int, float]:
 
     Args:
         rows, width: of the products that are to come, (rows, width) · (width, width).
+        most: how many there may be. What the environment says, or ``torch.set_num_threads`` did, is not exceeded; where
+            OMP_NUM_THREADS or MKL_NUM_THREADS is set, it is what is used.
     """
-    most = min(torch.get_num_threads(), limit())
+    if chosen_by_user():
+        return torch.get_num_threads(), 1.0
+    most = min(most, torch.get_num_threads())
     numbers = [most]
     while numbers[-1] > 1:
         numbers.append(numbers[-1] // 2)
-    if chosen_by_user() or most == 1:
-        return torch.get_num_threads() if chosen_by_user() else 1, 1.0
+    if most == 1:
+        return 1, 1.0
     rows, width = min(rows, ROWS), min(width, WIDTH)
     x, w = torch.zeros(rows, width), torch.zeros(width, width)
     seconds: defaultdict[int, float] = defaultdict(float)

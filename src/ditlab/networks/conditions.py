@@ -154,7 +154,8 @@ class ScalarEmbedding(nn.Module):
         if value is None:
             return self.unknown.expand(batch, -1)
         unknown = value.isnan()
-        known = self.embed(value.to(self.unknown.dtype).masked_fill(unknown, 0.0))
+        exact = value.to(torch.promote_types(torch.float32, self.unknown.dtype))
+        known = self.embed(exact.masked_fill(unknown, 0.0))
         return torch.where(unknown[:, None], self.unknown, known)
 
 

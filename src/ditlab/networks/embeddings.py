@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -102,7 +103,8 @@ class SinEmb(nn.Module):
     """Sinusoidal features of a scalar: (B,) → (B, width), [cos, sin] of t · 10000^(−i/(half − shift)), i < half.
 
     Frequencies run geometrically from 1 down to about 1/10000 (Vaswani et al. 2017; Ho et al. 2020), which suits times
-    counted 0 … 1000: networks here multiply t in [0, 1] by their ``time_scale`` first.
+    counted 0 … 1000: networks here multiply t in [0, 1] by their ``time_scale`` first. They are computed in fp32 at
+    least, in networks of bf16 or fp16 too, where angles of up to 1000 would be wrong by whole radians.
 
     Args:
         width: of the features; even.
@@ -121,6 +123,13 @@ class SinEmb(nn.Module):
         self.width = width
         rates = torch.exp(-math.log(10000.0) * torch.arange(half) / (half - frequency_shift))
         self.register_buffer("rates", rates, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinEmb:
+        rates = self.rates
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.rates.dtype in (torch.bfloat16, torch.float16):
+            self.rates = rates.to(self.rates.device)
+        return self
 
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B width"]:
         angles = t[:, None] * self.rates
@@ -160,4 +169,5 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
         with full_precision(t):
-            return self.mlp(self.sinusoid(self.scale * t + self.offset))
+            features = self.sinusoid(self.scale * t + self.offset)
+            return self.mlp(features.to(self.mlp[0].weight.dtype))

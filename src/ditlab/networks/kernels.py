@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and platform.machine() in ("x86_64", "AMD64")
+COMPILED = 32  # keys up to which compiled fp32 attention is three steps, most of which the compiler makes one
 
 
 class Kernels(NamedTuple):
@@ -131,7 +132,11 @@ def attention(
             if k.shape[-2] <= _used.written_out_bf16:
                 return written_out(q, k.to(q.dtype), v.to(q.dtype), mask)
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
-    if k.shape[-2] <= (_used.written_out_training if torch.is_grad_enabled() else _used.written_out):
+    if torch.compiler.is_dynamo_compiling():
+        most = COMPILED
+    else:
+        most = _used.written_out_training if torch.is_grad_enabled() else _used.written_out
+    if k.shape[-2] <= most:
         return written_out(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, mask)
 

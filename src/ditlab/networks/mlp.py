@@ -75,7 +75,7 @@ class MLPDenoiser(nn.Module):
         if self.interval:
             interval = (cond or {}).get("interval")
             parts.append(self.sinusoid(self.time_scale * (torch.zeros_like(t) if interval is None else interval)))
-        h = torch.cat(parts, dim=1)  # (B, size + features)
+        h = torch.cat([part.to(x.dtype) for part in parts], dim=1)  # (B, size + features)
         for layer in self.hidden:
             h = F.silu(layer(h))  # (B, hidden)
         return self.out(h).view_as(x)  # (B, *shape)

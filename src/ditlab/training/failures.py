@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ SMALL = 2**24  # bytes of x0 that are kept
 def save_failure(folder: Path, state: TrainState, dataset: Dataset, step: Step) -> Path:
     """Write ``folder/step-00002000.json`` and ``.safetensors`` about a step that was skipped; return the first.
 
-    Both hold, for each sample, its position in the order of the data, its time t and its loss, drawn and computed as in
-    the step, and its label, number and name where the data have such; the second also x0, where it is small.
+    Both hold, for each sample, its position in the order of the data, its time t and its loss (and the "error" before
+    this was weighted, if it was), drawn and computed as in the step, and its label, number and name where the data have
+    such; the second also x0, where it is small.
     """
     config, done = state.config, step.step - 1
     position, size = done * config.batch_size, config.batch_size
     batch = dataset.batch(config.seed, position, size)
-    t, losses = map(state.ranks.gather, _recomputed(state, dataset, done))
-    tensors = {"position": torch.arange(position, position + size), "t": t.cpu(), "loss": losses.float().cpu()}
+    tensors = {"position": torch.arange(position, position + size)}
+    tensors |= {name: state.ranks.gather(value) for name, value in _recomputed(state, dataset, done).items()}
     tensors |= {name: value for name, value in batch.cond.items() if value.dim() == 1}
     if isinstance(dataset, Listed):
         tensors["index"] = dataset.indices(config.seed, position, size)
@@ -54,17 +56,21 @@ def save_failure(folder: Path, state: TrainState, dataset: Dataset, step: Step) 
 
 
 @torch.no_grad()
-def _recomputed(state: TrainState, dataset: Dataset, done: int) -> tuple[Tensor, Tensor]:
-    """The times and the losses of this process's samples, as the step after ``done`` draws them."""
+def _recomputed(state: TrainState, dataset: Dataset, done: int) -> dict[str, Tensor]:
+    """The times and the losses of this process's samples, as the step after ``done`` draws them; errors if weighted."""
     config, ranks = state.config, state.ranks
     batch = share_of_batch(dataset, config.seed, done * config.batch_size, config.batch_size, ranks.rank, ranks.world)
-    generator, times, losses = draws(state, done), [], []
+    generator, found = draws(state, done), defaultdict[str, list[Tensor]](list)
     for x0, cond in parts(state, batch):
-        times.append(state.process.draw_times(len(x0), generator, x0.device))
+        t = state.process.draw_times(len(x0), generator, x0.device)
         bf16 = torch.autocast(x0.device.type, torch.bfloat16, enabled=state.config.precision == "bf16")
         with bf16, uncompiled(state.network):
-            losses.append(state.process.losses(x0, cond, generator=generator, t=times[-1]))
-    return torch.cat(times), torch.cat(losses)
+            losses = state.process.losses(x0, cond, generator=generator, t=t)
+        errors = state.process.unweighted
+        figures = {"t": t, "loss": losses.float()} | ({} if errors is None else {"error": errors.float()})
+        for name, value in figures.items():
+            found[name].append(value)
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def _plain(value: Any) -> Any:

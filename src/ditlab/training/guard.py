@@ -1,4 +1,4 @@
-"""Which steps are learned from: none whose loss or gradient is not finite, and none whose loss is a spike."""
+"""Which steps are learned from: none with a loss or gradient that is not finite, and none whose loss is a spike."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Guard:
     Args:
         spike_factor: a loss this many times the running mean is a spike.
         bad_steps: so many steps in a row that were not learned from are too many.
+        watched: name of the figure that is looked at as the loss: see ``Process.watched``.
     """
 
-    def __init__(self, spike_factor: float, bad_steps: int) -> None:
-        self.spike_factor, self.bad_steps = spike_factor, bad_steps
+    def __init__(self, spike_factor: float, bad_steps: int, watched: str = "loss") -> None:
+        self.spike_factor, self.bad_steps, self.watched = spike_factor, bad_steps, watched
         self.mean = 0.0
         self.learned = 0
         self.in_a_row = 0
@@ -31,11 +32,11 @@ class Guard:
 
         It depends on these numbers and on the guard's own: processes that see the same ones agree.
         """
-        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+        for name, value in ((self.watched, loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 return f"{name} is {value}"
         if self.learned >= SETTLED and self.mean > 0 and loss > self.spike_factor * self.mean:
-            return f"spike: loss {loss:.4g} is {loss / self.mean:.3g} times its running mean {self.mean:.4g}"
+            return f"spike: {self.watched} {loss:.4g} is {loss / self.mean:.3g} times its running mean {self.mean:.4g}"
         return None
 
     def note(self, loss: float, objection: str | None) -> None:
@@ -54,12 +55,14 @@ class Guard:
 
     def facts(self) -> dict[str, Any]:
         """The guard's numbers, for JSON."""
-        return {"mean": self.mean, "learned": self.learned, "in_a_row": self.in_a_row}
+        watched = {} if self.watched == "loss" else {"watched": self.watched}
+        return {"mean": self.mean, "learned": self.learned, "in_a_row": self.in_a_row, **watched}
 
     def take_facts(self, facts: dict[str, Any]) -> None:
-        """Go on with the numbers that ``facts`` gave."""
-        self.mean = float(facts["mean"])
-        self.learned, self.in_a_row = int(facts["learned"]), int(facts["in_a_row"])
+        """Go on with the numbers that ``facts`` gave; the running mean starts anew if it is of another figure."""
+        self.in_a_row = int(facts["in_a_row"])
+        if facts.get("watched", "loss") == self.watched:
+            self.mean, self.learned = float(facts["mean"]), int(facts["learned"])
 
 
 def summary(objections: list[str]) -> str:

@@ -101,7 +101,10 @@ def load_average(network: nn.Module, checkpoint: Path, width: float, config: Con
     must_fit(
         file, other_network(read_facts(checkpoint), config) + differences(tensors, dict(network.named_parameters()))
     )
-    network.load_state_dict(tensors, strict=False)  # an average has no buffers
+    if buffers := network.state_dict().keys() - tensors.keys():  # which an average has not
+        latest = read_part(checkpoint, "model")
+        tensors |= {name: latest[name] for name in buffers}
+    network.load_state_dict(tensors)
 
 
 def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool = False) -> None:

@@ -20,7 +20,7 @@ from ditlab.errors import InputError, TrainingError
 from ditlab.memory import freed_memory_kept, use_huge_pages
 from ditlab.training.averages import PowerAverages
 from ditlab.training.compiled import compile_network, first_line, is_whole, leave_uncompiled
-from ditlab.training.ema import EMA
+from ditlab.training.ema import EMA, saved_buffers
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
 from ditlab.training.optim import Optimizers
@@ -62,7 +62,8 @@ class TrainState:
         self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
-        self.guard = Guard(config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size), config.bad_steps)
+        spike_factor = config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size)
+        self.guard = Guard(spike_factor, config.bad_steps, self.process.watched)
         self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
 
@@ -179,12 +180,14 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
     config, device, begun = state.config, state.device, state.step
     state.process.train()
     with freed_memory_kept(device.type), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
+        buffers = saved_buffers(state.network)
         for batch in prepared:
-            loss = _backward(state, batch)
+            before = [buffer.clone() for buffer in buffers]
+            loss, watched = _backward(state, batch)
             grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
             if state.ranks.world > 1:
-                loss, grad_norm = _agreed(state.ranks, loss, grad_norm)
-            figures = loss.item(), grad_norm.item()  # waits for the device
+                loss, watched, grad_norm = _agreed(state.ranks, loss, watched, grad_norm)
+            figures = watched.item(), grad_norm.item()  # waits for the device
             skipped = state.guard.objection(*figures)
             state.guard.note(figures[0], skipped)
             lr = state.optimizers.lr(state.step)
@@ -193,6 +196,8 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
                 state.optimizers.step(state.step - 1)
                 state.ema.update(state.step)
                 state.averages.update(state.step)
+            else:
+                _put_back(buffers, before)
             if state.step == begun + SETTLED and device.type == "cpu":
                 use_huge_pages()
             yield Step(state.step, loss, grad_norm, lr, skipped)
@@ -205,7 +210,8 @@ def rehearse(state: TrainState, dataset: Dataset) -> str | None:
 
     Code that is to be compiled is made here.
     """
-    config = state.config
+    config, buffers = state.config, saved_buffers(state.network)
+    before = [buffer.clone() for buffer in buffers]
     state.process.train()
     try:
         _backward(state, dataset.batch(config.seed, state.step * config.batch_size, config.batch_size))
@@ -213,28 +219,48 @@ def rehearse(state: TrainState, dataset: Dataset) -> str | None:
         return first_line(error)
     finally:
         state.optimizers.zero_grad()
+        _put_back(buffers, before)
     return None
 
 
-def _agreed(ranks: Ranks, loss: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the processes' losses and the norm of the gradient: the same numbers everywhere, for one decision."""
-    losses, norms = zip(*ranks.told([loss.item(), grad_norm.item()]), strict=True)
+@torch.no_grad()
+def _put_back(buffers: list[Tensor], before: list[Tensor]) -> None:
+    """Undo what forward passes did to running statistics."""
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
+
+
+def _agreed(ranks: Ranks, loss: Tensor, watched: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The means over the processes and the norm of the gradient: the same numbers everywhere, for one decision."""
+    *means, norms = zip(*ranks.told([loss.item(), watched.item(), grad_norm.item()]), strict=True)
+    loss, watched = (torch.tensor(sum(values) / ranks.world, dtype=loss.dtype) for values in means)
     worst = next((norm for norm in norms if not math.isfinite(norm)), norms[0])
-    return torch.tensor(sum(losses) / ranks.world, dtype=loss.dtype), torch.tensor(worst, dtype=grad_norm.dtype)
+    return loss, watched, torch.tensor(worst, dtype=grad_norm.dtype)
 
 
-def _backward(state: TrainState, batch: Batch) -> Tensor:
-    """Gradients of the mean loss of a batch, part by part; the loss of this process's share of it, detached."""
+def _backward(state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Gradients of the mean loss of a batch, part by part.
+
+    Gives the loss of this process's share of it and, where a weight hides spikes in that, the unweighted error for the
+    guard (otherwise the loss again); both detached.
+    """
     precision, generator, count = state.config.precision, draws(state, state.step), state.config.accumulate
     state.optimizers.zero_grad()
     losses: list[Tensor] = []
+    watched: list[Tensor] = []
     for x0, cond in parts(state, batch):
         with accumulating(state.process.network, last=len(losses) == count - 1):
             with torch.autocast(x0.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 loss = state.process.loss(x0, cond, generator=generator)
             (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    return losses[0] if count == 1 else torch.stack(losses).mean()
+        errors = state.process.unweighted
+        watched.append(losses[-1] if errors is None else errors.mean())
+    return _mean(losses), _mean(watched)
+
+
+def _mean(figures: list[Tensor]) -> Tensor:
+    return figures[0] if len(figures) == 1 else torch.stack(figures).mean()
 
 
 def draws(state: TrainState, step: int) -> torch.Generator:

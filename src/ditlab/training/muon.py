@@ -31,7 +31,7 @@ class BatchedMuon(Muon):
     def __init__(
         self, params: Iterable[Tensor], *, precision: Literal["fp32", "bf16"] = "fp32", **options: Any
     ) -> None:
-        super().__init__(params, **options)  # type: ignore[arg-type]
+        super().__init__(params, **options)
         self.precision = precision
 
     @torch.no_grad()
@@ -48,6 +48,7 @@ class BatchedMuon(Muon):
 
     def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Move parameters together whose shorter sides are as long."""
+        lr = float(group["lr"])  # a tensor, if one was given
         gradients = [p.grad for p in parameters if p.grad is not None]
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
@@ -60,9 +61,20 @@ class BatchedMuon(Muon):
         orthogonal = orthogonal_by_gram if self.precision == "fp32" else orthogonal_in_bf16
         moves = orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         for p, move in zip(parameters, moves, strict=True):
-            p.add_(shared_like(move, p), alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))
+            p.add_(shared_like(move, p), alpha=-lr * _scale(p.shape, group["adjust_lr_fn"]))
+
+
+def _scale(shape: torch.Size, adjust_lr_fn: str | None) -> float:
+    """What the learning rate of a matrix is multiplied by.
+
+    √max(1, rows/columns) (Jordan 2024), or 0.2·√max(rows, columns), which moves it about as far as AdamW would
+    (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
+    """
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(shape))
+    return math.sqrt(max(1, shape[0] / shape[1]))
 
 
 def orthogonal_by_gram(matrices: list[Tensor], coefficients: Coefficients, steps: int, eps: float) -> list[Tensor]:

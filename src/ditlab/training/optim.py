@@ -55,7 +55,10 @@ class Optimizers:
         self.names: dict[str, list[str]] = {}
         if isinstance(chosen, MuonConfig) and matrices:
             self.members["muon"] = BatchedMuon(
-                matrices.values(), momentum=chosen.momentum, weight_decay=chosen.weight_decay
+                matrices.values(),
+                precision="bf16" if chosen.precision == "bf16" else "fp32",
+                momentum=chosen.momentum,
+                weight_decay=chosen.weight_decay,
             )
             self.peaks["muon"] = config.lr * chosen.matrix_lr_ratio
             self.names["muon"] = list(matrices)

@@ -1,0 +1,99 @@
+"""From a configuration to one that says what this machine does best, so that a run goes on as it began."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from ditlab.build import resolve_device
+from ditlab.config import Config, DiTConfig, KernelsConfig, MLPConfig, MuonConfig
+from ditlab.machine.profile import profile, times
+from ditlab.machine.threads import limit, quickest, threads
+from ditlab.networks import kernels
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``"auto"`` is bf16 where the hardware multiplies it, which is measured on a CPU, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cpu":
+        return profile().precision
+    return "bf16" if multiplies_bf16(device) else "fp32"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether an accelerator's hardware does."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with this machine's choices in the place of "auto" and None, but for threads and compiling."""
+    device = resolve_device(config.device)
+    update: dict[str, object] = {"precision": resolve_precision(config.precision, device)}
+    if isinstance(config.optimizer, MuonConfig) and config.optimizer.precision == "auto":
+        precision = profile().muon if device.type == "cpu" else "bf16" if multiplies_bf16(device) else "fp32"
+        update["optimizer"] = config.optimizer.model_copy(update={"precision": precision})
+    if config.kernels is None and device.type == "cpu":
+        update["kernels"] = KernelsConfig(**profile().kernels._asdict())
+    return config.model_copy(update=update)
+
+
+def settled(config: Config, shape: tuple[int, ...], world: int = 1) -> tuple[Config, list[str]]:
+    """``resolved``, with the number of threads that is the quickest now; and what there is to say of it, in lines.
+
+    Args:
+        config: as asked for, or as a run has kept it.
+        shape: of a sample.
+        world: how many processes train together on this machine.
+    """
+    asked, config = config, resolved(config)
+    if resolve_device(config.device).type != "cpu":
+        return config, []
+    most = max(1, limit() // world)
+    if asked.threads is None:
+        number, gain = quickest(*products_of(config, shape, config.batch_size // world // config.accumulate), most)
+    else:
+        number, gain = min(asked.threads, most), 1.0
+    return config.model_copy(update={"threads": number}), list(_lines(asked, config, number, gain))
+
+
+def _lines(asked: Config, config: Config, number: int, gain: float) -> Iterator[str]:
+    measured = profile()
+    noun = "thread" if number == 1 else "threads"
+    busy = f" (other work keeps the processor busy: more would be {gain:.0f} times slower)" if gain > 1 else ""
+    muon = ""
+    if isinstance(config.optimizer, MuonConfig):
+        muon = f", Muon in {config.optimizer.precision} (in bf16 {times(measured.muon_bf16)} in fp32)"
+    yield f"{number} {noun}{busy}, {config.precision} products (bf16 is {times(measured.bf16)} fp32 here){muon}"
+    if asked.precision == "bf16" and measured.bf16 < 1:
+        yield f"bf16 products are {times(measured.bf16)} fp32 on this processor: --precision fp32 is the faster choice"
+
+
+def products_of(config: Config, shape: tuple[int, ...], batch: int) -> tuple[int, int]:
+    """Rows and width of a network's products, about: what ``quickest`` is to try."""
+    match config.network:
+        case DiTConfig(patch_size=patch, dim=dim):
+            return batch * math.prod(side // patch for side in shape[1:]), dim
+        case MLPConfig(hidden=hidden):
+            return batch, hidden
+    return batch * math.prod(shape[1:]), 64
+
+
+@contextmanager
+def computing_as(config: Config) -> Iterator[None]:
+    """The threads and kernels of a settled configuration, within the block."""
+    chosen = config.kernels
+    with (
+        nullcontext() if config.threads is None else threads(config.threads),
+        nullcontext() if chosen is None else kernels.using(kernels.Kernels(**chosen.model_dump())),
+    ):
+        yield
+
+
+def use_quickest(config: Config, shape: tuple[int, ...], batch: int) -> None:
+    """In a program of its own: as many threads as are the quickest now, to run a network of that configuration."""
+    if resolve_device(config.device).type == "cpu":
+        torch.set_num_threads(quickest(*products_of(config, shape, batch), limit())[0])
