@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ VERSION = 1  # of what is measured
 TURN = 0.05  # seconds after which two that are compared take no further turns
 TURNS = 7  # at most
 CLEARLY = 1.1  # times as quick that a choice has to be which costs precision or memory
-SIDES = ((16, 64, 64), (128, 64, 64), (512, 64, 128), (2048, 64, 256), (2048, 384, 384))  # products, by size
+SIDES = ((16, 64, 64), (128, 64, 64), (512, 64, 64), (2048, 64, 64), (2048, 64, 256), (2048, 384, 384))  # by size
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # that play another processor
 
 Work = Callable[[], object]
@@ -73,15 +74,20 @@ class Profile:
     @property
     def kernels(self) -> Kernels:
         """The quicker ones."""
-        gains = sorted((int(size), gain) for size, gain in self.onednn.items())
-        slower = [size for size, gain in gains if gain < 1]
-        quicker = [size for size, _ in gains if not slower or size > slower[-1]]
         return Kernels(
-            onednn_from=quicker[0] if quicker else None,
+            onednn_from=self._onednn_from(),
             written_out=self._keys("16", "256"),
             written_out_training=self._keys("16 training"),
             written_out_bf16=self._keys("16 bf16", "256 bf16"),
         )
+
+    def _onednn_from(self) -> int | None:
+        """The size from which oneDNN gains the most, all larger ones taken together; None if it never gains."""
+        sizes = sorted(map(int, self.onednn))
+        logs = [math.log(max(self.onednn[str(size)], 1e-9)) for size in sizes]
+        gains = {size: sum(logs[i:]) for i, size in enumerate(sizes)}
+        best = max(gains, key=gains.__getitem__, default=None)
+        return best if best is not None and gains[best] > 0 else None
 
     def _keys(self, few: str, many: str | None = None) -> int:
         """Keys up to which attention is written out: 512, 32 or none; a machine without bf16 has not measured some."""

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ditlab.networks import kernels
 from ditlab.networks.kernels import attention, full_precision, linear
 
 
@@ -45,7 +46,7 @@ EPS = 1e-6  # of the norms
 
 def layer_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """(x − mean) / standard deviation of each token (Ba et al. 2016), without parameters."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+    return kernels.layer_norm(x, EPS)
 
 
 def rms_norm(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
