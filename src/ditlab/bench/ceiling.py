@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ SQUARES = {"cpu": (256, 512, 1024, 2048, 4096), "mps": (2048, 4096), "cuda": (40
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIALS = 3
 MOST_TURNS = 16  # that a product may take, to be tried
+TELLING = 1e-3  # seconds that a product takes at least whose rate tells how long a larger one would
 TORCH, ONEDNN = "torch.nn.functional.linear", "ditlab.networks.layers.Linear"
 
 
@@ -68,7 +70,9 @@ class Ceiling(NamedTuple):
 
 
 def find_ceiling(products: Iterable[Product], dtype: str, device: torch.device, turn: float) -> Ceiling:
-    """The fastest of these products; one that would take longer than 16 turns at the best rate so far is left out.
+    """The fastest of these products; one that would take longer than 16 turns is left out.
+
+    How long it would take is told by the largest one so far, if that is large enough not to be mostly a call.
 
     Args:
         products: to choose of.
@@ -76,14 +80,17 @@ def find_ceiling(products: Iterable[Product], dtype: str, device: torch.device, 
         device: where.
         turn: seconds to measure each for, three times.
     """
-    best = Ceiling(Product(1, 1, 1), 0.0)
-    for product in products:
-        if product.operations > MOST_TURNS * turn * best.flops_per_s > 0:
+    best, told = Ceiling(Product(1, 1, 1), 0.0), math.inf
+    for product in sorted(products, key=lambda product: product.operations):
+        if product.operations > MOST_TURNS * turn * told:
             continue
         for by in multipliers(dtype, device):
             work = work_of(product, dtype, device, by)
             work()
-            calls = max(1, round(turn / seconds(work, 1, device)))
+            took = seconds(work, 1, device)
+            if took >= TELLING:
+                told = product.operations / took
+            calls = max(1, round(turn / took))
             for _ in range(TRIALS):
                 rate = product.operations / seconds(work, calls, device)
                 best = max(best, Ceiling(product, rate, by), key=lambda ceiling: ceiling.flops_per_s)

@@ -14,7 +14,8 @@ from ditlab.bench.contestants import PEER, available
 from ditlab.bench.rows import DTYPES, THOROUGH, Effort, Table
 from ditlab.bench.sampling import evaluations
 from ditlab.bench.sizes import Size, Task
-from ditlab.bench.training import COMPILED, EAGER
+from ditlab.bench.training import COMPILED, EAGER, emulates_bf16
+from ditlab.machine.profile import profile
 from ditlab.training.compiled import why_not
 
 TASKS: tuple[Task, ...] = ("train", "sample")
@@ -45,11 +46,15 @@ def measure(
             ways.append(COMPILED)
         else:
             notes.append(f"nothing is compiled, for torch.compile does not work here: {reason}")
+    if emulates_bf16(device):
+        slower = 1 / max(profile().bf16, 1e-3)
+        notes.append(f"bf16 is left out: this processor emulates it, {slower:.1f} times slower than fp32")
     for note in notes:
         say(f"note: {note}")
     say("matrix products")
     products = products_of(sizes, device)
-    ceilings = {dtype: find_ceiling(products, dtype, device, effort.turn / 4) for dtype in DTYPES}
+    dtypes = ["fp32"] if emulates_bf16(device) else DTYPES
+    ceilings = {dtype: find_ceiling(products, dtype, device, effort.turn / 4) for dtype in dtypes}
     figures: dict[str, Any] = {
         "sizes": {size.name: asdict(size) for size in sizes},
         "sampler": {

@@ -111,6 +111,7 @@ def interleaved(
     budget: tuple[int, float] | None = None,
     refused: dict[Key, str] | None = None,
     say: Callable[[Key], None] = lambda _: None,
+    count: Callable[[int], None] = lambda _: None,
 ) -> dict[Key, list[float]]:
     """Seconds of one call of each, in each round; every other round runs backwards.
 
@@ -123,6 +124,7 @@ def interleaved(
         budget: rounds that are taken in any case, and seconds after which there are no more of them; None is all.
         refused: is told what there was not the memory for; None raises the error.
         say: is told what is warmed up.
+        count: is told each round's number, from 1, before it begins.
     """
     calls: dict[Key, int] = {}
     for key, work in list(turns.items()):
@@ -136,6 +138,7 @@ def interleaved(
     for number in range(rounds):
         if number >= least and time.perf_counter() - begun > most:
             break
+        count(number + 1)
         for key in list(reversed(measured) if number % 2 else measured):
             with refusing([key], refused):
                 measured[key].append(seconds(turns[key], calls[key], device))

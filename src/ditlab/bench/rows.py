@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from ditlab.bench.training import (
 from ditlab.memory import freed_memory_kept
 from ditlab.networks.counts import parameter_count
 
+SAID_EVERY = 5.0  # seconds
 FORWARD_AND_BACKWARD = 3  # operations of a training step over those of its forward passes
 DTYPES = ["fp32", "bf16"]
 Key = Entry | str  # an entry, or a ceiling by its dtype
@@ -153,6 +155,14 @@ class Table:
             name = " ".join(key) if isinstance(key, Entry) else f"the {key} limit"
             self.say(f"{self.size.name}: {self.task}: warming up {name}")
 
+        said = time.monotonic()
+
+        def counting(number: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > SAID_EVERY:
+                said = time.monotonic()
+                self.say(f"{self.size.name}: {self.task}: round {number} of {effort.rounds} at most")
+
         try:
             with ExitStack() as stack:
                 stack.enter_context(freed_memory_kept(self.device.type))
@@ -172,6 +182,7 @@ class Table:
                     budget=(effort.least, effort.budget),
                     refused=refused,
                     say=warming,
+                    count=counting,
                 )
         finally:
             turns.clear()

@@ -14,6 +14,7 @@ from ditlab.build import build_network, resolve_device
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.data.datasets import Batch, Dataset, External
 from ditlab.machine.choices import computing_as, resolve_precision, resolved
+from ditlab.machine.profile import profile
 from ditlab.recipes import ANY_STORE, latents
 from ditlab.training import compiled
 from ditlab.training.loop import Step, TrainState, train
@@ -150,11 +151,17 @@ def entries_of(names: list[str], size: Size, ways: list[str], device: torch.devi
     """Everything that is timed of these contestants, but for the defaults.
 
     Compiling takes minutes: it is done in the dtype alone that ``ditlab`` trains in here, and not for the plain
-    transformer.
+    transformer. bf16 is left out where it is emulated (``emulates_bf16``).
     """
-    eager = [Entry(name, EAGER, dtype) for dtype in size.dtypes for name in names]
     own = resolve_precision("auto", device)
+    dtypes = [dtype for dtype in size.dtypes if dtype == "fp32" or not emulates_bf16(device)]
+    eager = [Entry(name, EAGER, dtype) for dtype in dtypes for name in names]
     return eager + [Entry(name, COMPILED, own) for name in names if COMPILED in ways and name != PLAIN]
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether a CPU multiplies bf16 so slowly that nobody would ask for it."""
+    return device.type == "cpu" and profile().bf16 < 1
 
 
 def training_turns(

@@ -19,13 +19,19 @@ def bench(arguments: Sequence[str]) -> int:
     out = None if options.out is None else Path(options.out)
     if out is not None and (out.suffix != ".json" or out.is_dir()):
         raise InputError(f"--out {out} must be a file that ends in .json")
+    if options.machine:
+        return _machine(options.as_json)
+    import torch
+
     from ditlab.bench.machine import as_result, write_result
     from ditlab.bench.measure import measure
     from ditlab.bench.rows import QUICK, THOROUGH
     from ditlab.bench.table import lines
     from ditlab.build import resolve_device
+    from ditlab.machine.threads import limit
 
     device = resolve_device(options.device)
+    torch.set_num_threads(min(torch.get_num_threads(), limit()))
     sizes = sizes_of(options.sizes, device.type)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that it takes
@@ -40,4 +46,17 @@ def bench(arguments: Sequence[str]) -> int:
         print(json.dumps(result, allow_nan=False))
     else:
         print("\n".join(lines(result)))
+    return 0
+
+
+def _machine(as_json: bool) -> int:
+    """Measure this machine's profile anew, for all that comes after, and print it."""
+    from dataclasses import asdict
+
+    from ditlab.machine.profile import keep, measure
+
+    found = measure()
+    keep(found)
+    chosen = {"precision": found.precision, "muon": found.muon, "kernels": found.kernels._asdict()}
+    print(json.dumps(asdict(found) | {"chosen": chosen}) if as_json else "\n".join(found.lines()))
     return 0

@@ -135,6 +135,9 @@ class BenchOptions(Section):
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE.json")] = Field(
         None, description="write the figures there, after each table"
     )
+    machine: Flag = Field(
+        False, description="measure in a second or two what this processor does best, keep it, and print that alone"
+    )
     eager: Flag = Field(False, description="compile nothing, which takes minutes for each size")
     quick: Flag = Field(False, description="few rounds, nothing compiled, one process, no memory: to try the command")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")

@@ -102,12 +102,14 @@ class Profile:
         yield "fp32 products by oneDNN, beside MKL, by multiply-accumulates: " + _listed(self.onednn)
         yield "attention in three steps, beside the fused kernel, by tokens: " + _listed(self.written_out)
         chosen = self.kernels
-        onednn = "never" if chosen.onednn_from is None else f"from {chosen.onednn_from:,} multiply-accumulates"
-        yield f"chosen: {self.precision} products, Muon in {self.muon}, oneDNN {onednn}"
-        yield (
-            f"attention written out up to {chosen.written_out} keys, {chosen.written_out_training} in training, "
-            f"{chosen.written_out_bf16} in bf16"
-        )
+        onednn = "none" if chosen.onednn_from is None else f"those from {chosen.onednn_from:,} multiply-accumulates"
+        yield f"chosen: {self.precision} products, Muon in {self.muon}; oneDNN for {onednn}; attention in three steps"
+        sampling, training, in_bf16 = map(_up_to, chosen[1:])
+        yield f"for {sampling} in sampling, for {training} in fp32 training, for {in_bf16} in bf16 training"
+
+
+def _up_to(tokens: int) -> str:
+    return f"up to {tokens} tokens" if tokens else "no tokens"
 
 
 def times(gain: float) -> str:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.networks.kernels import full_precision
+from ditlab.networks.kernels import full_precision, product
 from ditlab.networks.layers import Linear, xavier_initialised
 
 
@@ -45,8 +46,8 @@ def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
 class PatchEmbed(nn.Module):
     """Cut an image into p × p patches and map each to a token: (B, C, H, W) → (B, N, D), N = (H/p)·(W/p).
 
-    One Conv2d whose kernel equals its stride is reshape + flatten + Linear in a single product
-    (Dosovitskiy et al. 2021, section 3.1). Tokens run row by row.
+    One Conv2d whose kernel equals its stride is reshape + flatten + Linear (Dosovitskiy et al. 2021, section 3.1), and
+    on a CPU it is computed as these, which is quicker there (docs/lesson.md). Tokens run row by row.
 
     Args:
         image_size: H = W, or (H, W), in pixels.
@@ -68,7 +69,11 @@ class PatchEmbed(nn.Module):
         self.projection = xavier_initialised(nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        return self.projection(x).flatten(2).transpose(1, 2).contiguous()  # (B, D, H/p, W/p) → (B, N, D)
+        if x.device.type != "cpu":
+            return self.projection(x).flatten(2).transpose(1, 2).contiguous()  # (B, D, H/p, W/p) → (B, N, D)
+        p = self.patch_size
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)  # (B, N, C·p²)
+        return product(patches, self.projection.weight.flatten(1), self.projection.bias)
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 N D"]:

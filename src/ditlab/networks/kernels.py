@@ -80,12 +80,23 @@ def is_eager() -> bool:
 
 
 def linear(layer: nn.Linear, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-    """x Wᵀ + b."""
+    """x Wᵀ + b of a layer."""
     if _takes_onednn(layer, x):
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
-    if layer.bias is not None and _adds_bias_later(x):
-        return x @ layer.weight.mT + layer.bias
-    return F.linear(x, layer.weight, layer.bias)
+    return product(x, layer.weight, layer.bias)
+
+
+def product(
+    x: Float[Tensor, "... I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None
+) -> Float[Tensor, "... O"]:
+    """x Wᵀ + b. Compiled in fp32 for a CPU, b is added with what follows: else torch copies it to every row before.
+
+    Of two dimensions the compiler would put product and sum together again.
+    """
+    later = torch.compiler.is_dynamo_compiling() and x.ndim > 2 and x.device.type == "cpu"
+    if bias is not None and later and not torch.is_autocast_enabled("cpu"):
+        return x @ weight.mT + bias
+    return F.linear(x, weight, bias)
 
 
 def _takes_onednn(layer: nn.Linear, x: Tensor) -> bool:
@@ -103,19 +114,6 @@ def _takes_onednn(layer: nn.Linear, x: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and is_eager()
         and not is_in_torch_dispatch_mode()
-    )
-
-
-def _adds_bias_later(x: Tensor) -> bool:
-    """Whether compiled fp32 code for a CPU is to add a bias with what follows: torch copies it to every row before.
-
-    Of two dimensions the compiler would put product and sum together again.
-    """
-    return (
-        torch.compiler.is_dynamo_compiling()
-        and x.ndim > 2
-        and x.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
     )
 
 
