@@ -16,6 +16,7 @@ from ditlab.build import build_process, initial_network, resolve_device
 from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
+from ditlab.devices import moved
 from ditlab.errors import InputError, TrainingError
 from ditlab.memory import freed_memory_kept, use_huge_pages
 from ditlab.training.averages import PowerAverages
@@ -177,11 +178,12 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
         TrainingError: ``config.bad_steps`` steps in a row could not be learned from, or the workers failed.
     """
     config, device, begun = state.config, state.device, state.step
+    foreach = device.type != "mps"  # where torch has none for the norm, and refuses
     state.process.train()
     with freed_memory_kept(device.type), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
         for batch in prepared:
             loss = _backward(state, batch)
-            grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
+            grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=foreach))
             if state.ranks.world > 1:
                 loss, grad_norm = _agreed(state.ranks, loss, grad_norm)
             figures = loss.item(), grad_norm.item()  # waits for the device
@@ -247,8 +249,8 @@ def parts(state: TrainState, batch: Batch) -> Iterator[Batch]:
     size = state.share // state.config.accumulate
     for first in range(0, state.share, size):
         cut = slice(first, first + size)
-        cond = {name: value[cut].to(state.device) for name, value in batch.cond.items()}
-        yield Batch(batch.x0[cut].to(state.device), cond)
+        cond = {name: moved(value[cut], state.device) for name, value in batch.cond.items()}
+        yield Batch(moved(batch.x0[cut], state.device), cond)
 
 
 def share_for_each(config: Config, world: int) -> int:
