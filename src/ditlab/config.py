@@ -322,8 +322,9 @@ class Config(Section):
         None, ge=1, description="steps between snapshots of these averages; None is a 32nd of steps"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, data order, times and noise")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of matrix products; auto is bf16 where the hardware multiplies it"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="of matrix products; auto is bf16 where the hardware multiplies it, fp16 on V100, T4, RTX 20",
     )
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the network with torch.compile; auto does for long trainings of a DiT on a CPU"

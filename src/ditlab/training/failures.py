@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditlab.build import autocast
 from ditlab.data.datasets import Dataset, Listed, share_of_batch
 from ditlab.disk import write_atomically
 from ditlab.training.checkpoint import save_tensors, step_name
@@ -61,8 +62,7 @@ def _recomputed(state: TrainState, dataset: Dataset, done: int) -> tuple[Tensor,
     generator, times, losses = draws(state, done), [], []
     for x0, cond in parts(state, batch):
         times.append(state.process.draw_times(len(x0), generator, x0.device))
-        bf16 = torch.autocast(x0.device.type, torch.bfloat16, enabled=state.config.precision == "bf16")
-        with bf16, uncompiled(state.network):
+        with autocast(config.precision, x0.device), uncompiled(state.network):
             losses.append(state.process.losses(x0, cond, generator=generator, t=times[-1]))
     return torch.cat(times), torch.cat(losses)
 

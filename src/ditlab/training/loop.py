@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.build import build_process, initial_network, resolve_device
+from ditlab.build import HALVES, autocast, build_process, initial_network, resolve_device
 from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
@@ -43,7 +43,7 @@ class TrainState:
     """Everything that decides how training goes on: weights, their averages, the optimizers, the guard and the step.
 
     Args:
-        config: with a resolved precision ("fp32" or "bf16"); compiled only where it says so.
+        config: with a resolved precision ("fp32", "bf16" or "fp16"); compiled only where it says so.
         dataset: gives the network its shape and labels.
         ranks: the processes that train it together, each of which has such a state.
 
@@ -63,7 +63,8 @@ class TrainState:
         self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
-        self.guard = Guard(config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size), config.bad_steps)
+        factor = config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size)
+        self.guard = Guard(factor, config.bad_steps, scaled=config.precision == "fp16")
         self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
 
@@ -178,7 +179,7 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
         TrainingError: ``config.bad_steps`` steps in a row could not be learned from, or the workers failed.
     """
     config, device, begun = state.config, state.device, state.step
-    foreach = device.type != "mps"  # where torch has none for the norm, and refuses
+    foreach = device.type != "mps"  # there torch has none for the norm, and refuses
     state.process.train()
     with freed_memory_kept(device.type), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
         for batch in prepared:
@@ -227,15 +228,17 @@ def _agreed(ranks: Ranks, loss: Tensor, grad_norm: Tensor) -> tuple[Tensor, Tens
 
 def _backward(state: TrainState, batch: Batch) -> Tensor:
     """Gradients of the mean loss of a batch, part by part; the loss of this process's share of it, detached."""
-    precision, generator, count = state.config.precision, draws(state, state.step), state.config.accumulate
+    generator, count, scale = draws(state, state.step), state.config.accumulate, state.guard.scale
     state.optimizers.zero_grad()
     losses: list[Tensor] = []
     for x0, cond in parts(state, batch):
         with accumulating(state.process.network, last=len(losses) == count - 1):
-            with torch.autocast(x0.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(state.config.precision, x0.device):
                 loss = state.process.loss(x0, cond, generator=generator)
-            (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
+            (loss if count == scale else loss / (count / scale)).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
+    if scale != 1:
+        state.optimizers.divide_gradients(scale)
     return losses[0] if count == 1 else torch.stack(losses).mean()
 
 
@@ -277,5 +280,5 @@ def hopeless(state: TrainState, last: str | None) -> str:
 
 def advice(config: Config) -> str:
     """What to try when training runs away."""
-    precision = " or --precision fp32" if config.precision == "bf16" else ""
+    precision = " or --precision fp32" if config.precision in HALVES else ""
     return f"in a new run, try --lr {config.lr / 10:g}{precision}, or look for broken samples in the data"
