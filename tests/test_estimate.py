@@ -176,12 +176,24 @@ def test_optimizer_state_is_what_the_optimizers_keep():
 
 
 def test_a_part_of_a_batch_is_what_is_kept():
-    config = circles()
+    config = circles().model_copy(update={"precision": "fp32"})
     halves = config.model_copy(update={"accumulate": 2})
     ddp = [estimate(c)["memory_per_device"]["ddp"]["activations"] for c in (config, halves)]
     assert ddp[0] == pytest.approx(2 * ddp[1], rel=0.02)
     two = estimate(config, devices=2)["memory_per_device"]["ddp"]["activations"]
     assert two == ddp[1]
+
+
+def test_several_devices_are_gpus_that_multiply_bf16_unless_told_otherwise(monkeypatch):
+    """And what a machine like this one takes is that of its own precision."""
+    monkeypatch.setattr("ditlab.estimate.resolve_precision", lambda asked, _: "fp32" if asked == "auto" else asked)
+    one, two = (estimate(circles(), devices=devices) for devices in (1, 2))
+    assert (one["precision"], two["precision"]) == ("fp32", "bf16")
+    assert one["memory_bytes"] == two["memory_bytes"]
+    assert two["memory_per_device"]["ddp"]["activations"] < 0.4 * one["memory_per_device"]["ddp"]["activations"]
+    asked = estimate(circles().model_copy(update={"precision": "fp16"}), devices=2)
+    assert asked["precision"] == "fp16"
+    assert asked["memory_per_device"] == two["memory_per_device"]
 
 
 def test_the_table_is_short_and_json_has_the_numbers(in_tmp, capsys):

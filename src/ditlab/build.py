@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,6 +35,9 @@ from ditlab.networks.dit import DiT
 from ditlab.networks.mlp import MLPDenoiser
 from ditlab.networks.registered import make_network
 from ditlab.networks.unet import UNet
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TENSOR_CORES = re.compile(r"\b(RTX|T4G?)\b")  # in the names of Turing's GPUs that have them
 
 
 def build_dataset(config: Config) -> Dataset:
@@ -156,3 +160,29 @@ def resolve_device(device: str) -> torch.device:
     if not available.get(device, False):
         raise InputError(f"device {device!r} is not available here; use --device auto")
     return torch.device(device)
+
+
+def accelerator_precision(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+    """What ``"auto"`` is on a GPU: bf16, or fp16 where tensor cores multiply that alone (Volta, Turing), or fp32.
+
+    Turing's smaller chips (GTX 16, MX, T400 to T1200) report the same compute capability and have no tensor cores;
+    Pascal and older have none. See docs/decisions/0018.
+    """
+    if device.type != "cuda":
+        return "fp32"
+    if multiplies_bf16(device):
+        return "bf16"
+    capability = torch.cuda.get_device_capability(device)
+    volta = (7, 0) <= capability < (7, 5)
+    turing = capability == (7, 5) and TENSOR_CORES.search(torch.cuda.get_device_name(device))
+    return "fp16" if volta or turing else "fp32"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a GPU's hardware does, from compute capability 8.0 on; what a CPU does is measured (``machine``)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Around what is computed in a precision that is resolved: matrix products in bf16 or fp16, or all in fp32."""
+    return torch.autocast(device.type, HALVES.get(precision, torch.bfloat16), enabled=precision in HALVES)

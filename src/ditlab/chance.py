@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ditlab.devices import moved
+
 
 def seed_from(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part, and differs for any other parts.
@@ -52,4 +54,4 @@ class SampleNoise:
     def __call__(self) -> Float[Tensor, "B ..."]:
         """The next draw: (B, *shape)."""
         rows = [stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams]
-        return torch.from_numpy(np.stack(rows)).to(self.like)
+        return moved(torch.from_numpy(np.stack(rows)).to(self.like.dtype), self.like.device)

@@ -335,8 +335,10 @@ class Config(Section):
         None, ge=1, description="steps between snapshots of these averages; None is a 32nd of steps"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, data order, times and noise")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of matrix products; auto is bf16 where this machine multiplies it faster than fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="of matrix products; auto is bf16 where this machine multiplies it faster than fp32, fp16 on V100, "
+        "T4, RTX 20",
     )
     threads: int | None = Field(
         None, ge=1, le=4096, description="of the processor; None is as many as are the quickest when training begins"

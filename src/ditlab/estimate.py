@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal, cast
+from typing import Any
 
 from torch import nn
 
@@ -38,6 +38,8 @@ def estimate(config: Config, devices: int = 1, days: float = 7.0, store_bytes: i
 
     Memory of a device: weights, gradients, averaged weights and optimizer state in fp32 (two numbers a parameter for
     AdamW, one for Muon), and what its share of a batch's part keeps for its backward pass in the precision of the run.
+    Where that is chosen by the hardware, several devices are taken to be GPUs that multiply bf16, as the H100 and the
+    A100 do; one is this machine's.
     Under FSDP the first four are shared out, and two blocks are whole at a time, with the gradient of one or, where a
     batch is run in parts, with all gradients: they are exchanged after its last part. Buffers of communication, of
     libraries and of the allocator come on top, and what MeanFlow's derivative needs while it is computed.
@@ -59,19 +61,20 @@ def estimate(config: Config, devices: int = 1, days: float = 7.0, store_bytes: i
     dataset = build_dataset(config)
     network = on_meta(lambda: build_network(config, dataset))
     _must_be_trainable(config, network, devices)
-    precision = cast(Literal["fp32", "bf16"], resolve_precision(config.precision, resolve_device(config.device)))
+    here = resolve_precision(config.precision, resolve_device(config.device))
+    there = "bf16" if config.precision == "auto" and devices > 1 else here
     macs = multiply_accumulates(network, dataset.shape)
     parameters = parameter_count(network)
     checkpoint = 4 * ((2 + len(config.averages)) * parameters + _optimizer_numbers(config, network))
     copied = checkpoint if resolve_device(config.device).type == "cpu" else 0
-    one, several = (_memory(config, network, dataset.shape, precision, number) for number in (1, devices))
+    one, several = (_memory(config, network, dataset.shape, *each) for each in ((here, 1), (there, devices)))
     return {
         "parameters": parameters,
         "multiply_accumulates": macs,
         "memory_bytes": one["ddp"]["recomputed_total" if config.recompute else "total"] + copied,
         "steps": config.steps,
         "samples": config.steps * config.batch_size,
-        "precision": precision,
+        "precision": there,
         "devices": devices,
         "memory_per_device": several,
         "time": _time(config, macs, devices, days),
@@ -111,7 +114,7 @@ def _optimizer_numbers(config: Config, network: nn.Module) -> int:
 
 
 def _memory(
-    config: Config, network: nn.Module, shape: tuple[int, ...], precision: Literal["fp32", "bf16"], devices: int
+    config: Config, network: nn.Module, shape: tuple[int, ...], precision: str, devices: int
 ) -> dict[str, dict[str, int]]:
     """Bytes of each of several devices, under DDP and under FSDP."""
     parameters, trainable = parameter_count(network), parameter_count(network, trainable_only=True)

@@ -196,7 +196,7 @@ def imagenet256(seen: StoreSurvey = IMAGENET, preset: str | None = None) -> Conf
 
     ``ditlab train imagenet256 --data.path STORE``, 7,000,000 steps of 256 (Peebles & Xie 2023): DDPM with 1,000 linear
     steps, eps and a learned variance; AdamW at a constant 1e-4 without warm-up, decay or clipping; averages of 0.9999;
-    a tenth of the labels dropped; half of the images mirrored; bf16. The authors report a Fréchet distance of 2.27 at
+    a tenth of the labels dropped; half of the images mirrored. The authors report a Fréchet distance of 2.27 at
     guidance 1.5. It differs where the last step's likelihood is one of latents and not of 8-bit pixels, and where the
     average forgets the first weights sooner.
 
@@ -220,7 +220,6 @@ def imagenet256(seen: StoreSurvey = IMAGENET, preset: str | None = None) -> Conf
         schedule="constant",
         grad_clip=UNCLIPPED,
         ema_decay=0.9999,
-        precision="bf16",
         keep_last=3,
         keep_every=500_000,
         log_every=100,

@@ -10,7 +10,7 @@ from torch import Tensor
 from ditlab.bench.contestants import OURS, PLAIN, Contestant, Predict, contestant, our_contestant
 from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
-from ditlab.build import build_network, resolve_device
+from ditlab.build import autocast, build_network, resolve_device
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.data.datasets import Batch, Dataset, External
 from ditlab.machine.choices import computing_as, resolve_precision, resolved
@@ -82,7 +82,7 @@ class PlainLoop:
         def loss_of(x0: Tensor, label: Tensor) -> Tensor:
             t, noise = torch.rand(len(x0), device=self.device), torch.randn_like(x0)
             s = t[:, None, None, None]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bf16"):
+            with autocast(dtype, self.device):
                 guess = predict((1 - s) * x0 + s * noise, t, label)
             return (guess - (noise - x0)).square().mean() / parts
 

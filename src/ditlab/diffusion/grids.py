@@ -135,7 +135,7 @@ def sampling_times(
                 f"choose grid='uniform'"
             )
         grid = GRIDS[grid]
-    times = (grid if isinstance(grid, Tensor) else grid(path, start, steps)).detach().to("cpu", torch.float64)
+    times = (grid if isinstance(grid, Tensor) else grid(path, start, steps)).detach().cpu().double()
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or times[0] > 1 or times[-1] < 0:
         raise ValueError("a grid is at least two falling times between 1 and 0")
     return times if shift == 1 else times[0] * shifted(times / times[0], shift)

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditlab.chance import sample_streams
+from ditlab.devices import widest_float
 from ditlab.diffusion.modes import evaluating
 from ditlab.diffusion.paths import flow_clock, motion
 from ditlab.diffusion.process import Condition, Process
@@ -116,7 +117,7 @@ def _augmented_flow(
     denoise = process.denoiser(cond)
 
     def flow(clock: Tensor, state: Tensor) -> Tensor:
-        at = motion(process.path, clock.to("cpu", torch.float64))
+        at = motion(process.path, clock.cpu().double())
         with torch.enable_grad():
             u = state[:, :-1].reshape(shape).requires_grad_()
             estimate = denoise(at.scale.to(u.dtype) * u, at.t)
@@ -157,9 +158,10 @@ def _solve(
         return torch.maximum(state[:, :-1].square().mean(1).sqrt(), state[:, -1].abs()).amax()
 
     state = torch.cat([u.flatten(1), u.new_zeros(len(u), 1)], dim=1)
-    options = {"norm": largest, "dtype": torch.float64}
+    exact = widest_float(state.device)
+    options = {"norm": largest, "dtype": exact}
     with torch.no_grad():
-        times = torch.stack(clocks).to(state.device)
+        times = torch.stack(clocks).to(state.device, exact)
         try:
             end = odeint(flow, state, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
         except AssertionError as error:  # its step shrank to nothing

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ditlab.diffusion.guidance import Guidance, as_guidance
 from ditlab.diffusion.modes import evaluating
-from ditlab.diffusion.paths import LinearPath, Path, exact, match
+from ditlab.diffusion.paths import LinearPath, Path, exact, match, times_of
 from ditlab.diffusion.process import Condition, Process
 from ditlab.diffusion.solvers import Denoiser, Noise, Solver
 from ditlab.diffusion.times import LogitNormal
@@ -244,7 +244,7 @@ class Jumps:
     def step(
         self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        time, length = (value.to(x).expand(len(x)) for value in (t, t - r))
+        time, length = (times_of(value, x) for value in (t, t - r))
         self.process.evaluations += len(x)
         with torch.no_grad(), evaluating([self.process.network]):
             return x - (t - r).to(x.dtype) * self.process.predict(x, time, _over(self.cond, length)), None

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ditlab.devices import widest_float
+
 
 class Coefficients(NamedTuple):
     """A path at some times: a, s and their derivatives in t, each shaped like t."""
@@ -64,6 +66,19 @@ def match(coefficient: Tensor, x: Tensor) -> Tensor:
 def exact(x: Tensor) -> Tensor:
     """In fp32 at least, as states and times are, whatever the network computes in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def on_host(value: Tensor) -> bool:
+    """Whether it is one number that can be looked at without waiting for a device."""
+    return value.dim() == 0 and value.device.type == "cpu"
+
+
+def times_of(t: Tensor, x: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+    """The time () or (B,) of each sample of x, on its device and in its type.
+
+    A number of the host goes into a sum as it is: a copy of it to a GPU would be waited for.
+    """
+    return x.new_zeros(len(x)) + t if on_host(t) else t.to(x).expand(len(x))
 
 
 class LinearPath:
@@ -125,17 +140,30 @@ class DiscreteVP:
         self.first = 1 / self.steps
         log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
         self.log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])  # (steps + 1,)
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def table(self, device: torch.device) -> Float[Tensor, " nodes"]:
         """log ᾱ at the nodes t = 0, 1/steps … 1, as exact as the device can hold it."""
-        return self.log_alpha_bar.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return self._on(device)[0]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """``table``, and what a time needs of it in one row: log ᾱ at the node before it and its rise to the next.
+
+        They are copied to a device once.
+        """
+        if device not in self._tables:
+            nodes = self.log_alpha_bar
+            rows = torch.stack([nodes[:-1], nodes.diff()], 1)  # (steps, 2)
+            kind = widest_float(device)
+            self._tables[device] = nodes.to(device, kind), rows.to(device, kind)
+        return self._tables[device]
 
     def __call__(self, t: Tensor) -> Coefficients:
-        table = self.table(t.device)
-        position = t.to(table).clamp(0, 1) * self.steps
+        rows = self._on(t.device)[1]
+        position = t.to(rows).clamp(0, 1) * self.steps
         left = position.floor().clamp(max=self.steps - 1).long()
-        rise = table[left + 1] - table[left]
-        log_alpha_bar = table[left] + (position - left) * rise
+        before, rise = rows[left].unbind(-1)
+        log_alpha_bar = before + (position - left) * rise
         a = torch.exp(log_alpha_bar / 2)
         s = torch.sqrt(-torch.expm1(log_alpha_bar))
         rate = rise * self.steps / 2  # d(log a)/dt

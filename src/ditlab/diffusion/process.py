@@ -14,7 +14,17 @@ from ditlab.chance import SampleNoise
 from ditlab.diffusion.grids import Grid, sampling_times
 from ditlab.diffusion.guidance import Guidance, Passes, as_guidance
 from ditlab.diffusion.modes import evaluating
-from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, Path, exact, match, named_betas, same_path
+from ditlab.diffusion.paths import (
+    CosinePath,
+    DiscreteVP,
+    LinearPath,
+    Path,
+    exact,
+    match,
+    named_betas,
+    same_path,
+    times_of,
+)
 from ditlab.diffusion.solvers import Denoiser, Solver, as_solver, integrate
 from ditlab.diffusion.targets import Estimate, compose, determinant, find_target, resolve
 from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Times, Uniform
@@ -154,7 +164,7 @@ class Process(nn.Module):
     def estimate(self, x: Float[Tensor, "B ..."], t: Tensor, cond: Condition | None) -> Estimate:
         """(x0, eps) and the learned variance at x_t, without guidance; t is () or (B,)."""
         x, t = exact(x), self.as_time(t)
-        y, variance = self.outputs(x, t.to(x.device, x.dtype).expand(len(x)), cond)
+        y, variance = self.outputs(x, times_of(t, x), cond)
         return resolve(self.target, self.path(t), x, y)._replace(variance=variance)
 
     def denoiser(

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkabl
 import torch
 from torch import Tensor
 
+from ditlab.devices import widest_float
 from ditlab.diffusion.paths import Coefficients, Path, flow_clock, motion
 from ditlab.diffusion.targets import Estimate
 from ditlab.diffusion.variance import log_variance
@@ -310,7 +311,7 @@ class DormandPrince:
         from torchdiffeq import odeint
 
         def slope(clock: Tensor, u: Tensor) -> Tensor:
-            at = motion(path, clock.to("cpu", torch.float64))
+            at = motion(path, clock.cpu().double())
             estimate = denoise(at.scale * u, at.t)
             return at.p * estimate.x0 + at.q * estimate.eps
 
@@ -318,8 +319,9 @@ class DormandPrince:
         stops = torch.cat([grid[grid > end], grid.new_tensor([end])])
         clock = flow_clock(path, stops)
         scale = torch.ones_like(stops) if path.finite_velocity else path.slope(stops).scale
-        clock = clock.to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
-        options = {"rtol": self.rtol, "atol": self.atol, "options": {"norm": largest_of_samples}}
+        exact = widest_float(x.device)
+        clock = clock.to(x.device, exact)
+        options = {"rtol": self.rtol, "atol": self.atol, "options": {"norm": largest_of_samples, "dtype": exact}}
         u = x / scale[0]
         states = u[None] if len(stops) == 1 else odeint(slope, u, clock, method="dopri5", **options)
         reached = dict(zip(stops.tolist(), zip(scale, states, strict=True), strict=True))

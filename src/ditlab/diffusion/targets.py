@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditlab.diffusion.paths import Coefficients, Path, match
+from ditlab.diffusion.paths import Coefficients, Path, match, on_host
 
 Target = Callable[[Coefficients], tuple[Tensor, Tensor]]
 
@@ -74,6 +74,8 @@ def resolve(target: Target, c: Coefficients, x_t: Tensor, y: Tensor) -> Estimate
     d = torch.where(known, d, torch.ones_like(d))
     x0 = match(q / d, y) * x_t - match(c.s / d, y) * y
     eps = match(c.a / d, y) * y - match(p / d, y) * x_t
+    if on_host(known):  # one time for all: the choice is made here, and a GPU need not be told
+        return Estimate(x0, eps) if known else Estimate(match(p, y) * y, match(q, y) * y)
     here = match(known, y).bool()
     return Estimate(
         x0=torch.where(here, x0, match(p, y) * y),

@@ -70,6 +70,18 @@ def density_surprise(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     return (math.log(2 * math.pi) + log_variance + (x - mean).square() * torch.exp(-log_variance)) / 2
 
 
+def log_ndtr(x: Tensor) -> Tensor:
+    """log Φ(x), of the normal distribution function; torch's own but on Apple's GPUs, which have no kernel for it.
+
+    There it is −x²/2 + log(erfcx(−x/√2)/2) where x < 0, and log(1 − erfc(x/√2)/2) elsewhere.
+    """
+    if x.device.type != "mps":
+        return torch.special.log_ndtr(x)
+    low, high = x.clamp(max=0), x.clamp(min=0)
+    tail = torch.log(torch.special.erfcx(-low / math.sqrt(2)) / 2) - low.square() / 2
+    return torch.where(x < 0, tail, torch.log1p(-torch.erfc(high / math.sqrt(2)) / 2))
+
+
 def pixel_surprise(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """−log of the probability a Gaussian gives to the 8-bit level of x, in nats (Ho et al. 2020, eq. 13).
 
@@ -78,10 +90,8 @@ def pixel_surprise(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     rate = torch.exp(-log_variance / 2)
     lower, upper = (((x - mean + edge) * rate).clamp(-FAR, FAR) for edge in (-1 / 255, 1 / 255))
     flip = lower + upper > 0  # the upper tail is read as the lower one, where small differences are exact
-    below = torch.special.log_ndtr(torch.where(flip, -upper, lower))
-    above = torch.special.log_ndtr(torch.where(flip, -lower, upper))
+    below = log_ndtr(torch.where(flip, -upper, lower))
+    above = log_ndtr(torch.where(flip, -lower, upper))
     between = above + torch.log(-torch.expm1((below - above).clamp(max=-1e-7)))
-    log_probability = torch.where(
-        x < -0.999, torch.special.log_ndtr(upper), torch.where(x > 0.999, torch.special.log_ndtr(-lower), between)
-    )
+    log_probability = torch.where(x < -0.999, log_ndtr(upper), torch.where(x > 0.999, log_ndtr(-lower), between))
     return -log_probability.clamp(min=math.log(LEAST_PROBABILITY))

@@ -51,7 +51,7 @@ def measure_likelihood(
             found = -log_likelihood(process, some, labels, **options)
         else:
             found = bits_per_dim(process, some, dataset.levels, labels, **options)
-        return found.double().tolist()
+        return found.tolist()
 
     pieces = do_all([partial(piece, first) for first in range(0, len(x), size)])
     values = torch.tensor([value for values in pieces for value in values], dtype=torch.float64)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ditlab.chance import SampleNoise
+from ditlab.devices import widest_float
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.targets import compose
 from ditlab.errors import InputError
@@ -72,11 +73,11 @@ def measure_costs(process: Process, scenes: Scenes, look: Callable[[], None]) ->
 def squared_errors(
     process: Process, x0: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."], cond: dict[str, Tensor] | None
 ) -> Float[Tensor, " B"]:
-    """The mean squared error of the prediction for each image, a mean over ``TIMES``, in fp64."""
-    total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    """The mean squared error of the prediction for each image, a mean over ``TIMES``, in ``widest_float``."""
+    total = torch.zeros(len(x0), dtype=widest_float(x0.device), device=x0.device)
     for value in TIMES:
         t = torch.full((len(x0),), value, dtype=x0.dtype, device=x0.device)
         prediction = process.predict(process.q_sample(x0, t, noise), t, cond)
         error = prediction - compose(process.target, process.path(t), x0, noise)
-        total += error.double().square().flatten(1).mean(1)
+        total += error.to(total.dtype).square().flatten(1).mean(1)
     return total / len(TIMES)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ditlab.chance import SampleNoise
+from ditlab.diffusion.paths import times_of
 from ditlab.diffusion.targets import compose, resolve
 from ditlab.errors import InputError
 from ditlab.inspection.interventions import intervened
@@ -351,7 +352,7 @@ class Lens:
         """(prediction, x0, eps) at x_t; with guidance, the prediction that stands for the guided pair."""
         time = torch.tensor(t, dtype=torch.float64)
         if guidance in (None, 1):
-            y = self.process.predict(x, time.to(x.device, x.dtype).expand(len(x)), cond)
+            y = self.process.predict(x, times_of(time, x), cond)
             x0, eps, _ = resolve(self.process.target, self.process.path(time), x, y)
             return y, x0, eps
         x0, eps, _ = self.process.denoiser(cond, guidance)(x, time)

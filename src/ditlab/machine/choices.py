@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from ditlab.build import resolve_device
+from ditlab.build import accelerator_precision, multiplies_bf16, resolve_device
 from ditlab.config import Config, DiTConfig, KernelsConfig, MLPConfig, MuonConfig
 from ditlab.machine.profile import profile, times
 from ditlab.machine.threads import limit, quickest, threads
@@ -16,17 +16,10 @@ from ditlab.networks import kernels
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``"auto"`` is bf16 where the hardware multiplies it, which is measured on a CPU, else fp32."""
+    """``"auto"`` is what this machine was measured to do best on a CPU, and ``accelerator_precision`` of others."""
     if precision != "auto":
         return precision
-    if device.type == "cpu":
-        return profile().precision
-    return "bf16" if multiplies_bf16(device) else "fp32"
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether an accelerator's hardware does."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return profile().precision if device.type == "cpu" else accelerator_precision(device)
 
 
 def resolved(config: Config) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +85,12 @@ class Activations(NamedTuple):
 
 
 def activation_bytes(
-    network: nn.Module, shape: tuple[int, ...], batch_size: int, precision: Literal["fp32", "bf16"] = "fp32"
+    network: nn.Module, shape: tuple[int, ...], batch_size: int, precision: str = "fp32"
 ) -> Activations:
     """What one forward pass keeps for its backward pass, each stored tensor counted once, weights left out.
 
-    Counted on tensors without numbers that behave as a CPU's, under autocast in bf16: that keeps copies of the weights.
+    Counted on tensors without numbers that behave as a CPU's, under autocast in bf16 (fp16 takes as much) unless
+    ``precision`` is "fp32": that keeps copies of the weights.
     """
     kept: dict[int, tuple[Tensor, int, int]] = {}  # the tensor (held, so that its number stays its own), bytes, block
     inputs: dict[int, tuple[Tensor, int]] = {}
@@ -118,7 +119,7 @@ def activation_bytes(
             module.register_forward_hook(lambda *_: leave())
         with (
             torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"),
         ):
             network(*_inputs(network, shape, batch_size, "cpu"))
     each: Counter[int] = Counter()

@@ -192,7 +192,7 @@ class GELU(nn.GELU):
     def forward(self, x: Tensor) -> Tensor:
         if self.approximate == "none" or x.device.type != "cpu" or not torch.compiler.is_dynamo_compiling():
             return super().forward(x)
-        wide = x.float() if x.dtype == torch.bfloat16 else x
+        wide = x.float() if x.dtype.itemsize < 4 else x
         twice = math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3)  # 2u of Hendrycks & Gimpel's x/2 (1 + tanh u)
         return (wide * torch.sigmoid(twice)).to(x.dtype)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditlab.build import autocast
 from ditlab.data.datasets import Dataset, Listed, share_of_batch
 from ditlab.disk import write_atomically
 from ditlab.training.checkpoint import save_tensors, step_name
@@ -63,8 +64,7 @@ def _recomputed(state: TrainState, dataset: Dataset, done: int) -> dict[str, Ten
     generator, found = draws(state, done), defaultdict[str, list[Tensor]](list)
     for x0, cond in parts(state, batch):
         t = state.process.draw_times(len(x0), generator, x0.device)
-        bf16 = torch.autocast(x0.device.type, torch.bfloat16, enabled=state.config.precision == "bf16")
-        with bf16, uncompiled(state.network):
+        with autocast(config.precision, x0.device), uncompiled(state.network):
             losses = state.process.losses(x0, cond, generator=generator, t=t)
         errors = state.process.unweighted
         figures = {"t": t, "loss": losses.float()} | ({} if errors is None else {"error": errors.float()})

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.build import build_process, initial_network, resolve_device
+from ditlab.build import HALVES, autocast, build_process, initial_network, resolve_device
 from ditlab.chance import generator_for
 from ditlab.config import Config
 from ditlab.data.datasets import Batch, Dataset
+from ditlab.devices import moved
 from ditlab.errors import InputError, TrainingError
 from ditlab.memory import freed_memory_kept, use_huge_pages
 from ditlab.training.averages import PowerAverages
@@ -42,7 +43,7 @@ class TrainState:
     """Everything that decides how training goes on: weights, their averages, the optimizers, the guard and the step.
 
     Args:
-        config: with a resolved precision ("fp32" or "bf16"); compiled only where it says so.
+        config: with a resolved precision ("fp32", "bf16" or "fp16"); compiled only where it says so.
         dataset: gives the network its shape and labels.
         ranks: the processes that train it together, each of which has such a state.
 
@@ -62,8 +63,8 @@ class TrainState:
         self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)
-        spike_factor = config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size)
-        self.guard = Guard(spike_factor, config.bad_steps, self.process.watched)
+        factor = config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size)
+        self.guard = Guard(factor, config.bad_steps, self.process.watched, scaled=config.precision == "fp16")
         self.fingerprint: str | None = None  # of data that have one, once they are ready
         self.step = 0
 
@@ -178,13 +179,14 @@ def train(state: TrainState, dataset: Dataset, folder: Path | None = None) -> Ge
         TrainingError: ``config.bad_steps`` steps in a row could not be learned from, or the workers failed.
     """
     config, device, begun = state.config, state.device, state.step
+    foreach = device.type != "mps"  # there torch has none for the norm, and refuses
     state.process.train()
     with freed_memory_kept(device.type), closing(batches(dataset, config, begun, folder, state.ranks)) as prepared:
         buffers = saved_buffers(state.network)
         for batch in prepared:
             before = [buffer.clone() for buffer in buffers]
             loss, watched = _backward(state, batch)
-            grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=True))
+            grad_norm = full(nn.utils.clip_grad_norm_(state.optimizers.parameters, config.grad_clip, foreach=foreach))
             if state.ranks.world > 1:
                 loss, watched, grad_norm = _agreed(state.ranks, loss, watched, grad_norm)
             figures = watched.item(), grad_norm.item()  # waits for the device
@@ -244,18 +246,20 @@ def _backward(state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
     Gives the loss of this process's share of it and, where a weight hides spikes in that, the unweighted error for the
     guard (otherwise the loss again); both detached.
     """
-    precision, generator, count = state.config.precision, draws(state, state.step), state.config.accumulate
+    generator, count, scale = draws(state, state.step), state.config.accumulate, state.guard.scale
     state.optimizers.zero_grad()
     losses: list[Tensor] = []
     watched: list[Tensor] = []
     for x0, cond in parts(state, batch):
         with accumulating(state.process.network, last=len(losses) == count - 1):
-            with torch.autocast(x0.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(state.config.precision, x0.device):
                 loss = state.process.loss(x0, cond, generator=generator)
-            (loss if count == 1 else loss / count).backward()  # type: ignore[no-untyped-call]
+            (loss if count == scale else loss / (count / scale)).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         errors = state.process.unweighted
         watched.append(losses[-1] if errors is None else errors.mean())
+    if scale != 1:
+        state.optimizers.divide_gradients(scale)
     return _mean(losses), _mean(watched)
 
 
@@ -273,8 +277,8 @@ def parts(state: TrainState, batch: Batch) -> Iterator[Batch]:
     size = state.share // state.config.accumulate
     for first in range(0, state.share, size):
         cut = slice(first, first + size)
-        cond = {name: value[cut].to(state.device) for name, value in batch.cond.items()}
-        yield Batch(batch.x0[cut].to(state.device), cond)
+        cond = {name: moved(value[cut], state.device) for name, value in batch.cond.items()}
+        yield Batch(moved(batch.x0[cut], state.device), cond)
 
 
 def share_for_each(config: Config, world: int) -> int:
@@ -301,5 +305,5 @@ def hopeless(state: TrainState, last: str | None) -> str:
 
 def advice(config: Config) -> str:
     """What to try when training runs away."""
-    precision = " or --precision fp32" if config.precision == "bf16" else ""
+    precision = " or --precision fp32" if config.precision in HALVES else ""
     return f"in a new run, try --lr {config.lr / 10:g}{precision}, or look for broken samples in the data"

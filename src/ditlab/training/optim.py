@@ -89,6 +89,10 @@ class Optimizers:
         for p in self.parameters:
             p.grad = None
 
+    def divide_gradients(self, scale: float) -> None:
+        """Take the scale of the loss out of the gradients: exactly, where it is a power of two."""
+        torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], 1 / scale)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state under "optimizer/parameter/entry", such as "adamw/final.linear.weight/exp_avg"."""
         return {
