@@ -3,8 +3,8 @@
     python examples/minimal.py            3,000 steps, about two minutes on two CPU cores, leaves circles.png
     python examples/minimal.py 100 out.png
 
-It uses ditlab's parts (the DiT, the discs, the picture) but not its trainer and not its process: the loss is written
-out below, and so is the sampler.
+It uses ditlab's parts (the DiT, the discs, an optimizer, the picture) but not its trainer and not its process: the loss
+is written out below, and so is the sampler.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch
 import ditlab
 from ditlab.data.circles import circles
 from ditlab.pictures import save_picture
+from ditlab.training.muon import BatchedMuon
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
 picture = sys.argv[2] if len(sys.argv) > 2 else "circles.png"
@@ -30,7 +31,7 @@ print(f"{sum(p.numel() for p in net.parameters()):,} parameters")
 matrices = [p for p in net.blocks.parameters() if p.ndim == 2]
 chosen = set(map(id, matrices))
 rest = [p for p in net.parameters() if id(p) not in chosen]
-muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.0)
+muon = BatchedMuon(matrices, lr=0.03, weight_decay=0.0)  # torch's own multiplies in bf16, which few CPUs can
 adamw = torch.optim.AdamW(rest, lr=0.004, betas=(0.9, 0.95), weight_decay=0.0)
 
 

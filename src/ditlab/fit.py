@@ -22,13 +22,14 @@ from ditlab.training import compiled
 from ditlab.training.checkpoint import newest_whole, saved_steps, verified
 from ditlab.training.loader import STARTING
 from ditlab.training.loading import load_checkpoint
-from ditlab.training.loop import TrainState, rehearse, train
+from ditlab.training.loop import TrainState, compiled_over_written, rehearse, train
 from ditlab.training.parallel import ALONE, Ranks, is_lost
 from ditlab.training.signals import collected
 from ditlab.training.stacks import write_stacks
 from ditlab.training.watchdog import Watchdog
 from ditlab.training.writer import CheckpointWriter
 
+SLOWER = 1.1  # times as long that compiled code may take, as the clock of a busy machine tells
 COMPILER = "install a C++ compiler and Python's headers"
 
 
@@ -84,9 +85,13 @@ def _fit(
             watcher.notice(
                 f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
             )
-        if chosen and config.compile and (reason := rehearse(state, dataset)) is not None:
-            state.run_as_written()
-            watcher.notice(f"trains without torch.compile, which would be faster ({COMPILER}): {reason}")
+        if chosen and config.compile:
+            if (reason := rehearse(state, dataset)) is not None:
+                state.run_as_written()
+                watcher.notice(f"trains without torch.compile, which would be faster ({COMPILER}): {reason}")
+            elif (ratio := compiled_over_written(state, dataset)) > SLOWER:
+                state.run_as_written()
+                watcher.notice(f"trains without torch.compile, whose code takes {ratio:.1f} times as long here")
         done = _begin(folder, state, resume)
         watcher.begin(state.step, config.steps)
         with _partners(folder, ranks):

@@ -62,6 +62,9 @@ def test_a_busy_machine_is_named(machine, monkeypatch):
     config, (line,) = settled(circles(), SHAPE)
     assert config.threads == 1
     assert "1 thread (other work keeps the processor busy: more would be 110 times slower)" in line
+    config, (line,) = settled(circles(threads=2), SHAPE)
+    assert config.threads == min(2, choices.limit())
+    assert ("fewer would be 110 times as fast" in line) == (config.threads == 2)
 
 
 def test_products_are_about_those_of_the_network():

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from ditlab.build import build_dataset
 from ditlab.cli.training import parse_train
 from ditlab.config import Config, UNetConfig
+from ditlab.data.datasets import Circles
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
 from ditlab.training import compiled
+from ditlab.training.loop import TrainState, compiled_over_written
 from tests.training.test_fit import Nobody
 
 
@@ -80,6 +82,29 @@ else:
     nothing = {"CXX": "/nowhere/g++", "PATH": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", script], check=True, env={**environment(), **nothing})
     assert not (tmp_path / "r" / "config.json").exists()
+
+
+def test_code_that_is_slower_compiled_is_run_as_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("ditlab.fit.rehearse", lambda state, dataset: None)
+    monkeypatch.setattr(compiled, "PAYS_FROM", 0.0)
+    for ratio, kept in ((1.5, False), (0.8, True)):
+        monkeypatch.setattr("ditlab.fit.compiled_over_written", lambda state, dataset, ratio=ratio: ratio)
+        notices = []
+        watcher = Nobody()
+        watcher.notice = notices.append
+        monkeypatch.setattr("ditlab.fit._train", lambda *_: None)
+        state = fit(RunFolder(tmp_path / str(kept)), circles(steps=1, batch_size=4), watcher)
+        assert state.config.compile is kept
+        assert any("1.5 times as long" in notice for notice in notices) is not kept
+
+
+def test_timing_both_ways_leaves_nothing_behind():
+    config = circles(steps=2, batch_size=4, precision="fp32", compile=False)
+    state = TrainState(config, Circles())
+    before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+    assert compiled_over_written(state, Circles()) > 0
+    assert all(p.grad is None for p in state.network.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.network.state_dict().items())
 
 
 def environment() -> dict[str, str]:

@@ -45,6 +45,9 @@ class ResumeOptions(Section):
         None, description="under torchrun: keep all weights in every process, or a share of them in each, instead"
     )
     compile: bool | None = Field(None, description="compile the network, or not, instead; numbers change by rounding")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="of the processor, instead; numbers change by rounding"
+    )
     track: Literal["tensorboard", "wandb", "off"] | None = Field(
         None, description="show metrics and previews there instead, or nowhere else"
     )

@@ -95,7 +95,9 @@ def train(arguments: Sequence[str]) -> int:
     if isinstance(options, ResumeOptions):
         folder = RunFolder.find(options.resume)
         config = folder.read_config()
-        changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "track")}
+        changes = {
+            name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "threads", "track")
+        }
         update = {name: value for name, value in changes.items() if value is not None}
         config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
     else:

@@ -14,6 +14,8 @@ from ditlab.machine.profile import profile, times
 from ditlab.machine.threads import limit, quickest, threads
 from ditlab.networks import kernels
 
+BUSY = 2.0  # times as fast that fewer threads have to be than what was asked for, to be worth a word
+
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """``"auto"`` is what this machine was measured to do best on a CPU, and ``accelerator_precision`` of others."""
@@ -46,17 +48,20 @@ def settled(config: Config, shape: tuple[int, ...], world: int = 1) -> tuple[Con
     if resolve_device(config.device).type != "cpu":
         return config, []
     most = max(1, limit() // world)
-    if asked.threads is None:
-        number, gain = quickest(*products_of(config, shape, config.batch_size // world // config.accumulate), most)
-    else:
-        number, gain = min(asked.threads, most), 1.0
+    number, gain = quickest(*products_of(config, shape, config.batch_size // world // config.accumulate), most)
+    if asked.threads is not None:
+        number, gain = min(asked.threads, most), gain if number < min(asked.threads, most) else 1.0
     return config.model_copy(update={"threads": number}), list(_lines(asked, config, number, gain))
 
 
 def _lines(asked: Config, config: Config, number: int, gain: float) -> Iterator[str]:
     measured = profile()
     noun = "thread" if number == 1 else "threads"
-    busy = f" (other work keeps the processor busy: more would be {gain:.0f} times slower)" if gain > 1 else ""
+    busy = ""
+    if gain > 1 and asked.threads is None:
+        busy = f" (other work keeps the processor busy: more would be {gain:.0f} times slower)"
+    elif gain > BUSY:
+        busy = f" (other work keeps the processor busy: fewer would be {gain:.0f} times as fast; see --threads)"
     muon = ""
     if isinstance(config.optimizer, MuonConfig):
         muon = f", Muon in {config.optimizer.precision} (in bf16 {times(measured.muon_bf16)} in fp32)"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from ditlab.devices import moved
 from ditlab.errors import InputError, TrainingError
 from ditlab.memory import freed_memory_kept, use_huge_pages
 from ditlab.training.averages import PowerAverages
-from ditlab.training.compiled import compile_network, first_line, is_whole, leave_uncompiled
+from ditlab.training.compiled import compile_network, first_line, is_whole, leave_uncompiled, uncompiled
 from ditlab.training.ema import EMA, saved_buffers
 from ditlab.training.guard import Guard
 from ditlab.training.loader import batches
@@ -36,6 +37,7 @@ from ditlab.training.parallel import (
 )
 
 SPREAD_BATCH = 4  # samples, below which the mean of a batch varies so much that a spike has to be larger
+REHEARSED = 3  # turns of compiled code and of the network as written, of which the least is taken
 SETTLED = 5  # steps after which the process has all the memory that a step needs
 
 
@@ -212,17 +214,41 @@ def rehearse(state: TrainState, dataset: Dataset) -> str | None:
 
     Code that is to be compiled is made here.
     """
+    try:
+        with _rehearsed(state, dataset) as gradients:
+            gradients()
+    except Exception as error:  # of a compiler, or of what would fail without one as well
+        return first_line(error)
+    return None
+
+
+def compiled_over_written(state: TrainState, dataset: Dataset) -> float:
+    """Time of the next step's gradients by compiled code, over that by the network as written: the least of turns."""
+    ways: list[Callable[[], AbstractContextManager[None]]] = [nullcontext, partial(uncompiled, state.network)]
+    quickest = [math.inf, math.inf]
+    with _rehearsed(state, dataset) as gradients:
+        for turn in range(1 + REHEARSED):
+            for i, way in enumerate(ways):
+                with way():
+                    begun = time.perf_counter()
+                    gradients()
+                    took = time.perf_counter() - begun
+                if turn:  # the first one makes what is kept
+                    quickest[i] = min(quickest[i], took)
+    return quickest[0] / quickest[1]
+
+
+@contextmanager
+def _rehearsed(state: TrainState, dataset: Dataset) -> Iterator[Callable[[], object]]:
+    """What computes the gradients of the next step; with the block all that it did is undone."""
     config, buffers = state.config, saved_buffers(state.network)
     before = [buffer.clone() for buffer in buffers]
     state.process.train()
     try:
-        _backward(state, dataset.batch(config.seed, state.step * config.batch_size, config.batch_size))
-    except Exception as error:  # of a compiler, or of what would fail without one as well
-        return first_line(error)
+        yield lambda: _backward(state, dataset.batch(config.seed, state.step * config.batch_size, config.batch_size))
     finally:
         state.optimizers.zero_grad()
         _put_back(buffers, before)
-    return None
 
 
 @torch.no_grad()
