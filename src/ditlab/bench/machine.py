@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ditlab.disk import write_atomically
-from ditlab.machine.about import cpuinfo, processor
+from ditlab.machine.profile import VARIABLES, cpuinfo, processor
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that products are the faster for
 
@@ -25,6 +25,8 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     described: dict[str, Any] = {
         "cpu": processor(),
         "instructions": [name for name in INSTRUCTIONS if name in _flags()],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "played": {name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +22,6 @@ from torch.nn import functional as F
 
 from ditlab import disk
 from ditlab.errors import InputError
-from ditlab.machine.about import processor
 from ditlab.machine.threads import limit, threads
 from ditlab.memory import freed_memory_kept
 from ditlab.networks.kernels import ONEDNN, Kernels, written_out
@@ -156,6 +156,18 @@ def _file() -> Path:
     facts = [VERSION, _name(), torch.__version__, limit(), *variables]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return disk.cache_folder() / "machine" / f"{digest}.json"
+
+
+def cpuinfo(key: str) -> str | None:
+    """What Linux says of the first processor, or None."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+
+
+def processor() -> str:
+    """Its name."""
+    return cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def _name() -> str:
