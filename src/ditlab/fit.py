@@ -60,16 +60,23 @@ def fit(
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
     dataset = ranks.together(lambda: _reachable_data(config))
     config, lines = ranks.decided(lambda: settled(config, dataset.shape, ranks.world))
-    for line in lines:
-        watcher.notice(line)
     with computing_as(config):
-        return _fit(folder, config, dataset, watcher, resume, ranks)
+        return _fit(folder, config, dataset, watcher, resume, ranks, lines)
 
 
 def _fit(
-    folder: RunFolder, config: Config, dataset: Dataset, watcher: Watcher, resume: bool, ranks: Ranks
+    folder: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    watcher: Watcher,
+    resume: bool,
+    ranks: Ranks,
+    lines: list[str],
 ) -> TrainState:
-    """Train a configuration that says all that depends on the machine, but whether the network is compiled."""
+    """Train a configuration that says all that depends on the machine, but whether the network is compiled.
+
+    The lines say what was chosen; they come once nothing can be refused any more, or before what takes long.
+    """
     chosen = config.compile == "auto"
     config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, dataset, ranks.world))})
     state = TrainState(config, dataset, ranks)
@@ -85,18 +92,32 @@ def _fit(
             watcher.notice(
                 f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
             )
-        if chosen and config.compile:
-            if (reason := rehearse(state, dataset)) is not None:
-                state.run_as_written()
-                watcher.notice(f"trains without torch.compile, which would be faster ({COMPILER}): {reason}")
-            elif (ratio := compiled_over_written(state, dataset)) > SLOWER:
-                state.run_as_written()
-                watcher.notice(f"trains without torch.compile, whose code takes {ratio:.1f} times as long here")
+        rehearsed = chosen and config.compile
+        if rehearsed:
+            _tell(watcher, [*lines, "compiling the network, which takes up to a minute the first time"])
+            _compile_or_not(state, dataset, watcher)
         done = _begin(folder, state, resume)
+        if not rehearsed:
+            _tell(watcher, lines)
         watcher.begin(state.step, config.steps)
         with _partners(folder, ranks):
             _train(folder, state, dataset, watcher, done)
     return state
+
+
+def _tell(watcher: Watcher, lines: list[str]) -> None:
+    for line in lines:
+        watcher.notice(line)
+
+
+def _compile_or_not(state: TrainState, dataset: Dataset, watcher: Watcher) -> None:
+    """Keep compiled code if it can be made and is no slower than the network as written."""
+    if (reason := rehearse(state, dataset)) is not None:
+        state.run_as_written()
+        watcher.notice(f"trains without torch.compile, which would be faster ({COMPILER}): {reason}")
+    elif (ratio := compiled_over_written(state, dataset)) > SLOWER:
+        state.run_as_written()
+        watcher.notice(f"trains without torch.compile, whose code takes {ratio:.1f} times as long here")
 
 
 def _compiled(config: Config, dataset: Dataset, world: int) -> bool:

@@ -248,7 +248,7 @@ def test_imagenet256_is_the_published_training():
     assert (process.condition_dropout, process.first_term) == (0.1, "density")
     assert (config.optimizer.kind, config.optimizer.beta2, config.optimizer.weight_decay) == ("adamw", 0.999, 0)
     assert (config.lr, config.warmup_steps, config.schedule) == (1e-4, 0, "constant")
-    assert (config.batch_size, config.steps, config.ema_decay, config.precision) == (256, 7_000_000, 0.9999, "bf16")
+    assert (config.batch_size, config.steps, config.ema_decay, config.precision) == (256, 7_000_000, 0.9999, "auto")
     assert config.data.flip
     assert config.data.latent_scale == 0.18215
     assert (IMAGENET.count, len(config.data.classes)) == (1_281_167, 1000)

@@ -235,8 +235,7 @@ def test_a_run_of_before_goes_on_without(tmp_path):
         config = folder.read_config().model_copy(update={"steps": steps})
         assert config.averages == ()
         fit(folder, config, Hears(), resume=True)
-    assert len(heard) == 1
-    assert "goes on without" in heard[0]
+    assert sum("goes on without" in line for line in heard) == 1
     assert folder.step == 8
     with pytest.raises(InputError, match=r"has no averages, which config\.json asks for"):
         fit(folder, tiny(steps=9), Nobody(), resume=True)
