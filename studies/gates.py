@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from ditlab.lab.recordings import gate_recordings
 from ditlab.run import RunFolder
-from studies.intervals import Measured, above, every, over_seeds
+from studies.intervals import Measured, above, every, exact, over_seeds
 from studies.plots import COLORS, key_below, name, page, upright
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
@@ -78,7 +78,7 @@ def recorded(run: Trained) -> Series:
 
 def opening(seen: list[Series]) -> Finding:
     """Shut at first, open at last."""
-    first = over_seeds([one["gate"][0].max() for one in seen])
+    first = exact(max(one["gate"][0].max() for one in seen))
     last = over_seeds([one["gate"][-1].mean() for one in seen])
     return Finding(
         claim="The gates start at 0 and are open after training.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -13,12 +13,14 @@ CONFIRMED: Verdict = "confirmed"
 CONTRADICTED: Verdict = "contradicted"
 NOT_SHOWN: Verdict = "not shown here"
 LEVEL = 0.95
+EXACT = "exact"
 
 
 class Measured(NamedTuple):
     """A figure and where it lies with 95 % confidence; ``interval`` says what it was made of.
 
     Of one among several that a claim needs, ``together`` is the wider interval that holds with 95 % for all at once.
+    Without an interval both ends are the value: it is exact, or all that it was made of were equal.
     """
 
     value: float
@@ -27,6 +29,11 @@ class Measured(NamedTuple):
     interval: str
     together: tuple[float, float] | None = None
 
+    @property
+    def decides(self) -> bool:
+        """Whether it is exact or has an interval: that a few seeds give the same does not make it certain."""
+        return self.low < self.high or self.interval == EXACT
+
     def __str__(self) -> str:
         spread = "" if self.low == self.high else f" ({self.low:.3g} to {self.high:.3g})"
         return f"{self.value:.3g}{spread}"
@@ -34,6 +41,8 @@ class Measured(NamedTuple):
 
 def over_seeds(values: Sequence[float], comparisons: int = 1, share: bool = False, of: str = "seeds") -> Measured:
     """The mean over runs that differ in their seed alone, and Student's interval of it; there are at least two.
+
+    Values that are all equal tell nothing of how far others would scatter: then there is no interval.
 
     Args:
         values: one a run.
@@ -49,6 +58,8 @@ def over_seeds(values: Sequence[float], comparisons: int = 1, share: bool = Fals
         low, high = mean - half, mean + half
         return (max(low, 0.0), min(high, 1.0)) if share else (low, high)
 
+    if len(set(values)) == 1:
+        return Measured(mean, mean, mean, f"none, {len(values)} {of} are equal")
     made_of = f"t over {len(values)} {of}"
     if comparisons == 1:
         return Measured(mean, *interval(1 - LEVEL), made_of)
@@ -74,36 +85,29 @@ def counted(count: int, of: int) -> Measured:
     return Measured(count / of, float(interval.low), float(interval.high), f"Clopper-Pearson, {count} of {of}")
 
 
-def bootstrapped(
-    values: Sequence[float], statistic: Callable[..., Any] = np.median, of: str = "rounds", draws: int = 2000
-) -> Measured:
-    """A statistic of repeated measurements, and the percentile interval of it; two runs give the same digits.
-
-    Args:
-        values: at least two.
-        statistic: takes ``axis``, as ``np.median`` does.
-        of: what the values are, in the plural.
-        draws: resamples.
-    """
-    array = np.asarray(values, dtype=float)
-    chosen = np.random.default_rng(0).integers(len(array), size=(draws, len(array)))
-    low, high = np.quantile(statistic(array[chosen], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Measured(float(statistic(array, axis=0)), float(low), float(high), f"bootstrap over {len(array)} {of}")
-
-
 def exact(value: float) -> Measured:
     """A count, or an extreme over everything that was looked at: it has no interval."""
-    return Measured(float(value), float(value), float(value), "exact")
+    return Measured(float(value), float(value), float(value), EXACT)
 
 
 def above(figure: Measured, bound: float) -> Verdict:
-    """Confirmed if the whole interval lies above the bound, contradicted if the whole of ``together`` lies below."""
+    """Confirmed if the whole interval lies above the bound, contradicted if the whole of ``together`` lies below.
+
+    Neither without an interval.
+    """
+    if not figure.decides:
+        return NOT_SHOWN
     _, most = figure.together or (figure.low, figure.high)
     return CONFIRMED if figure.low > bound else CONTRADICTED if most < bound else NOT_SHOWN
 
 
 def below(figure: Measured, bound: float) -> Verdict:
-    """Confirmed if the whole interval lies below the bound, contradicted if the whole of ``together`` lies above."""
+    """Confirmed if the whole interval lies below the bound, contradicted if the whole of ``together`` lies above.
+
+    Neither without an interval.
+    """
+    if not figure.decides:
+        return NOT_SHOWN
     least, _ = figure.together or (figure.low, figure.high)
     return CONFIRMED if figure.high < bound else CONTRADICTED if least > bound else NOT_SHOWN
 

@@ -28,7 +28,7 @@ from ditlab.chance import generator_for
 from ditlab.data.circles import circles
 from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap
 from ditlab.run import Run
-from studies.intervals import Measured, above, below, curve_over_seeds, every, over_seeds
+from studies.intervals import CONFIRMED, Measured, above, below, curve_over_seeds, every, over_seeds
 from studies.plots import COLORS, band, key_below, level, name, page, upright
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Workers, base
@@ -174,7 +174,9 @@ def structure(seen: list[Table], t: float) -> Finding:
 
 def latest(seen: list[Table], key: str) -> str:
     """The largest t at which the whole interval over seeds is above a half."""
-    return next((f"{t:g}" for i, t in reversed(list(enumerate(TIMES))) if at(seen, key, i).low > HALF), "none")
+    return next(
+        (f"{t:g}" for i, t in reversed(list(enumerate(TIMES))) if above(at(seen, key, i), HALF) == CONFIRMED), "none"
+    )
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
 from ditlab.errors import InputError
 from ditlab.evaluation.classifier import Classifier, classifier_of, trained
-from ditlab.evaluation.comparison import Bank, Reference, judged, memorised
+from ditlab.evaluation.comparison import Reference, judged
 from ditlab.evaluation.features import Custom, Disc, Features, Inception, Values
 from ditlab.evaluation.measures import REFERENCE, measure_circles, measure_digits, measure_points, measure_values
+from ditlab.evaluation.memorisation import Bank, memorised
 from ditlab.evaluation.real import Lot, Real, labelled, other_data, real_data
 from ditlab.pictures import false_colors
 from ditlab.training.parallel import ALONE, Ranks
@@ -319,9 +320,9 @@ class Evaluator:
             if self._judge.accuracy is not None:
                 figures["accuracy_real"] = self._judge.accuracy
         if self.bank is not None:
-            distances = self.bank.nearest(found[-1], 1).distances[:, 0]
-            figures |= memorised(self.bank, distances, self.seed)
-            suspects = distances.argsort(stable=True)[:SUSPECTS].tolist()
+            near = self.bank.nearest(found[-1], 2)
+            figures |= memorised(self.bank, near)
+            suspects = near.distances[:, 0].argsort(stable=True)[:SUSPECTS].tolist()
             self.beat()
         return figures, suspects
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from ditlab.chance import generator_for
-from ditlab.evaluation.comparison import Bank, Reference, memorised
-from ditlab.evaluation.intervals import mean_interval, share_interval
+from ditlab.evaluation.comparison import Reference
+from ditlab.evaluation.intervals import share_interval
 from ditlab.evaluation.kernel import kernel_distance, kernel_interval
+from ditlab.evaluation.memorisation import Bank, memorised
 from ditlab.evaluation.moments import Moments, frechet, frechet_interval
 from ditlab.evaluation.neighbours import manifolds, nearest, neighbour_distances
 
@@ -90,36 +91,14 @@ def test_the_kernel_distance_has_no_bias():
     assert draws.std() > 0.05
 
 
-@pytest.mark.parametrize(("measure", "d"), [("frechet", 3), ("frechet", 64), ("kernel", 3)])
-def test_the_intervals_are_as_wide_as_figures_scatter(measure, d):
-    """The standard error that is told of one draw is the scatter of the figure over many draws."""
-    y, moments = (data := cloud(400, d, "y") * 1.5), Moments.of(data)
-
-    def figure(i):
-        x = cloud(300, d, "x", i)
-        return frechet(Moments.of(x), moments) if measure == "frechet" else kernel_distance(x, y)
-
-    def width(i):
-        x = cloud(300, d, "x", i)
-        value, (low, high), *_ = frechet_interval(x, moments) if measure == "frechet" else kernel_interval(x, y)
-        assert low < value < high
-        return (high - value) / 1.96
-
-    scatter = torch.tensor([figure(i) for i in range(150)]).std()
-    told = torch.tensor([width(i) for i in range(6)]).mean()
-    assert 0.75 < told / scatter < 1.33
-    low, high = mean_interval((torch.arange(400) < 100).double(), 0, "x")  # 1.96 √(p(1 − p)/n) = 0.042
-    assert (0.25 - low, high - 0.25) == pytest.approx((0.042, 0.042), abs=0.008)
-
-
 def test_the_interval_of_a_frechet_distance_ignores_what_never_changes():
     """As pixels at the edge of all digits do, of samples or of data alone, too."""
     x, y = unlike()
-    told = frechet_interval(x, Moments.of(y))
+    told = frechet_interval(x, y)
     flat = [torch.cat([z, torch.zeros(len(z), 2)], 1) for z in (x, y)]
-    assert frechet_interval(flat[0], Moments.of(flat[1])).interval == pytest.approx(told.interval, rel=1e-6)
+    assert frechet_interval(*flat).interval == pytest.approx(told.interval, rel=1e-6)
     x[:, 0] = y[:, 1] = 0
-    low, high = frechet_interval(x, Moments.of(y)).interval
+    low, high = frechet_interval(x, y).interval
     assert 0 < low < high
 
 
@@ -196,7 +175,7 @@ def test_few_have_fewer_figures_and_all_are_numbers(samples, data):
 
 
 def copying(bank, samples):
-    return memorised(bank, bank.nearest(samples, 1).distances[:, 0], 0)
+    return memorised(bank, bank.nearest(samples, 2))
 
 
 def test_copies_are_found_and_strangers_are_not():
@@ -232,9 +211,9 @@ def test_a_few_copies_among_many_samples_are_counted():
     assert torch.equal(apart, Bank(data).nearest(new, 1).distances[:, 0])
 
 
-def test_bootstraps_depend_on_their_seed_alone():
+def test_intervals_depend_on_their_seed_alone():
     x, y = unlike(100)
     reference = Reference(y)
     assert reference.figures(x, 1) == reference.figures(x, 1)
-    pairs = itertools.combinations([reference.figures(x, seed)["kernel_interval"] for seed in range(3)], 2)
+    pairs = itertools.combinations([reference.figures(x, seed)["density_interval"] for seed in range(3)], 2)
     assert all(a != b for a, b in pairs)

@@ -1,5 +1,7 @@
 """Verdicts need whole intervals, and intervals hold as often as they say."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,9 +23,15 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     draws = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).tolist()
     held = [figure.low <= 0 <= figure.high for figure in map(intervals.over_seeds, draws)]
     assert 0.92 <= sum(held) / len(held) <= 0.98
-    many = torch.randn(300, 60, generator=torch.Generator().manual_seed(1)).tolist()
-    held = [figure.low <= 0 <= figure.high for figure in map(intervals.bootstrapped, many)]
-    assert 0.9 <= sum(held) / len(held) <= 0.99
+
+
+def test_equal_seeds_are_not_certain():
+    """They tell no scatter; a count of what was looked at does decide."""
+    same = intervals.over_seeds([2.0, 2.0, 2.0], comparisons=4)
+    assert str(same) == str(intervals.exact(2)) == "2"
+    for verdict, bound in itertools.product((intervals.above, intervals.below), (1, 3)):
+        assert verdict(same, bound) == NOT_SHOWN
+        assert verdict(intervals.exact(2), bound) in (CONFIRMED, CONTRADICTED)
 
 
 def test_several_comparisons_hold_together_as_often_as_one():

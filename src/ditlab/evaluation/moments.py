@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditlab.evaluation.intervals import Interval, around
+from ditlab.chance import generator_for
+from ditlab.evaluation.intervals import Interval, squared_interval
 
 ROWS = 1024  # of features that are turned into fp64 at a time
+TENTH = 10
 NOTHING = 1e-12  # of the largest eigenvalue: what is below comes of rounding
 
 
@@ -79,29 +81,66 @@ class Frechet(NamedTuple):
     interval: Interval
 
 
-def frechet_interval(x: Float[Tensor, "n d"], y: Moments) -> Frechet:
-    """The distance of samples to data, and how far another draw of as many samples could move it.
+def frechet_interval(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], seed: int = 0) -> Frechet:
+    """The distance of samples to data, and an interval of what it is on average with as many of both.
 
-    The interval is 1.96 standard errors about the distance. The error is that of its influence values: what sample i
-    adds to it in first order is 2(xᵢ − μx)·(μx − μy) + (xᵢ − μx)ᵀ(I − L(Lᵀ Σx L)^−½ Lᵀ)(xᵢ − μx) with Σy = L Lᵀ, up to
-    a constant (Rippl, Munk & Sturm 2016, "Limit laws of the empirical Wasserstein distance: Gaussian distributions",
-    give the derivative). A bootstrap would tell too much: a resample holds fewer different samples, which moves the
-    distance more, the more features there are. The interval says nothing of the bias that all distances of few samples
-    share, which the floor shows. It ends at 0, below which no distance is.
+    It is one of a squared distance. Its variance comes of influence values: what sample i adds in first order is
+    2(xᵢ − μx)·(μx − μy) + (xᵢ − μx)ᵀ(I − L(Lᵀ Σx L)^−½ Lᵀ)(xᵢ − μx) with Σy = L Lᵀ, up to a constant, and a datum
+    likewise (Rippl, Munk & Sturm 2016, "Limit laws of the empirical Wasserstein distance: Gaussian distributions", give
+    the derivative). The variance of second order is told by how far influence values move where another tenth of both
+    is left out, at points that stay. The interval contains the bias that all distances of so few have, which the floor
+    shows. It ends at 0, below which no distance is.
 
     Args:
-        x: features of more samples than there are features.
-        y: moments of the data.
+        x, y: features, more of each than there are features.
+        seed: of the tenths.
     """
-    moments = Moments.of(x)
-    value = frechet(moments, y)
-    values, vectors = torch.linalg.eigh(y.factor.T @ moments.covariance @ y.factor)
-    solid = values > values[-1].clamp(min=0) * NOTHING
-    root = torch.where(solid, values, 1).pow(-0.25) * solid  # what no sample has, none can change
-    half = y.factor @ vectors * root  # half halfᵀ = L(Lᵀ Σx L)^−½ Lᵀ
-    shift, found = 2 * (moments.mean - y.mean), []
-    for first in range(0, len(x), ROWS):
-        rows = x[first : first + ROWS].double() - moments.mean
-        found.append(rows @ shift + rows.square().sum(1) - (rows @ half).square().sum(1))
-    low, high = around(value, float(torch.cat(found).std()) / len(x) ** 0.5)
+    generator = generator_for(seed, "evaluation", "tenths")
+    x, y = (z[torch.randperm(len(z), generator=generator)] for z in (x, y))
+    moments = Moments.of(x), Moments.of(y)
+    whole, *without = (_slopes(*moments), *(_slopes(*(Moments.of(_left(z, i)) for z in (x, y))) for i in (0, 1)))
+    first = second = 0.0
+    for side, z in enumerate((x, y)):
+        out = len(z) // TENTH
+        first += float(_influences(z, whole[side]).var()) / len(z)
+        if out:
+            one, other = (_influences(z[2 * out :], each[side]) for each in without)
+            # a mean without a share q, less one without another, has 2q/(1 − q)² times the variance of the mean
+            second += float((one - other).var()) * (1 - out / len(z)) ** 2 / (4 * out)
+    value = frechet(*moments)
+    low, high = squared_interval(value, first, min(second, first / 2))
     return Frechet(value, [max(0.0, low), high])
+
+
+def _left(z: Float[Tensor, "n d"], i: int) -> Float[Tensor, "k d"]:
+    """All rows but the first tenth, or but the second one."""
+    out = len(z) // TENTH
+    return torch.cat([z[: i * out], z[(i + 1) * out :]])
+
+
+class _Slope(NamedTuple):
+    """A quadratic form, 2·(z − mean)·shift + |z − mean|² − |(z − mean)·half|²."""
+
+    mean: Tensor
+    shift: Tensor
+    half: Tensor
+
+
+def _slopes(x: Moments, y: Moments) -> tuple[_Slope, _Slope]:
+    """What a sample and a datum add to the distance in first order.
+
+    With Lxᵀ Ly = U S Vᵀ, Ly(Lyᵀ Σx Ly)^−½ Lyᵀ is Ly V S⁻¹ Vᵀ Lyᵀ, and the other one Lx U S⁻¹ Uᵀ Lxᵀ.
+    """
+    u, roots, v = torch.linalg.svd(x.factor.T @ y.factor)
+    solid = roots > roots[0] * NOTHING**0.5  # what no sample has, none can change
+    root = torch.where(solid, roots, 1).rsqrt() * solid
+    shift = x.mean - y.mean
+    return _Slope(x.mean, shift, y.factor @ v.T * root), _Slope(y.mean, -shift, x.factor @ u * root)
+
+
+def _influences(z: Float[Tensor, "n d"], slope: _Slope) -> Float[Tensor, " n"]:
+    found = []
+    for first in range(0, len(z), ROWS):
+        rows = z[first : first + ROWS].double() - slope.mean
+        found.append(2 * rows @ slope.shift + rows.square().sum(1) - (rows @ slope.half).square().sum(1))
+    return torch.cat(found)
