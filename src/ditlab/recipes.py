@@ -27,7 +27,7 @@ from ditlab.networks.published import preset as preset_sizes
 
 
 def circles() -> Config:
-    """The lesson's DiT (252,496 parameters) draws discs on 16×16 images; about two minutes on two CPU cores.
+    """The lesson's DiT (252,496 parameters) draws discs on 16×16 images; about three minutes on two CPU cores.
 
     ``ditlab train circles``, 4,000 steps of 128. Expect 0.95 to 0.97 of 1,000 samples to be valid circles.
     """
