@@ -17,7 +17,7 @@ from ditlab.config import Config
 from ditlab.data.datasets import HeldOut
 from ditlab.diffusion.solvers import SOLVERS
 from ditlab.evaluate import evaluate
-from ditlab.machine.choices import resolved
+from ditlab.machine.resolve import resolved
 from ditlab.networks.counts import multiply_accumulates, on_meta, parameter_count
 from ditlab.run import Run, RunFolder, load
 from ditlab.training.loop import SETTLED, TrainState, train

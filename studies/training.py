@@ -20,7 +20,7 @@ from ditlab.build import build_dataset
 from ditlab.config import Config, SamplingConfig
 from ditlab.errors import InputError, Interrupted, TrainingError
 from ditlab.fit import fit
-from ditlab.machine.choices import resolved
+from ditlab.machine.resolve import resolved
 from ditlab.recipes import RECIPES
 from ditlab.run import Run, RunFolder, load
 from ditlab.training.loop import TrainState

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ditlab.build import HALVES, accelerator_precision, autocast, multiplies_bf16
-from ditlab.machine.choices import resolve_precision
+from ditlab.machine.resolve import resolve_precision
 
 CUDA = torch.device("cuda")
 GPUS = [  # NVIDIA's compute capabilities; tensor cores multiply fp16 since Volta and bf16 since Ampere

@@ -22,7 +22,10 @@ def cache_folder() -> Path:
     """Where what is prepared once is kept: DITLAB_CACHE, or ditlab in XDG_CACHE_HOME, or in ~/.cache."""
     if own := os.environ.get("DITLAB_CACHE"):
         return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
+    except RuntimeError:  # nobody's home is known
+        raise InputError("there is no home directory to keep a cache in; set DITLAB_CACHE to a folder") from None
 
 
 def cache_for(kind: str) -> Path:

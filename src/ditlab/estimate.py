@@ -16,7 +16,7 @@ from ditlab.build import (
     resolve_device,
 )
 from ditlab.config import Config, LatentsData, MeanFlowConfig, MuonConfig, ProcessConfig
-from ditlab.machine.choices import resolve_precision
+from ditlab.machine.resolve import resolve_precision
 from ditlab.networks.counts import activation_bytes, multiply_accumulates, on_meta, parameter_count
 from ditlab.training.loop import share_for_each
 from ditlab.training.optim import block_matrices

@@ -14,7 +14,7 @@ from ditlab.build import build_dataset, build_drawing, resolve_device
 from ditlab.config import Config, ExternalData
 from ditlab.data.datasets import Dataset, Prepared
 from ditlab.errors import InputError, Interrupted, TrainingError
-from ditlab.machine.choices import computing_as, settled
+from ditlab.machine.resolve import computing_as, settled
 from ditlab.recorder import Recorder, Watcher
 from ditlab.run import RunFolder
 from ditlab.tracking import Nobody, must_be_installed, tracking

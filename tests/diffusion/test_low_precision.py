@@ -95,3 +95,18 @@ def test_the_probe_looks_inside_and_the_likelihood_says_what_to_do(dtype):
     torch.testing.assert_close(record.attention[0].float().sum(-1), torch.ones(2, 2, 16), rtol=0, atol=0.02)
     with pytest.raises(InputError, match=r"resolves: call network.float\(\) first"):
         log_likelihood(process, X)
+
+
+def test_weights_of_several_types_are_given_x_as_it_is():
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = torch.nn.Linear(4, 4, dtype=torch.bfloat16)
+            self.body = torch.nn.Linear(4, 4)
+
+        def forward(self, x, t, cond=None):
+            return self.body(x) + self.frozen(x.bfloat16()).float()
+
+    process = ditlab.FlowMatching(Mixed())
+    process.loss(torch.randn(3, 4)).backward()
+    assert process.sample(2, shape=(4,), steps=2).dtype == torch.float32

@@ -1,10 +1,12 @@
 """One process code for data of any shape; conditions, guidance, noise and modes."""
 
+import copy
 import re
 from itertools import pairwise
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ditlab
 from ditlab.chance import generator_for
@@ -272,3 +274,14 @@ def test_guidance_of_one_or_none_is_off():
 def test_errors_name_the_fix(unchecked, call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_path_remembers_nothing_of_how_it_was_used():
+    """Not the tensors without numbers of a fake mode, nor those of ``torch.func``, which cannot be copied."""
+    process = ditlab.DDPM(ditlab.MLPDenoiser())
+    x = torch.randn(4, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        process.path(torch.full((4,), 0.5))
+    torch.func.grad(lambda t: process.path(t).a.sum())(torch.full((4,), 0.5))
+    copy.deepcopy(process)
+    assert process.loss(x).item() > 0

@@ -79,13 +79,17 @@ def test_where_nothing_can_be_kept_it_is_measured(tmp_path, monkeypatch):
     module.profile.cache_clear()
 
 
-def test_measuring_is_quick_leaves_no_trace_and_fills_every_figure():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_measuring_leaves_no_trace_and_fills_every_figure_in_any_mode(mode):
     threads, before = torch.get_num_threads(), torch.get_rng_state()
-    found = measure()
+    with mode():
+        found = measure()
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), before)
     figures = [found.bf16, found.muon_bf16, *found.onednn.values(), *found.written_out.values()]
     assert all(gain >= 0 for gain in figures)
+    assert all(found.written_out[name] > 0 for name in ("16", "256", "16 training"))
+    assert found.seconds > 0
     assert {"16", "256", "16 training"} <= set(found.written_out)
     assert len(list(found.lines())) == 6
 

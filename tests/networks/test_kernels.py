@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from ditlab.chance import generator_for
 from ditlab.networks import kernels
+from ditlab.networks.dit import DiT
 from ditlab.networks.kernels import Kernels, attention, layer_norm, linear, product, using
 from ditlab.networks.layers import EPS
 
@@ -66,6 +67,27 @@ def test_a_norm_made_without_gradients_can_be_differentiated_later():
     layer_norm(x, EPS).square().sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+def test_nobody_changes_what_a_training_uses():
+    with using(ALL[0]):
+        kernels.use(ALL[1])
+        assert kernels._used is ALL[0]
+
+
+def test_a_program_of_any_batch_is_exported_without_gradients(unchecked):
+    batch = torch.export.Dim("batch")
+    with torch.no_grad():
+        program = torch.export.export(DiT(), (drawn(4, 1, 16, 16), drawn(4)), dynamic_shapes=({0: batch}, {0: batch}))
+        assert program.module()(drawn(7, 1, 16, 16), drawn(7)).shape == (7, 1, 16, 16)
+
+
+def test_torchs_defaults_do_not_matter():
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer_norm(torch.randn(2, 13, dtype=torch.float32), EPS)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_what_was_used_before_comes_back():

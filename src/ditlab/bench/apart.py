@@ -19,7 +19,7 @@ import torch
 from ditlab.bench.rounds import Elsewhere, Work, is_out_of_memory, seconds
 from ditlab.bench.sampling import sampling_turns
 from ditlab.bench.sizes import Size, Task
-from ditlab.bench.training import Entry, training_turns
+from ditlab.bench.training import Entry, training_turns, use_measured_kernels
 from ditlab.training import signals
 
 KILLED = -9  # by Linux, of processes that want more memory than there is
@@ -85,6 +85,7 @@ def main() -> None:
     asked: dict[str, Any] = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
+    use_measured_kernels(torch.device("cpu"))
     entry, size, device = Entry(*asked["entry"]), Size(**asked["size"]), torch.device("cpu")
     turns: dict[Entry, Work] = {}
     build = sampling_turns if asked["task"] == "sample" else training_turns

@@ -14,8 +14,8 @@ from ditlab.bench.contestants import PEER, available
 from ditlab.bench.rows import DTYPES, THOROUGH, Effort, Table
 from ditlab.bench.sampling import evaluations
 from ditlab.bench.sizes import Size, Task
-from ditlab.bench.training import COMPILED, EAGER, emulates_bf16
-from ditlab.machine.profile import profile
+from ditlab.bench.training import COMPILED, EAGER, emulates_bf16, use_measured_kernels
+from ditlab.machine.profile import in_words, profile
 from ditlab.training.compiled import why_not
 
 TASKS: tuple[Task, ...] = ("train", "sample")
@@ -37,6 +37,7 @@ def measure(
         say: is told what is being done, and what could not be.
         keep: is given what there is so far, after each table.
     """
+    use_measured_kernels(device)
     names, ways, notes = available(), [EAGER], []
     if PEER not in names:
         notes.append("diffusers is not installed, so that its rows are left out: pip install 'ditlab[latents]'")
@@ -47,8 +48,7 @@ def measure(
         else:
             notes.append(f"nothing is compiled, for torch.compile does not work here: {reason}")
     if emulates_bf16(device):
-        slower = 1 / max(profile().bf16, 1e-3)
-        notes.append(f"bf16 is left out: this processor emulates it, {slower:.1f} times slower than fp32")
+        notes.append(f"bf16 is left out: {in_words(profile().bf16, 'bf16')} on this processor")
     for note in notes:
         say(f"note: {note}")
     say("matrix products")

@@ -31,7 +31,7 @@ from ditlab.bench.contestants import contestant
 from ditlab.bench.rounds import Work, is_out_of_memory, settle
 from ditlab.bench.sampling import default_sampling, plain_samplings
 from ditlab.bench.sizes import TINY, Size, Task, size_of
-from ditlab.bench.training import Entry, PlainLoop, default_step, resolved_default
+from ditlab.bench.training import Entry, PlainLoop, default_step, resolved_default, use_measured_kernels
 
 BETWEEN = 7_654_321  # bytes
 CALLS = {"train": 6, "sample": 1}  # a default step has its huge pages after the fifth
@@ -140,6 +140,7 @@ def main() -> None:
     """Measure what the argument describes, and print the figures."""
     asked: dict[str, Any] = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
+    use_measured_kernels(torch.device("cpu"))
     found = measure(Entry(*asked["entry"]), asked["task"], Size(**asked["size"]), torch.device(asked["device"]))
     print(json.dumps(found))
 

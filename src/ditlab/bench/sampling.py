@@ -16,8 +16,6 @@ from ditlab.config import ExternalData
 from ditlab.data.datasets import External
 from ditlab.diffusion.process import FlowMatching
 from ditlab.diffusion.solvers import Heun
-from ditlab.machine.profile import profile
-from ditlab.networks import kernels
 from ditlab.run import Run, RunFolder
 
 
@@ -64,8 +62,6 @@ def default_run(size: Size, device: torch.device) -> Run:
     config = default_config(size, device).model_copy(update={"data": described})
     network = initial_network(config, data).to(device)
     process = build_process(config, network).eval().requires_grad_(False)
-    if device.type == "cpu":
-        kernels.use(profile().kernels)  # as ``ditlab.load`` does
     return Run(RunFolder("bench"), config, process, 0, data.num_classes, data.shape)
 
 

@@ -13,8 +13,9 @@ from ditlab.bench.sizes import Size
 from ditlab.build import autocast, build_network, resolve_device
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.data.datasets import Batch, Dataset, External
-from ditlab.machine.choices import computing_as, resolve_precision, resolved
 from ditlab.machine.profile import profile
+from ditlab.machine.resolve import computing_as, resolve_precision, resolved
+from ditlab.networks import kernels
 from ditlab.recipes import ANY_STORE, latents
 from ditlab.training import compiled
 from ditlab.training.loop import Step, TrainState, train
@@ -157,6 +158,12 @@ def entries_of(names: list[str], size: Size, ways: list[str], device: torch.devi
     dtypes = [dtype for dtype in size.dtypes if dtype == "fp32" or not emulates_bf16(device)]
     eager = [Entry(name, EAGER, dtype) for dtype in dtypes for name in names]
     return eager + [Entry(name, COMPILED, own) for name in names if COMPILED in ways and name != PLAIN]
+
+
+def use_measured_kernels(device: torch.device) -> None:
+    """All of ours compute with what this machine was measured to do best, as in ``ditlab.load``."""
+    if device.type == "cpu":
+        kernels.use(profile().kernels)
 
 
 def emulates_bf16(device: torch.device) -> bool:

@@ -16,11 +16,11 @@ from ditlab.errors import InputError
 def bench(arguments: Sequence[str]) -> int:
     """Measure, and print a table or one JSON object."""
     options = parse(BenchOptions, arguments, "ditlab bench")
+    if options.machine:
+        return _machine(options)
     out = None if options.out is None else Path(options.out)
     if out is not None and (out.suffix != ".json" or out.is_dir()):
         raise InputError(f"--out {out} must be a file that ends in .json")
-    if options.machine:
-        return _machine(options.as_json)
     import torch
 
     from ditlab.bench.machine import as_result, write_result
@@ -49,14 +49,17 @@ def bench(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _machine(as_json: bool) -> int:
+def _machine(options: BenchOptions) -> int:
     """Measure this machine's profile anew, for all that comes after, and print it."""
+    if options != BenchOptions(machine=True, as_json=options.as_json):
+        raise InputError("--machine measures the processor alone: leave all options out but --json")
     from dataclasses import asdict
 
     from ditlab.machine.profile import keep, measure
 
     found = measure()
-    keep(found)
+    if not keep(found):
+        say("note: it cannot be kept, so every process measures it: set DITLAB_CACHE to a folder that can be written")
     chosen = {"precision": found.precision, "muon": found.muon, "kernels": found.kernels._asdict()}
-    print(json.dumps(asdict(found) | {"chosen": chosen}) if as_json else "\n".join(found.lines()))
+    print(json.dumps(asdict(found) | {"chosen": chosen}) if options.as_json else "\n".join(found.lines()))
     return 0

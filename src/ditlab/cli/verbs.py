@@ -51,7 +51,7 @@ GLANCE = (
 def demo(arguments: Sequence[str]) -> int:
     """Train the circles recipe as runs/demo (or finish it), draw samples.png and measure."""
     options = parse(DemoOptions, arguments, "ditlab demo")
-    from ditlab.machine.choices import use_quickest
+    from ditlab.machine.resolve import use_quickest
     from ditlab.run import RunFolder, load
     from ditlab.training.parallel import ALONE
 
@@ -127,7 +127,7 @@ def sample(arguments: Sequence[str]) -> int:
     options = parse(SampleOptions, arguments, "ditlab sample")
     if options.out is not None and Path(options.out).suffix not in (".png", ".npz"):
         raise InputError(f"--out {options.out} must end in .png (a picture) or .npz (an array)")
-    from ditlab.machine.choices import use_quickest
+    from ditlab.machine.resolve import use_quickest
     from ditlab.run import load
     from ditlab.training.parallel import join
 
@@ -141,7 +141,7 @@ def sample(arguments: Sequence[str]) -> int:
 def evaluate(arguments: Sequence[str]) -> int:
     """Measure a run's samples."""
     options = parse(EvalOptions, arguments, "ditlab eval")
-    from ditlab.machine.choices import use_quickest
+    from ditlab.machine.resolve import use_quickest
     from ditlab.run import load
     from ditlab.training.parallel import join
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from ditlab.devices import widest_float
 
@@ -69,8 +70,8 @@ def exact(x: Tensor) -> Tensor:
 
 
 def on_host(value: Tensor) -> bool:
-    """Whether it is one number that can be looked at without waiting for a device."""
-    return value.dim() == 0 and value.device.type == "cpu"
+    """Whether it is one number that can be looked at without waiting for a device, or for ``torch.func``."""
+    return value.dim() == 0 and value.device.type == "cpu" and peek_interpreter_stack() is None
 
 
 def times_of(t: Tensor, x: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
@@ -140,7 +141,8 @@ class DiscreteVP:
         self.first = 1 / self.steps
         log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
         self.log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])  # (steps + 1,)
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._rows = torch.stack([self.log_alpha_bar[:-1], self.log_alpha_bar.diff()], 1)  # (steps, 2)
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def table(self, device: torch.device) -> Float[Tensor, " nodes"]:
         """log ᾱ at the nodes t = 0, 1/steps … 1, as exact as the device can hold it."""
@@ -149,14 +151,14 @@ class DiscreteVP:
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``table``, and what a time needs of it in one row: log ᾱ at the node before it and its rise to the next.
 
-        They are copied to a device once.
+        They are copied to an accelerator once.
         """
-        if device not in self._tables:
-            nodes = self.log_alpha_bar
-            rows = torch.stack([nodes[:-1], nodes.diff()], 1)  # (steps, 2)
+        if device.type == "cpu":
+            return self.log_alpha_bar, self._rows
+        if device not in self._copies:
             kind = widest_float(device)
-            self._tables[device] = nodes.to(device, kind), rows.to(device, kind)
-        return self._tables[device]
+            self._copies[device] = self.log_alpha_bar.to(device, kind), self._rows.to(device, kind)
+        return self._copies[device]
 
     def __call__(self, t: Tensor) -> Coefficients:
         rows = self._on(t.device)[1]

@@ -152,8 +152,9 @@ class Process(nn.Module):
         return prediction, (variance + 1) / 2
 
     def _input_type(self, x: Tensor) -> torch.dtype:
-        """The type of the network's weights; that of x for a function without weights."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        """The type of the network's weights; that of x for weights of several types, or none."""
+        types = {p.dtype for p in self.parameters() if p.is_floating_point()}
+        return types.pop() if len(types) == 1 else x.dtype
 
     def predict(self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None) -> Tensor:
         """What the network says of the target, shaped like x; a learned variance is left out."""

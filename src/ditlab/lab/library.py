@@ -21,6 +21,7 @@ from ditlab.lab.describe import describe, describe_waiting
 from ditlab.lab.images import OwnImages
 from ditlab.lab.lens import Lens
 from ditlab.lab.recordings import last_loss, previews, recorded
+from ditlab.machine.threads import limit
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import RunFolder, load
 from ditlab.training.checkpoint import saved_steps, step_name
@@ -30,7 +31,7 @@ MOST_LOADED = 12  # lenses kept while their weights together take no more than M
 MOST_BYTES = 1e9
 MEASURED = 1000  # figures of checkpoints that are remembered
 MOST_OF_A_LINE = 1000  # bytes
-THREADS = torch.get_num_threads()
+THREADS = min(torch.get_num_threads(), limit())
 WORTH_THREADS = 1e8  # multiply-accumulates of a pass from which more than one thread pays, also beside a training run
 
 

@@ -25,7 +25,7 @@ from ditlab.errors import InputError
 from ditlab.machine.threads import limit, threads
 from ditlab.memory import freed_memory_kept
 from ditlab.networks.kernels import ONEDNN, Kernels, written_out
-from ditlab.training.muon import orthogonal_by_gram, orthogonal_in_bf16
+from ditlab.training.muon import orthogonal_by_gram, orthogonal_by_matrix
 
 VERSION = 1  # of what is measured
 TURN = 0.05  # seconds after which two that are compared take no further turns
@@ -98,25 +98,26 @@ class Profile:
     def lines(self) -> Iterator[str]:
         """For people."""
         yield f"{self.processor}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"
-        yield f"bf16 products are {times(self.bf16)} fp32, Muon in bf16 {times(self.muon_bf16)} in fp32"
+        yield f"products: {in_words(self.bf16, 'bf16')}; Muon: {in_words(self.muon_bf16, 'bf16')}"
         yield "fp32 products by oneDNN, beside MKL, by multiply-accumulates: " + _listed(self.onednn)
         yield "attention in three steps, beside the fused kernel, by tokens: " + _listed(self.written_out)
         chosen = self.kernels
-        onednn = "none" if chosen.onednn_from is None else f"those from {chosen.onednn_from:,} multiply-accumulates"
-        yield f"chosen: {self.precision} products, Muon in {self.muon}; oneDNN for {onednn}; attention in three steps"
-        sampling, training, in_bf16 = map(_up_to, chosen[1:])
-        yield f"for {sampling} in sampling, for {training} in fp32 training, for {in_bf16} in bf16 training"
+        onednn = "never" if chosen.onednn_from is None else f"from {chosen.onednn_from:,} multiply-accumulates on"
+        yield f"chosen: {self.precision} products, Muon in {self.muon}, oneDNN {onednn}"
+        drawing, training, in_bf16 = map(_up_to, chosen[1:])
+        yield f"attention in three steps: {drawing} in sampling, {training} in fp32 training, {in_bf16} in bf16"
 
 
 def _up_to(tokens: int) -> str:
-    return f"up to {tokens} tokens" if tokens else "no tokens"
+    return f"up to {tokens} tokens" if tokens else "never"
 
 
-def times(gain: float) -> str:
-    """A gain in words that go on with what it is compared to."""
+def in_words(gain: float, name: str) -> str:
+    """How fast a precision is beside fp32."""
     if gain == 0:
-        return "not there, unlike"
-    return f"{gain:.1f} times as fast as" if gain >= 1 else f"{1 / gain:.1f} times slower than"
+        return f"there is no {name}"
+    beside = f"{gain:.1f} times as fast as" if gain >= 1 else f"{1 / gain:.1f} times slower than"
+    return f"{name} is {beside} fp32"
 
 
 def _listed(gains: dict[str, float]) -> str:
@@ -133,20 +134,21 @@ def profile() -> Profile:
     return found
 
 
-def keep(found: Profile) -> None:
-    """Write a profile into the cache, if that can be."""
+def keep(found: Profile) -> bool:
+    """Write a profile into the cache; False where that cannot be."""
     try:
         disk.cache_for("machine")
         disk.write_atomically(_file(), lambda path: path.write_text(json.dumps(asdict(found), indent=1) + "\n"))
     except (OSError, InputError):
-        return
+        return False
+    return True
 
 
 def _kept() -> Profile | None:
     try:
         found = Profile(**json.loads(_file().read_text()))
         return found if found.kernels and found.precision else None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+    except (OSError, InputError, ValueError, TypeError, AttributeError, KeyError):
         return None
 
 
@@ -177,7 +179,14 @@ def _name() -> str:
 def measure() -> Profile:
     """Measure this machine's processor, in a second or two."""
     begun = time.perf_counter()
-    with threads(1), freed_memory_kept("cpu"), torch.random.fork_rng(devices=[]):
+    with (
+        threads(1),
+        freed_memory_kept("cpu"),
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
         bf16 = _products_in_bf16()
         return Profile(
             processor=_name(),
@@ -216,7 +225,7 @@ def _products_in_bf16() -> float:
 
 def _muon_in_bf16() -> float:
     matrices, options = [torch.randn(64, 256) for _ in range(4)], ((3.4445, -4.775, 2.0315), 5, 1e-7)
-    return _gain(lambda: orthogonal_in_bf16(matrices, *options), lambda: orthogonal_by_gram(matrices, *options))
+    return _gain(lambda: orthogonal_by_matrix(matrices, *options), lambda: orthogonal_by_gram(matrices, *options))
 
 
 def _onednn() -> Iterator[tuple[str, float]]:

@@ -14,7 +14,8 @@ import torch
 CHAIN = 8  # products of a trial
 TRIALS = 3, 24  # of each number of threads, at least and at most
 LONGEST = 0.3  # seconds of all trials, after which no further one begins
-ROWS, WIDTH = 4096, 1024  # of a trial, at most
+WIDTH, OPERATIONS = 512, 2**24  # of a product, at most: its width and, but for the narrowest, multiply-accumulates
+CLEARLY = 1.1  # times as quick that fewer threads have to be, so that chance does not decide a run's bytes
 
 
 def limit() -> int:
@@ -101,8 +102,8 @@ def quickest(rows: int, width: int, most: int) -> tuple[int, float]:
         numbers.append(numbers[-1] // 2)
     if most == 1:
         return 1, 1.0
-    rows, width = min(rows, ROWS), min(width, WIDTH)
-    x, w = torch.zeros(rows, width), torch.zeros(width, width)
+    width = min(width, WIDTH)
+    x, w = torch.zeros(min(rows, max(64, OPERATIONS // width**2)), width), torch.zeros(width, width)
     seconds: defaultdict[int, float] = defaultdict(float)
     for number in numbers:
         _trial(number, x, w)  # threads and kernels are made
@@ -113,7 +114,8 @@ def quickest(rows: int, width: int, most: int) -> tuple[int, float]:
         for number in numbers if turn % 2 else reversed(numbers):
             seconds[number] += _trial(number, x, w)
     best = min(numbers, key=lambda number: seconds[number])
-    return best, seconds[most] / seconds[best]
+    gain = seconds[most] / seconds[best]
+    return (best, gain) if gain > CLEARLY else (most, 1.0)
 
 
 def _trial(number: int, x: torch.Tensor, w: torch.Tensor) -> float:

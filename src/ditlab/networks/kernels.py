@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,23 +42,26 @@ class Kernels(NamedTuple):
 
 
 _used = Kernels()
+_held = False  # by a block of ``using``
 
 
 def use(kernels: Kernels) -> None:
-    """Ask for these from now on, in this process."""
+    """Ask for these from now on, in this process; within a block of ``using`` nothing changes."""
     global _used
-    _used = kernels
+    if not _held:
+        _used = kernels
 
 
 @contextmanager
 def using(kernels: Kernels) -> Iterator[None]:
     """Ask for these within the block."""
-    before = _used
-    use(kernels)
+    global _used, _held
+    before = _used, _held
+    _used, _held = kernels, True
     try:
         yield
     finally:
-        use(before)
+        _used, _held = before
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[None]:
@@ -101,8 +104,8 @@ def product(
 
 def _takes_onednn(layer: nn.Linear, x: Tensor) -> bool:
     """Whether it is a large product of plain fp32 tensors on a CPU that is not differentiated, mapped or traced."""
-    if torch.is_grad_enabled() or not ONEDNN or _used.onednn_from is None:
-        return False
+    if torch.is_grad_enabled() or not ONEDNN or _used.onednn_from is None or not is_eager():
+        return False  # before the size is looked at, which may be a symbol
     if x.numel() * layer.out_features < max(1, _used.onednn_from):
         return False
     tensors = (x, layer.weight) if layer.bias is None else (x, layer.weight, layer.bias)
@@ -112,7 +115,6 @@ def _takes_onednn(layer: nn.Linear, x: Tensor) -> bool:
         and x.shape[-1] == layer.in_features
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
-        and is_eager()
         and not is_in_torch_dispatch_mode()
     )
 
@@ -132,7 +134,8 @@ def layer_norm(x: Float[Tensor, "... D"], eps: float) -> Float[Tensor, "... D"]:
 def _unit(width: int) -> tuple[Tensor, Tensor]:
     """A scale of 1 and a shift of 0."""
     with torch.inference_mode(False):
-        return torch.ones(width), torch.zeros(width)
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are just now
+        return torch.ones(width, **kind), torch.zeros(width, **kind)
 
 
 def attention(

@@ -14,6 +14,7 @@ from torch.optim import Muon
 from ditlab.training.parallel import full, shared_like
 
 Coefficients = tuple[float, float, float]  # a, b, c of the Newton-Schulz iteration
+MOST_BY_GRAM = 7  # steps, after which rounded eigenvalues below 0 would have grown by a² in each
 
 
 class BatchedMuon(Muon):
@@ -42,7 +43,7 @@ class BatchedMuon(Muon):
             alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    alike[min(p.shape), None if self.precision == "fp32" else max(p.shape)].append(p)
+                    alike[min(p.shape), None if self._by_gram(group) else max(p.shape)].append(p)
             for parameters in alike.values():
                 self._step_alike(parameters, group)
 
@@ -58,12 +59,18 @@ class BatchedMuon(Muon):
         if group["nesterov"]:
             directions = list(torch._foreach_lerp(gradients, directions, group["momentum"]))
         directions = [full(d) for d in directions]  # of a shared matrix every process moves its share of the whole
-        orthogonal = orthogonal_by_gram if self.precision == "fp32" else orthogonal_in_bf16
-        moves = orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        options = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        if self._by_gram(group):
+            moves = orthogonal_by_gram(directions, *options)
+        else:
+            moves = orthogonal_by_matrix(directions, *options, torch.float32 if self.precision == "fp32" else None)
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         for p, move in zip(parameters, moves, strict=True):
             p.add_(shared_like(move, p), alpha=-lr * _scale(p.shape, group["adjust_lr_fn"]))
+
+    def _by_gram(self, group: dict[str, Any]) -> bool:
+        return self.precision == "fp32" and group["ns_steps"] <= MOST_BY_GRAM
 
 
 def _scale(shape: torch.Size, adjust_lr_fn: str | None) -> float:
@@ -104,10 +111,13 @@ def orthogonal_by_gram(matrices: list[Tensor], coefficients: Coefficients, steps
     return [m @ q if _tall(m) else q @ m for m, q in zip(wide, product / norm, strict=True)]
 
 
-def orthogonal_in_bf16(matrices: list[Tensor], coefficients: Coefficients, steps: int, eps: float) -> list[Tensor]:
-    """The same, by the iteration on the matrices themselves, in bf16: (rows, columns) each, or the transpose."""
+def orthogonal_by_matrix(
+    matrices: list[Tensor], coefficients: Coefficients, steps: int, eps: float, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """The same, by the iteration on the matrices themselves, in bf16 unless said: (rows, columns) or the transpose."""
     a, b, c = coefficients
-    x = torch.stack([(m.mT if _tall(m) else m).bfloat16() for m in matrices])  # (n, short, long)
+    kind = dtype or torch.bfloat16
+    x = torch.stack([(m.mT if _tall(m) else m).to(kind) for m in matrices])  # (n, short, long)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT

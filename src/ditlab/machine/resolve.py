@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -10,11 +11,11 @@ import torch
 
 from ditlab.build import accelerator_precision, multiplies_bf16, resolve_device
 from ditlab.config import Config, DiTConfig, KernelsConfig, MLPConfig, MuonConfig
-from ditlab.machine.profile import profile, times
+from ditlab.machine.profile import in_words, profile
 from ditlab.machine.threads import limit, quickest, threads
 from ditlab.networks import kernels
 
-BUSY = 2.0  # times as fast that fewer threads have to be than what was asked for, to be worth a word
+BUSY = 2.0  # times as fast that fewer threads have to be, to be worth a word
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -42,32 +43,35 @@ def settled(config: Config, shape: tuple[int, ...], world: int = 1) -> tuple[Con
     Args:
         config: as asked for, or as a run has kept it.
         shape: of a sample.
-        world: how many processes train together on this machine.
+        world: how many processes train together; on this machine as many unless LOCAL_WORLD_SIZE says otherwise.
     """
     asked, config = config, resolved(config)
     if resolve_device(config.device).type != "cpu":
         return config, []
-    most = max(1, limit() // world)
-    number, gain = quickest(*products_of(config, shape, config.batch_size // world // config.accumulate), most)
-    if asked.threads is not None:
-        number, gain = min(asked.threads, most), gain if number < min(asked.threads, most) else 1.0
-    return config.model_copy(update={"threads": number}), list(_lines(asked, config, number, gain))
+    most = max(1, limit() // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    best, gain = quickest(*products_of(config, shape, config.batch_size // world // config.accumulate), most)
+    number = best if asked.threads is None else min(asked.threads, most)
+    return config.model_copy(update={"threads": number}), list(_lines(asked, config, number, best, gain))
 
 
-def _lines(asked: Config, config: Config, number: int, gain: float) -> Iterator[str]:
+def _lines(asked: Config, config: Config, number: int, best: int, gain: float) -> Iterator[str]:
+    """What is computed with, and what could be better, ``gain`` being that of the best number of threads over all."""
     measured = profile()
-    noun = "thread" if number == 1 else "threads"
-    busy = ""
-    if gain > 1 and asked.threads is None:
-        busy = f" (other work keeps the processor busy: more would be {gain:.0f} times slower)"
-    elif gain > BUSY:
-        busy = f" (other work keeps the processor busy: fewer would be {gain:.0f} times as fast; see --threads)"
     muon = ""
     if isinstance(config.optimizer, MuonConfig):
-        muon = f", Muon in {config.optimizer.precision} (in bf16 {times(measured.muon_bf16)} in fp32)"
-    yield f"{number} {noun}{busy}, {config.precision} products (bf16 is {times(measured.bf16)} fp32 here){muon}"
+        muon = f", Muon in {config.optimizer.precision} ({in_words(measured.muon_bf16, 'bf16')} for it)"
+    noun = "thread" if number == 1 else "threads"
+    yield f"{number} {noun}, {config.precision} products ({in_words(measured.bf16, 'bf16')} here){muon}"
+    if asked.threads is not None and number < asked.threads:
+        yield f"{asked.threads} threads were asked for, and {number} can run at once"
+    if gain > BUSY and number == best:
+        yield f"other work keeps the processor busy: more threads would be {gain:.0f} times slower"
+    elif gain > BUSY and number > best:
+        yield f"other work keeps the processor busy: --threads {best} would be {gain:.0f} times as fast"
+    elif number < best:
+        yield f"this run keeps to {number} of {best} threads; --resume with --threads {best} goes on with all of them"
     if asked.precision == "bf16" and measured.bf16 < 1:
-        yield f"bf16 products are {times(measured.bf16)} fp32 on this processor: --precision fp32 is the faster choice"
+        yield f"{in_words(measured.bf16, 'bf16')} on this processor: a new run is faster with --precision fp32"
 
 
 def products_of(config: Config, shape: tuple[int, ...], batch: int) -> tuple[int, int]:

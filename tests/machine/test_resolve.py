@@ -3,8 +3,8 @@ import torch
 
 from ditlab.config import AdamWConfig, KernelsConfig
 from ditlab.fit import fit
-from ditlab.machine import choices
-from ditlab.machine.choices import computing_as, products_of, resolved, settled
+from ditlab.machine import resolve
+from ditlab.machine.resolve import computing_as, products_of, resolved, settled
 from ditlab.networks import kernels
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
@@ -29,7 +29,7 @@ def circles(**changes):
 def machine(monkeypatch):
     """What the machine was measured to be: a list, of which the last counts."""
     measured = [SLOW_BF16]
-    monkeypatch.setattr(choices, "profile", lambda: measured[-1])
+    monkeypatch.setattr(resolve, "profile", lambda: measured[-1])
     return measured
 
 
@@ -47,24 +47,39 @@ def test_what_was_asked_for_is_done(machine):
     asked = circles(precision="bf16", threads=1, optimizer=AdamWConfig())
     config, lines = settled(asked, SHAPE)
     assert (config.precision, config.threads, config.optimizer) == ("bf16", 1, AdamWConfig())
-    assert any("10.0 times slower than fp32 on this processor" in line for line in lines)
-    assert not any("slower than fp32 on this" in line for line in settled(circles(), SHAPE)[1])
+    warning = "bf16 is 10.0 times slower than fp32 on this processor: a new run is faster with --precision fp32"
+    assert warning in lines
+    assert warning not in settled(circles(), SHAPE)[1]
 
 
 def test_no_more_threads_than_there_are_here(machine, monkeypatch):
-    monkeypatch.setattr(choices, "limit", lambda: 4)
-    assert settled(circles(threads=64), SHAPE)[0].threads == 4
+    monkeypatch.setattr(resolve, "limit", lambda: 4)
+    config, lines = settled(circles(threads=64), SHAPE)
+    assert config.threads == 4
+    assert "64 threads were asked for, and 4 can run at once" in lines
     assert settled(circles(threads=64), SHAPE, world=2)[0].threads == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # the other process is on another machine
+    assert settled(circles(threads=64), SHAPE, world=2)[0].threads == 4
 
 
-def test_a_busy_machine_is_named(machine, monkeypatch):
-    monkeypatch.setattr(choices, "quickest", lambda rows, width, most: (1, 110.0))
-    config, (line,) = settled(circles(), SHAPE)
-    assert config.threads == 1
-    assert "1 thread (other work keeps the processor busy: more would be 110 times slower)" in line
-    config, (line,) = settled(circles(threads=2), SHAPE)
-    assert config.threads == min(2, choices.limit())
-    assert ("fewer would be 110 times as fast" in line) == (config.threads == 2)
+@pytest.mark.parametrize(
+    ("threads", "best", "gain", "used", "said"),
+    [
+        (None, 1, 110.0, 1, "other work keeps the processor busy: more threads would be 110 times slower"),
+        (None, 1, 1.3, 1, None),
+        (None, 4, 1.0, 4, None),
+        (2, 1, 110.0, 2, "other work keeps the processor busy: --threads 1 would be 110 times as fast"),
+        (2, 4, 1.0, 2, "this run keeps to 2 of 4 threads; --resume with --threads 4 goes on with all of them"),
+        (4, 4, 1.0, 4, None),
+    ],
+)
+def test_what_is_said_of_threads(machine, monkeypatch, threads, best, gain, used, said):
+    monkeypatch.setattr(resolve, "limit", lambda: 4)
+    monkeypatch.setattr(resolve, "quickest", lambda rows, width, most: (best, gain))
+    config, (first, *more) = settled(circles(threads=threads), SHAPE)
+    assert config.threads == used
+    assert first.startswith(f"{used} thread")
+    assert more == ([] if said is None else [said])
 
 
 def test_products_are_about_those_of_the_network():
