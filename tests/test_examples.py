@@ -17,5 +17,6 @@ def test_minimal_runs_and_fits_on_a_page(tmp_path):
     assert Image.open(tmp_path / "circles.png").size == (548, 548)
     source = EXAMPLE.read_text()
     assert len(source.splitlines()) <= 120
-    assert "training" not in [line.split(".")[1] for line in source.splitlines() if line.startswith("from ditlab.")]
+    taken = [line.split()[1] for line in source.splitlines() if line.startswith("from ditlab.training")]
+    assert taken == ["ditlab.training.muon"]  # an optimizer as torch's, and no trainer
     assert "FlowMatching(" not in source

@@ -274,7 +274,7 @@ def test_the_largest_is_measured_in_bf16_alone():
     assert {entry.dtype for entry in entries_of(["diffusers", "ditlab"], size, ["eager"], CPU)} == {"bf16"}
 
 
-@pytest.mark.parametrize("task", ["train", "sample"])
+@pytest.mark.parametrize("task", [pytest.param("train", marks=pytest.mark.slow), "sample"])
 def test_defaults_have_processes_of_their_own(task):
     size = size_of("tiny", "cpu")
     with apart(DEFAULTS, task, size) as turns:
@@ -295,6 +295,7 @@ def test_what_a_process_has_no_memory_for_is_told():
                 work()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_is_told_from_one_that_memory_ran_out_for():
     entry, size = Entry("encoder", "eager", "fp32"), size_of("tiny", "cpu")
     for signal_, error in ((signal.SIGKILL, MemoryError), (signal.SIGSEGV, RuntimeError)):

@@ -184,6 +184,7 @@ def test_sigterm_to_one_of_them_stops_all_after_the_same_step(jobs, tmp_path):
     assert (tmp_path / "log.0.err").read_text().count("saved") == 1
 
 
+@pytest.mark.slow
 def test_last_save_longer_than_the_patience(jobs, tmp_path):
     """The second process, which has nothing to write, waits for the first one as long as that gives signs of life."""
     words = ["circles", *TINY, "--steps", "10000", "--checkpoint-every", "10000", "--stall-after", "5"]
@@ -260,7 +261,8 @@ def test_what_is_measured_on_the_way_is_that_of_one_process(jobs, tmp_path, kind
             assert after[name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_compiled_and_computed_again(jobs, tmp_path, kind):
     words = ["circles", *TINY, "--steps", "2", "--parallel", kind, "--recompute", "--compile"]
     ended, told = jobs.run(tmp_path, words, 2)
