@@ -61,13 +61,7 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-LONG = {
-    "objectives",
-    "scaling",
-    "networks",
-    "conditioning",
-    "patch_embedding",
-}  # train and draw more often than the others
+LONG = {"objectives", "scaling", "networks", "conditioning", "patch_embedding"}  # take longer than the others
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else []) for n in ORDER])

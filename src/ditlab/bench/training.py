@@ -155,7 +155,7 @@ def entries_of(names: list[str], size: Size, ways: list[str], device: torch.devi
     transformer. bf16 is left out where it is emulated (``emulates_bf16``).
     """
     own = resolve_precision("auto", device)
-    dtypes = [dtype for dtype in size.dtypes if dtype == "fp32" or not emulates_bf16(device)]
+    dtypes = ["fp32"] if "fp32" in size.dtypes and emulates_bf16(device) else size.dtypes
     eager = [Entry(name, EAGER, dtype) for dtype in dtypes for name in names]
     return eager + [Entry(name, COMPILED, own) for name in names if COMPILED in ways and name != PLAIN]
 
