@@ -19,7 +19,7 @@ from ditlab.training.loading import load_weights, must_fit, network_facts
 from ditlab.training.loop import differences
 from ditlab.training.posthoc import Combination, combine, combined
 
-MOST_ERROR = 0.05  # expected, above which an average is no average of that width
+MOST_ERROR = 0.05  # an average whose expected relative error is larger is refused
 
 
 class Made(NamedTuple):

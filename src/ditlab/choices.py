@@ -1,4 +1,4 @@
-"""Values that configurations and options of verbs share: solvers, grids, intervals of time. Imports no torch."""
+"""Values that configurations and options of verbs share: solvers, grids, intervals of time, sizes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def _rising(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 Interval = Annotated[tuple[Share, Share], AfterValidator(_rising)]
+
+
+def _height_and_width(size: tuple[int, ...]) -> tuple[int, int]:
+    if len(size) not in (1, 2):
+        raise ValueError("give one number for a square, or height and width")
+    return size[0], size[-1]
+
+
+ImageSize = Annotated[tuple[Annotated[int, Field(ge=1, le=2**14)], ...], AfterValidator(_height_and_width)]

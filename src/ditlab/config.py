@@ -11,15 +11,9 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import tyro
 from pydantic import AfterValidator, Field, model_validator
 
-from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName
+from ditlab.choices import SOLVER_CHOICES, GridName, ImageSize, Interval, SolverName
 from ditlab.errors import ConfigError
 from ditlab.section import Section
-
-
-def _height_and_width(size: tuple[int, ...]) -> tuple[int, int]:
-    if len(size) not in (1, 2):
-        raise ValueError("give one number for a square, or height and width")
-    return size[0], size[-1]
 
 
 class CirclesData(Section):
@@ -55,9 +49,7 @@ class ImagesData(Section):
         min_length=1,
         description="folder of images (sub-folders are classes), parquet or tar files, or a name on the Hub",
     )
-    image_size: Annotated[tuple[Annotated[int, Field(ge=1, le=2**14)], ...], AfterValidator(_height_and_width)] = Field(
-        description="in pixels: the side of a square, or height and width"
-    )
+    image_size: ImageSize = Field(description="in pixels: the side of a square, or height and width")
     channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour")
     classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(
         None, min_length=1, description="names of the labels, in order; None is without labels"
@@ -343,9 +335,7 @@ class Config(Section):
     threads: int | None = Field(
         None, ge=1, le=4096, description="of the processor; None is as many as are the quickest when training begins"
     )
-    kernels: Annotated[KernelsConfig | None, tyro.conf.Suppress] = Field(
-        None, description="of the processor; None is those that are the quickest on this machine"
-    )
+    kernels: Annotated[KernelsConfig | None, tyro.conf.Suppress] = Field(None, description="None is the quickest here")
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the network with torch.compile; auto does for long trainings of a DiT on a CPU"
     )

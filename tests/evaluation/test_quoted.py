@@ -17,3 +17,9 @@ def test_the_example_is_what_was_printed():
     assert len(lines) > 5
     for name, text in lines:
         assert rows[name] == text
+
+
+def test_the_readme_says_what_the_demo_scores():
+    block = (DOCS.parent / "README.md").read_text().split("`ditlab eval demo` says it again:")[1].split("```")[1]
+    name, text = block.removeprefix("text").split(maxsplit=1)
+    assert table(json.loads((DOCS / "demo.json").read_text()))[name] == text.strip()

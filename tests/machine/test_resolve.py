@@ -4,7 +4,7 @@ import torch
 from ditlab.config import AdamWConfig, KernelsConfig
 from ditlab.fit import fit
 from ditlab.machine import resolve
-from ditlab.machine.resolve import computing_as, products_of, resolved, settled
+from ditlab.machine.resolve import computing_as, products_of, resolved, settled, use_quickest
 from ditlab.networks import kernels
 from ditlab.recipes import RECIPES
 from ditlab.run import RunFolder
@@ -108,3 +108,14 @@ def test_a_run_goes_on_as_it_began_to_the_same_bytes(machine, tmp_path):
     assert found.config.kernels == KernelsConfig(**SLOW_BF16.kernels._asdict())
     for name, tensor in expected.network.state_dict().items():
         assert torch.equal(tensor, found.network.state_dict()[name]), name
+
+
+def test_threads_are_chosen_for_where_a_run_is_used_and_not_where_it_was_trained(monkeypatch):
+    asked = []
+    now = torch.get_num_threads(), 1.0
+    monkeypatch.setattr(resolve, "quickest", lambda rows, width, most: asked.append(most) or now)
+    trained_on_a_gpu = circles(device="cuda")
+    use_quickest(trained_on_a_gpu, SHAPE, 4, torch.device("meta"))
+    assert asked == []
+    use_quickest(trained_on_a_gpu, SHAPE, 4, torch.device("cpu"))
+    assert len(asked) == 1

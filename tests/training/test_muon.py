@@ -77,3 +77,12 @@ def test_many_steps_on_matrices_of_low_rank_stay_finite(steps):
     p.grad = torch.randn(64, 2, generator=draw) @ torch.randn(2, 64, generator=draw)
     BatchedMuon([p], lr=1.0, weight_decay=0.0, ns_steps=steps).step()
     assert p.norm() < 20  # at most 64 singular values near 1
+
+
+@pytest.mark.parametrize("orthogonal", [orthogonal_by_gram, orthogonal_by_matrix])
+def test_singular_values_come_near_one(orthogonal):
+    x = torch.randn(5, 16, 48, generator=generator_for(0))
+    moves = torch.stack(orthogonal(list(x), (3.4445, -4.7750, 2.0315), 5, 1e-7))
+    values = torch.linalg.svdvals(moves.float())
+    assert values.min() > 0.5
+    assert values.max() < 1.5

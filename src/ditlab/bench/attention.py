@@ -1,7 +1,7 @@
 """Attention alone on CUDA: which kernel is the fastest for a head width, and whether padding the head pays.
 
-DiT-XL has heads of 72 values, of which flash kernels make 80, 96 or 128; widths that are no multiple of 8 would be
-refused. Zeros added to queries, keys and values change no number of the result, if the scale stays that of 72.
+DiT-XL's heads are 72 wide. Flash kernels pad them to 80, 96 or 128, and refuse widths that are not a multiple of 8.
+Zeros added to queries, keys and values change no number of the result, if the scale stays that of 72.
 """
 
 from __future__ import annotations

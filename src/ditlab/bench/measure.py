@@ -38,17 +38,8 @@ def measure(
         keep: is given what there is so far, after each table.
     """
     use_measured_kernels(device)
-    names, ways, notes = available(), [EAGER], []
-    if PEER not in names:
-        notes.append("diffusers is not installed, so that its rows are left out: pip install 'ditlab[latents]'")
-    if effort.compiled:
-        reason = why_not(device)
-        if reason is None:
-            ways.append(COMPILED)
-        else:
-            notes.append(f"nothing is compiled, for torch.compile does not work here: {reason}")
-    if emulates_bf16(device):
-        notes.append(f"bf16 is left out: {in_words(profile().bf16, 'bf16')} on this processor")
+    names = available()
+    ways, notes = _ways(names, device, effort)
     for note in notes:
         say(f"note: {note}")
     say("matrix products")
@@ -82,3 +73,19 @@ def measure(
         figures["attention"] = measure_attention(sizes[-1], device, effort.rounds, effort.turn)
         keep(figures)
     return figures
+
+
+def _ways(names: list[str], device: torch.device, effort: Effort) -> tuple[list[str], list[str]]:
+    """How the networks are run, and why what is left out is."""
+    ways, notes = [EAGER], []
+    if PEER not in names:
+        notes.append("diffusers is not installed, so that its rows are left out: pip install 'ditlab[latents]'")
+    if effort.compiled:
+        reason = why_not(device)
+        if reason is None:
+            ways.append(COMPILED)
+        else:
+            notes.append(f"nothing is compiled, for torch.compile does not work here: {reason}")
+    if emulates_bf16(device):
+        notes.append(f"bf16 is left out: {in_words(profile().bf16, 'bf16')} on this processor")
+    return ways, notes

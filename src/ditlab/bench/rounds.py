@@ -80,7 +80,7 @@ def seconds(work: Work, calls: int, device: torch.device) -> float:
 
 @contextmanager
 def refusing(keys: Iterable[Key], refused: dict[Key, str] | None) -> Iterator[None]:
-    """Where memory runs out, note why there is no figure of these, and go on; with None the error is raised."""
+    """If memory runs out, record the reason for these keys and continue; if ``refused`` is None, raise the error."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -121,7 +121,7 @@ def interleaved(
         turn: seconds a turn should take at least; as many calls as that needs, at least one.
         device: that works; it is waited for.
         warm_up: calls before the first round; the last of them says how many calls make a turn.
-        budget: rounds that are taken in any case, and seconds after which there are no more of them; None is all.
+        budget: the least number of rounds, and the seconds after which no further round begins; None takes all rounds.
         refused: is told what there was not the memory for; None raises the error.
         say: is told what is warmed up.
         count: is told each round's number, from 1, before it begins.

@@ -67,7 +67,7 @@ def demo(arguments: Sequence[str]) -> int:
         raise InputError(f"{folder.path} holds another run, of {config.data.kind}: move it, or ditlab demo --fresh")
     _train(folder, config, resume=started, again="ditlab demo --fresh trains it anew", ranks=ALONE)
     run = load(folder.path)
-    use_quickest(run.config, run.shape, AT_A_TIME)
+    use_quickest(run.config, run.shape, AT_A_TIME, run.process.like().device)
     picture = folder.path / "samples.png"
     _write_samples(run, SampleOptions(run=str(folder.path), out=str(picture)), ALONE)
     figures = _measure(run, EvalOptions(run=str(folder.path), features="none"), ALONE).figures
@@ -133,7 +133,7 @@ def sample(arguments: Sequence[str]) -> int:
 
     ranks = join(options.device)
     run = load(options.run, weights=options.weights, device=options.device)
-    use_quickest(run.config, run.shape, min(options.n, AT_A_TIME))
+    use_quickest(run.config, run.shape, min(options.n, AT_A_TIME), run.process.like().device)
     report(_write_samples(run, options, ranks), options.as_json)
     return 0
 
@@ -147,7 +147,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     ranks = join(options.device)
     run = load(options.run, weights=options.weights, device=options.device)
-    use_quickest(run.config, run.shape, AT_A_TIME)
+    use_quickest(run.config, run.shape, AT_A_TIME, run.process.like().device)
     from ditlab.evaluation_record import must_be_recordable, record
 
     ranks.decided(lambda: must_be_recordable(run.folder.path))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ditlab.chance import SampleNoise
 from ditlab.diffusion.grids import Grid, sampling_times
 from ditlab.diffusion.guidance import Guidance, Passes, as_guidance
-from ditlab.diffusion.modes import evaluating
+from ditlab.diffusion.modes import evaluating, input_type
 from ditlab.diffusion.paths import (
     CosinePath,
     DiscreteVP,
@@ -145,16 +145,11 @@ class Process(nn.Module):
         self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None
     ) -> tuple[Tensor, Tensor | None]:
         """What the network says of the target and, where it learns it, of the variance: f of ``Estimate``; like x."""
-        output = self.network(x.to(self._input_type(x)), t, cond).to(x.dtype)
+        output = self.network(x.to(input_type(self.network, x)), t, cond).to(x.dtype)
         if not getattr(self.network, "learned_variance", False):
             return output, None
         prediction, variance = output.chunk(2, dim=1)
         return prediction, (variance + 1) / 2
-
-    def _input_type(self, x: Tensor) -> torch.dtype:
-        """The type of the network's weights; that of x for weights of several types, or none."""
-        types = {p.dtype for p in self.parameters() if p.is_floating_point()}
-        return types.pop() if len(types) == 1 else x.dtype
 
     def predict(self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None) -> Tensor:
         """What the network says of the target, shaped like x; a learned variance is left out."""
@@ -339,11 +334,7 @@ class FlowMatching(Process):
         condition_dropout: float = 0.1,
     ) -> None:
         paths: dict[str, Callable[[], Path]] = {"linear": LinearPath, "cosine": CosinePath}
-        densities: dict[str, Callable[..., Times]] = {
-            "uniform": Uniform,
-            "stratified": Stratified,
-            "logit-normal": LogitNormal,
-        }
+        densities: dict[str, Any] = {"uniform": Uniform, "stratified": Stratified, "logit-normal": LogitNormal}
         if path not in paths:
             raise ValueError(f"unknown path {path!r}; choose one of {', '.join(paths)}")
         if times not in densities:

@@ -95,7 +95,14 @@ def computing_as(config: Config) -> Iterator[None]:
         yield
 
 
-def use_quickest(config: Config, shape: tuple[int, ...], batch: int) -> None:
-    """In a program of its own: as many threads as are the quickest now, to run a network of that configuration."""
-    if resolve_device(config.device).type == "cpu":
+def use_quickest(config: Config, shape: tuple[int, ...], batch: int, device: torch.device) -> None:
+    """In a program of its own: as many threads as are the quickest now, to run a network of that configuration.
+
+    Args:
+        config: of the network.
+        shape: of a sample.
+        batch: samples at a time.
+        device: where the network is; on a GPU the threads stay as they are.
+    """
+    if device.type == "cpu":
         torch.set_num_threads(quickest(*products_of(config, shape, batch), limit())[0])
