@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from ditlab.evaluation.intervals import Interval, around, score_interval, share_interval
@@ -93,7 +93,7 @@ def _share_around(share: float, variance: float, n: int, freedom: int) -> Interv
     """
     alone = share * (1 - share) / n
     variance = max(variance, alone)
-    scored = score_interval(share, n * alone / variance if alone else n, float(stats.t.ppf(0.975, freedom)))
+    scored = score_interval(share, n * alone / variance if alone else n, float(special.stdtrit(freedom, 0.975)))
     low, high = around(share, variance, freedom)
     return [max(0.0, min(low, scored[0])), min(1.0, max(high, scored[1]))]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 Interval = list[float]  # its lower and its upper end
@@ -17,7 +17,7 @@ QUANTILE = 1.959963984540054  # of the standard normal distribution, at 97.5 %
 
 def around(value: float, variance: float, freedom: int) -> Interval:
     """Student's interval (1908) of a value whose variance was estimated with so many degrees of freedom."""
-    half = float(stats.t.ppf(0.975, freedom)) * variance**0.5
+    half = float(special.stdtrit(freedom, 0.975)) * variance**0.5
     return [value - half, value + half]
 
 

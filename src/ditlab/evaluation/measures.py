@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.svm import SVC
 from torch import Tensor
 
 from ditlab.chance import generator_for
@@ -75,8 +74,10 @@ def measure_digits(samples: Float[Tensor, "n 1 8 8"], labels: Int[Tensor, " n"])
 
 
 @cache
-def _judge() -> tuple[SVC, float]:
-    """The judge, and how often it is right about half A."""
+def _judge() -> tuple[Any, float]:
+    """A support vector classifier as the judge, and how often it is right about half A."""
+    from sklearn.svm import SVC  # takes longer to import than most runs need to begin
+
     half_a, half_b = digit_halves()
     judge = SVC(gamma="scale").fit(_flat(half_b.images), half_b.labels.numpy())
     return judge, float(judge.score(_flat(half_a.images), half_a.labels.numpy()))

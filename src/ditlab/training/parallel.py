@@ -16,19 +16,20 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ditlab.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -254,6 +255,9 @@ def shard(network: nn.Module, device: torch.device) -> None:
     Its blocks are sharded one by one, and so are its other parts, the input and output layers. Each is brought to the
     device for that, and leaves a share there: a device never holds more than the shares and one whole part.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # with FSDP they take a second to import
+    from torch.distributed.fsdp import fully_shard
+
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing here writes into
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     blocks = blocks_of(network)
@@ -270,20 +274,27 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return list(blocks) if isinstance(blocks, nn.ModuleList) else []
 
 
+def _is_shared(tensor: Tensor | None) -> TypeGuard[DTensor]:
+    """Whether it is a ``DTensor``, told without importing what takes a second to import."""
+    return hasattr(tensor, "full_tensor")
+
+
 def full(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may have a share."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_shared(tensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
     """This process's share of a tensor, or all of one that is not shared."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_shared(tensor) else tensor
 
 
 def shared_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """This process's share of a tensor that all processes have, if ``like`` is shared."""
-    if not isinstance(like, DTensor):
+    if not _is_shared(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -291,8 +302,8 @@ def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[objec
     """Around one part of a batch: gradients are exchanged with those of its last part alone."""
     if isinstance(network, Replicated) and not last:
         return network.no_sync()
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(last)
+    if hasattr(network, "set_requires_gradient_sync"):  # FSDP's
+        cast("FSDPModule", network).set_requires_gradient_sync(last)
     return nullcontext()
 
 
