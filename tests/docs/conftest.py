@@ -12,6 +12,7 @@ import torch
 
 from ditlab.cli.main import main
 from ditlab.diffusion.solvers import SOLVERS
+from ditlab.lab import export
 from ditlab.networks.conditioning import CONDITIONINGS
 from ditlab.networks.registered import NETWORKS
 from tests.docs.commands import FEW
@@ -73,6 +74,8 @@ def folder(world, tmp_path, monkeypatch, unchecked):
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, "COLUMNS", "120")
+    monkeypatch.setattr(export, "INPUTS", export.INPUTS[:1])  # of a page in one file
+    monkeypatch.setattr(export, "TIMES", export.TIMES[:2])
     known = [(names, dict(names)) for names in (CONDITIONINGS, NETWORKS, SOLVERS)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
