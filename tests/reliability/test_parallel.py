@@ -66,7 +66,7 @@ def wait_for(file, lines):
 
 @pytest.mark.parametrize(
     ("kind", "kills"),
-    [("ddp", 2), ("fsdp", 2), *[pytest.param(kind, 20, marks=pytest.mark.slow) for kind in KINDS]],
+    [("ddp", 2), *[pytest.param(kind, 20, marks=pytest.mark.slow) for kind in KINDS]],
 )
 def test_kill_9_of_a_job_of_two(jobs, tmp_path, kind, kills):
     chance = random.Random(f"{kind} {kills}")
@@ -158,7 +158,7 @@ def test_nan_on_one_rank(jobs, tmp_path, kind):
     assert told.count("step 3 was not learned from") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_dead_or_stopped_rank(jobs, tmp_path, number):
     words = ["circles", *TINY, "--steps", "10000", "--stall-after", "3", "--name", "run"]
     forks = jobs.start(tmp_path, words, 2)
