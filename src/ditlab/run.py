@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ from ditlab.diffusion.solvers import Solver
 from ditlab.errors import ConfigError, InputError
 from ditlab.machine.profile import profile
 from ditlab.networks import kernels
+from ditlab.training import metrics
 from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, verified
 from ditlab.training.loading import load_average, load_weights
 from ditlab.training.parallel import ALONE, Ranks
@@ -88,15 +87,7 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to the metrics."""
-        disk.before("append", self.metrics_file)
-        with self.metrics_file.open("a") as stream:
-            whole = stream.tell()
-            try:
-                stream.write(json.dumps(line, allow_nan=False) + "\n")
-                stream.flush()
-            except OSError:
-                os.truncate(self.metrics_file, whole)
-                raise
+        metrics.append(self.metrics_file, line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of the metrics; what a crash has damaged at their end is left out.
@@ -104,24 +95,12 @@ class RunFolder:
         Raises:
             InputError: a line before good ones is damaged.
         """
-        if not self.metrics_file.exists():
-            return []
-        lines, damaged = [], 0
-        for number, text in enumerate(self.metrics_file.read_text(errors="replace").split("\n")[:-1], 1):
-            try:
-                line = json.loads(text)
-                int(line["step"]), float(line["seconds"])
-            except (ValueError, TypeError, KeyError, RecursionError):
-                damaged = damaged or number
-                continue
-            if damaged:
-                raise InputError(f"{self.metrics_file}, line {damaged}, is damaged: delete that line")
-            lines.append(line)
-        return lines
+        return list(metrics.read(self.metrics_file))
 
     def trained_beyond(self, step: int) -> bool:
         """Whether metrics tell of later steps, or checkpoints are kept elsewhere."""
-        return self.checkpoints.is_symlink() or any(line["step"] > step for line in self.read_metrics())
+        last = next(metrics.newest(self.metrics_file), {"step": -1})["step"]
+        return self.checkpoints.is_symlink() or last > step
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -169,9 +148,7 @@ class RunFolder:
         Later checkpoints, which can only be damaged ones, are set aside as ``damaged-step-...``. For whoever holds the
         lock, and has loaded that step's checkpoint.
         """
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        disk.write_atomically(self.metrics_file, lambda path: path.write_text(text))
+        metrics.cut(self.metrics_file, step)
         if step < 0:
             disk.discard(self.checkpoints / LATEST)
         elif self.step != step:

@@ -29,6 +29,7 @@ from ditlab.data.latents.survey import StoreSurvey
 from ditlab.disk import discard, remove, write_atomically
 from ditlab.errors import InputError, speaks
 from ditlab.recipes import RECIPES
+from ditlab.training.metrics import newest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -278,7 +279,7 @@ def _measure(run: Run, options: EvalOptions, ranks: Ranks) -> Measured:
 
 
 def _last_loss(folder: RunFolder) -> float | None:
-    return next((line["loss"] for line in reversed(folder.read_metrics()) if "loss" in line), None)
+    return next((line["loss"] for line in newest(folder.metrics_file) if "loss" in line), None)
 
 
 def report(figures: dict[str, Any], as_json: bool) -> None:

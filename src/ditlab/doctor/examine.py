@@ -58,7 +58,7 @@ def examine(run: str | Path, n: int = 1024, device: str = "auto") -> Report:
 def _of_metrics(subject: Subject) -> list[Check]:
     if "metrics" in subject.problems:
         return [unknown("training curve", subject.problems["metrics"])]
-    return curve.from_metrics(subject.config, subject.metrics)
+    return curve.from_metrics(subject.config, subject.course)
 
 
 def _of_weights(subject: Subject, n: int) -> list[Check]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
+from array import array
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -12,12 +16,83 @@ from torch import Tensor
 
 from ditlab.errors import InputError
 from ditlab.run import RunFolder
+from ditlab.training import metrics
+
+BINS = 1500  # of a curve: no fewer than it has pixels
+RECORDED = ("t", "gate", "contribution", "effective_depth")
 
 
-def gate_recordings(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
-    """Gates, contributions and effective depth at each recorded step beyond ``after``, and the loss of those steps.
+def outline(values: array[float] | np.ndarray) -> list[int]:
+    """Which values a line is drawn by: of each of ``BINS`` bins its ends, its least and its greatest.
+
+    Where no bin is wider than a pixel the line looks as it would through all of them: M4, Jugel et al., VLDB 2014.
+    A curve of no more than ``4 * BINS`` values is drawn by all of them.
+    """
+    if len(values) <= 4 * BINS:
+        return list(range(len(values)))
+    edges = np.linspace(0, len(values), BINS + 1).astype(int).tolist()
+    bins = [(a, b, np.asarray(values[a:b])) for a, b in pairwise(edges)]
+    return sorted({i for a, b, some in bins for i in (a, b - 1, a + int(some.argmin()), a + int(some.argmax()))})
+
+
+class Losses:
+    """The losses of a run's metrics; whoever asks again has only those read that were added. For any thread."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._metrics = metrics.Growing(folder.metrics_file)
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._metrics.forget()
+        self._columns = {"step": array("d"), "loss": array("d"), "seconds": array("d")}
+
+    def after(self, step: int = -1) -> dict[str, Tensor]:
+        """The loss at each step that was logged, beyond ``step``, and the seconds of training until then.
+
+        What a line is drawn by is left of many of them, see ``outline``. Damaged lines are left out.
+
+        Raises:
+            InputError: the metrics are no file.
+        """
+        with self._lock:
+            self._read()
+            columns = {name: np.array(column) for name, column in self._columns.items()}
+        later = columns["step"] > step
+        columns = {name: column[later] for name, column in columns.items()}
+        kept = outline(columns["loss"])
+        names = {"loss_step": "step", "loss": "loss", "loss_seconds": "seconds"}
+        return {name: torch.from_numpy(columns[key][kept].astype(np.float32)) for name, key in names.items()}
+
+    def _read(self) -> None:
+        try:
+            lines = self._metrics.added()
+            if lines is None:
+                self._forget()
+                lines = self._metrics.added() or iter(())
+        except FileNotFoundError:
+            return self._forget()
+        for line in lines:
+            if "loss" in line:
+                for name, column in self._columns.items():
+                    column.append(line[name])
+        return None
+
+
+def losses(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
+    """The loss of a run beyond the step ``after``, see ``Losses.after``."""
+    return Losses(folder).after(after)
+
+
+def gate_recordings(folder: RunFolder, after: int = -1, course: Losses | None = None) -> dict[str, Tensor]:
+    """Gates, contributions and effective depth at each recorded step beyond ``after``, and the losses after that step.
 
     Damaged recordings are left out.
+
+    Args:
+        folder: the run.
+        after: the step beyond which they are wanted.
+        course: the run's losses, as far as they were read before.
 
     Raises:
         InputError: there are none.
@@ -27,27 +102,23 @@ def gate_recordings(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
     if not recordings:
         beyond = "" if after < 0 else f" after step {after}"
         raise InputError(f"{folder.path} recorded no gates{beyond}")
+    first = next(iter(recordings.values()))
+    shapes = {name: tensor.shape for name, tensor in first.items()}
+    recordings = {step: some for step, some in recordings.items() if {n: x.shape for n, x in some.items()} == shapes}
     arrays = {
         "step": torch.tensor(list(recordings)),
-        "t": next(iter(recordings.values()))["t"],
-        **losses(folder, after),
+        "t": first["t"],
+        **(course or Losses(folder)).after(after),
     }
-    for name in ("gate", "contribution", "effective_depth"):
+    for name in RECORDED[1:]:
         arrays[name] = torch.stack([recording[name] for recording in recordings.values()])
     return arrays
 
 
-def losses(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
-    """The loss at each step that was logged, beyond ``after``, and the seconds of training until then."""
-    lines = [line for line in folder.read_metrics() if "loss" in line and line["step"] > after]
-    names = {"loss_step": "step", "loss": "loss", "loss_seconds": "seconds"}
-    return {name: torch.tensor([float(line[key]) for line in lines]) for name, key in names.items()}
-
-
 def last_loss(folder: RunFolder) -> int | None:
-    """The last step whose loss was logged; None without any, and where the metrics are damaged."""
+    """The last step whose loss was logged; None without any."""
     try:
-        return max((line["step"] for line in folder.read_metrics() if "loss" in line), default=None)
+        return next((line["step"] for line in metrics.newest(folder.metrics_file) if "loss" in line), None)
     except (InputError, OSError):
         return None
 
@@ -71,6 +142,7 @@ def numbered(folder: Path, ending: str) -> list[tuple[int, Path]]:
 def _load(file: Path) -> dict[str, Tensor] | None:
     """A recording, or None if it is damaged."""
     try:
-        return load_file(file)
-    except (SafetensorError, OSError):
+        tensors = load_file(file)
+        return {name: tensors[name] for name in RECORDED}
+    except (SafetensorError, OSError, KeyError):
         return None
