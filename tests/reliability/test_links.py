@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from ditlab.fit import fit
 from ditlab.lab.export import embed
 from ditlab.lab.library import Library
 from ditlab.lab.notebook import frame
-from ditlab.lab.recordings import picture, previews
+from ditlab.lab.recordings import gate_recordings, picture, previews
 from ditlab.run import MADE, RunFolder
 from ditlab.training.checkpoint import MANIFEST, damage, saved_steps
 from tests.reliability.faults import tree
@@ -166,8 +167,9 @@ def test_a_run_folder_may_be_a_link_itself(run, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_the_lab_serves_no_link(run, outside):
+def test_the_lab_serves_no_link(run, outside, monkeypatch):
     """Neither a picture, nor a folder of pictures; nor does an export hold one."""
+    monkeypatch.setattr("ditlab.lab.export._answers", lambda *_: [])  # which takes seconds, and reads no picture
     folder, secret = RunFolder(run), outside / ".ssh/id"
     instead(run / "samples/step-00000004.png", secret)
     instead(run / "probes/step-00000004.safetensors", secret)
@@ -182,8 +184,10 @@ def test_the_lab_serves_no_link(run, outside):
         picture(folder, 4)
 
 
-def test_what_is_shown_names_no_place_of_this_machine(run, tmp_path):
+def test_what_is_shown_names_no_place_of_this_machine(run, tmp_path, monkeypatch):
     """A notebook is passed on: neither its page nor an exported one holds the path of the run."""
+    for numbers in ("_answers", "_attention_alone"):
+        monkeypatch.setattr(f"ditlab.lab.export.{numbers}", lambda *_: [])
     library = Library(run)
     assert str(tmp_path) not in frame(ditlab.load(run))
     assert str(tmp_path) not in json.dumps(embed(library, next(iter(library.folders()))))
@@ -204,8 +208,12 @@ def test_a_pipe_is_not_waited_for(run, capsys, name):
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
     if verb == "lab":
-        library = Library(run)
-        embed(library, next(iter(library.folders())))
+        library, folder = Library(run), RunFolder(run)
+        described = library.describe(next(iter(library.folders())), None, "ema")
+        assert described["previews"] == previews(folder)
+        gate_recordings(folder)
+        with pytest.raises(InputError, match="is a pipe") if name.endswith("png") else nullcontext():
+            picture(folder, 4)
         return
     words = {"train": ["--resume", run, "--steps", 4], "eval": [run, "--n", 64, "--steps", 1]}.get(verb, [run])
     assert main([str(word) for word in (verb, *words)]) in (0, 1, 2)

@@ -88,7 +88,7 @@ def test_an_absurd_configuration_is_refused_in_a_line(run, capsys, name):
 
 LARGE = {
     "wide": {"dim": 2**16, "heads": 4},
-    "deep": {"depth": 512},
+    "deep": {"depth": 512, "dim": 256},
     "tokens": {"patch_size": 1, "dim": 2**15, "positions": "sincos"},
 }
 

@@ -358,7 +358,6 @@ def read_part(checkpoint: Path, name: str) -> dict[str, Tensor]:
         DamagedCheckpoint: they cannot be read.
     """
     with damage(place_of(checkpoint, name)):
-        disk.must_stay(place_of(checkpoint, name), checkpoint.parents[1])
         return (
             shards.read(checkpoint / name) if (checkpoint / name).is_dir() else read_tensors(place_of(checkpoint, name))
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditlab import disk
 from ditlab.build import most_numbers, network_shapes
 from ditlab.choices import WIDTHS
 from ditlab.config import Config
@@ -80,6 +81,7 @@ def foresee(config: Config, dataset: Dataset, checkpoint: Path, name: str = "mod
     """
     place = place_of(checkpoint, name)
     with damage(place):
+        disk.must_stay(place, checkpoint.parents[1])
         stored = sum(file.stat().st_size for file in (place.iterdir() if place.is_dir() else [place]))
     if most_numbers(config, dataset) <= max(SMALL, LOOSELY * stored):
         return
