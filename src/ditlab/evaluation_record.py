@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from torch import Tensor
 
-from ditlab.disk import read_json, remove, write_atomically
+from ditlab.disk import lock, read_json, remove, write_atomically
 from ditlab.errors import InputError
 from ditlab.evaluator import Copy, Measured
 from ditlab.pictures import contact_sheet, save_picture
@@ -35,9 +34,9 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
         InputError: the file is damaged.
     """
     path = run / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    found = read_json(path).get("evaluations")
+    found = read_json(path, run).get("evaluations")
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise InputError(f"{path} holds no list of evaluations: move it away, and measure again")
     return found
@@ -64,7 +63,7 @@ def record(run: Path, measured: Measured) -> list[Path]:
         InputError: the file that is there is damaged.
     """
     settings = _settings(measured.figures)
-    with FileLock(run / f".{FILE}.lock"):
+    with lock(run / f".{FILE}.lock"):
         others = [entry for entry in read_evaluations(run) if _settings(entry) != settings]
         text = json.dumps({"evaluations": [*others, measured.figures]}, indent=1, allow_nan=False) + "\n"
         write_atomically(run / FILE, lambda path: path.write_text(text))

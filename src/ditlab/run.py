@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,11 +29,18 @@ from ditlab.errors import ConfigError, InputError
 from ditlab.machine.profile import profile
 from ditlab.networks import kernels
 from ditlab.training import metrics
-from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, verified
-from ditlab.training.loading import load_average, load_weights
+from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, step_of, verified
+from ditlab.training.loading import foresee, load_average, load_weights
 from ditlab.training.parallel import ALONE, Ranks
 
 PATIENCE = 0.5  # seconds: who asks whether a run is being trained holds its lock for some microseconds
+
+# What training calls the things in each folder of a run, after their step: nothing else is ever deleted there.
+MADE = {"samples": r"\.png", "probes": r"\.safetensors", "averages": r"\.safetensors"}
+MADE |= {"failures": r"\.(json|safetensors)", "checkpoints": ""}
+STEP = "step-[0-9]{8}"
+BESIDE = r"config\.json|metrics\.jsonl|quarantine\.jsonl|eval\.json|eval(-nearest)?\.png|wandb-id"  # beside these
+LIBRARY = r"\.tmp[A-Za-z0-9]{6}"  # what the safetensors library writes before it gives it its name
 
 
 class RunFolder:
@@ -57,7 +66,7 @@ class RunFolder:
             InputError: there is none; the runs that are there are listed.
         """
         for path in (Path(name), Path("runs") / name):
-            if (path / "config.json").is_file():
+            if os.path.lexists(path / "config.json"):
                 return cls(path)
         there = sorted(str(file.parent) for file in Path("runs").glob("*/config.json"))
         raise InputError(
@@ -71,14 +80,14 @@ class RunFolder:
             InputError: the file is not a valid configuration; the field is named.
         """
         try:
-            return Config.model_validate({"averages": (), **disk.read_json(self.config_file)})
+            return Config.model_validate({"averages": (), **disk.read_json(self.config_file, self.path)})
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
 
     @property
     def knows_averages(self) -> bool:
         """Whether the configuration says which averages are tracked, be it none."""
-        return not self.config_file.exists() or "averages" in disk.read_json(self.config_file)
+        return not self.config_file.exists() or "averages" in disk.read_json(self.config_file, self.path)
 
     def write_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
@@ -98,19 +107,23 @@ class RunFolder:
         return list(metrics.read(self.metrics_file))
 
     def trained_beyond(self, step: int) -> bool:
-        """Whether metrics tell of later steps, or checkpoints are kept elsewhere."""
-        last = next(metrics.newest(self.metrics_file), {"step": -1})["step"]
-        return self.checkpoints.is_symlink() or last > step
+        """Whether metrics tell of later steps."""
+        return any(line["step"] > step for line in islice(metrics.newest(self.metrics_file), 1))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only one who writes into this run. The system lets go of it when the process ends, however it does.
 
         Raises:
-            InputError: another process writes into it.
+            InputError: another process writes into it, or what is to be written would follow a link out of it.
         """
         disk.make_folder(self.path)
-        lock = FileLock(self.lock_file, timeout=PATIENCE)
+        for name in (*MADE, "tensorboard", "wandb"):
+            disk.must_stay(self.path / name, self.path)
+        for file in (self.config_file, self.metrics_file):
+            if os.path.lexists(file):
+                disk.must_be_file(file, self.path)
+        lock = disk.lock(self.lock_file, PATIENCE)
         try:
             lock.acquire()
         except Timeout:
@@ -123,24 +136,7 @@ class RunFolder:
     @property
     def is_locked(self) -> bool:
         """Whether a process is writing into this run, as training does; asking leaves nothing behind."""
-        if sys.platform == "win32":
-            lock = FileLock(self.lock_file, timeout=0)
-            try:
-                lock.acquire()
-            except Timeout:
-                return True
-            lock.release()
-            return False
-        import fcntl
-
-        try:
-            with self.lock_file.open("rb") as stream:  # closing lets go of it
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return disk.is_held(self.lock_file)
 
     def cut(self, step: int) -> None:
         """Drop metrics, pictures and recordings of later steps than ``step``, and what is left unfinished.
@@ -153,20 +149,36 @@ class RunFolder:
             disk.discard(self.checkpoints / LATEST)
         elif self.step != step:
             point(self.checkpoints, step)
-        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
-            for entry in folder.glob("step-*"):
-                if re.fullmatch(r"step-[0-9]{8}", entry.stem) and entry.stem > step_name(step):
-                    disk.set_aside(entry) if folder == self.checkpoints else disk.remove(entry)
+        for name in MADE:
+            for entry in self.made(name):
+                if entry.name[: len(step_name(0))] > step_name(step):
+                    disk.set_aside(entry) if name == "checkpoints" else disk.remove(entry)
         self.sweep()
 
     def sweep(self) -> None:
-        """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
-        names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks*.txt", ".eval*.tmp.*")
-        left = [entry for name in names for entry in self.path.glob(name)]
-        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
-            left += folder.glob(".*")
+        """Clear away what ditlab left unfinished, by a kill for example; for whoever holds the lock."""
+        left = disk.unfinished(self.path, BESIDE)
+        left += [self.path / name for name in disk.names(self.path) if re.fullmatch(r"\.stacks(-[0-9]+)?\.txt", name)]
+        for name, ending in MADE.items():
+            left += disk.unfinished(self.path / name, f"(damaged-)?{STEP}{ending}|{LATEST}", self.path)
+            left += [entry for entry in self.made(name, LIBRARY) if disk.is_plain(entry)]
         for entry in left:
             disk.remove(entry)
+
+    def made(self, name: str, pattern: str | None = None) -> list[Path]:
+        """What training made in one of the run's folders, by its names, in their order: no links, nor other things.
+
+        Args:
+            name: of the folder, such as "samples".
+            pattern: of other names than training gives.
+
+        Raises:
+            InputError: the folder is a link, or cannot be read.
+        """
+        pattern = STEP + MADE[name] if pattern is None else pattern
+        found = [self.path / name / entry for entry in disk.names(self.path / name, self.path)]
+        called = [entry for entry in found if re.fullmatch(pattern, entry.name)]
+        return called if name == "checkpoints" else [entry for entry in called if disk.is_plain(entry)]
 
     @property
     def taken(self) -> bool:
@@ -185,8 +197,7 @@ class RunFolder:
     @property
     def snapshot_steps(self) -> list[int]:
         """The steps that have a snapshot of the averages, in order."""
-        names = (path.stem for path in self.averages.glob("step-*.safetensors"))
-        return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
+        return [step_of(entry) for entry in self.made("averages")]
 
     def snapshot_file(self, step: int) -> Path:
         """The snapshot of the averages after that step."""
@@ -334,14 +345,15 @@ def load(
     folder = RunFolder.find(path)
     config = folder.read_config()
     dataset = build_dataset(config)
-    network = build_network(config, dataset)
+    network = cache(partial(build_network, config, dataset))
 
     def take(step: int) -> int:
         checkpoint = verified(folder.checkpoints, step)
+        foresee(config, dataset, checkpoint, names.get(str(weights), "model"))
         if isinstance(weights, str):
-            load_weights(network, checkpoint, names[weights], config)
+            load_weights(network(), checkpoint, names[weights], config)
         else:
-            load_average(network, checkpoint, weights, config)
+            load_average(network(), checkpoint, weights, config)
         return step
 
     taken = newest_whole(folder.checkpoints, take) if step is None else take(step)
@@ -350,5 +362,5 @@ def load(
     where = resolve_device(device)
     if where.type == "cpu":
         kernels.use(profile().kernels)
-    process = build_process(config, network.to(where)).eval().requires_grad_(False)
+    process = build_process(config, network().to(where)).eval().requires_grad_(False)
     return Run(folder, config, process, taken, dataset.num_classes, dataset.shape, weights)

@@ -111,6 +111,8 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return complain(f"the disk is full ({error}); free some space. What was saved before is whole", 1)
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return complain("too many files are open: raise the limit with ulimit -n 4096, and give it again", 1, apart)
         if error.filename is None:
             raise
         return complain(f"cannot use {error.filename}: {error.strerror}", 2, apart)

@@ -8,11 +8,8 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName
-from ditlab.config import (
-    Config,
-    Width,
-)
+from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName, Width
+from ditlab.config import Config
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
 from ditlab.networks.published import PRESETS

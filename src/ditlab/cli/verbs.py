@@ -26,7 +26,7 @@ from ditlab.cli.options import (
 from ditlab.cli.training import parse_train
 from ditlab.config import Config, SamplingConfig
 from ditlab.data.latents.survey import StoreSurvey
-from ditlab.disk import discard, remove, write_atomically
+from ditlab.disk import discard, remove, unfinished, write_atomically
 from ditlab.errors import InputError, speaks
 from ditlab.recipes import RECIPES
 from ditlab.training.metrics import newest
@@ -60,7 +60,7 @@ def demo(arguments: Sequence[str]) -> int:
     if options.fresh and folder.path.exists():
         with folder.locked():  # nobody trains it
             remove(folder.path)
-    for leftover in RUNS.glob(".demo.*.tmp"):  # of a deletion that was killed
+    for leftover in unfinished(RUNS, "demo"):  # of a deletion that was killed
         discard(leftover)
     started = folder.config_file.exists()
     config = folder.read_config() if started else RECIPES["circles"]()

@@ -21,7 +21,7 @@ from ditlab.errors import CheckpointWarning, InputError
 from ditlab.run import RunFolder
 from ditlab.training import metrics
 from ditlab.training.checkpoint import newest_whole, read_facts, read_part, saved_steps, step_name, verified
-from ditlab.training.loading import load_weights
+from ditlab.training.loading import foresee, load_weights
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,23 @@ def _prepared(config: Config, problems: dict[str, str]) -> Dataset | None:
 
 def _read_weights(folder: RunFolder, config: Config, device: str) -> Weights | None:
     """The newest whole checkpoint's networks, or None without any."""
-    blank = build_dataset(config)
-    initial = initial_network(config, blank).eval().requires_grad_(False)
-    averaged, raw = copy.deepcopy(initial), copy.deepcopy(initial)
+    dataset = build_dataset(config)
 
-    def take(step: int) -> int:
+    def take(step: int) -> tuple[int, nn.Module, list[nn.Module]]:
         checkpoint = verified(folder.checkpoints, step)
-        load_weights(averaged, checkpoint, "ema", config)
-        load_weights(raw, checkpoint, "model", config)
-        return step
+        foresee(config, dataset, checkpoint)
+        initial = initial_network(config, dataset).eval().requires_grad_(False)
+        loaded = [copy.deepcopy(initial), copy.deepcopy(initial)]
+        for network, name in zip(loaded, ("ema", "model"), strict=True):
+            load_weights(network, checkpoint, name, config)
+        return step, initial, loaded
 
-    step = newest_whole(folder.checkpoints, take)
-    if step is None:
+    taken = newest_whole(folder.checkpoints, take)
+    if taken is None:
         return None
+    step, initial, loaded = taken
     where = resolve_device(device)
-    processes = [build_process(config, network.to(where)).eval().requires_grad_(False) for network in (averaged, raw)]
+    processes = [build_process(config, network.to(where)).eval().requires_grad_(False) for network in loaded]
     width = read_facts(folder.checkpoints / step_name(step)).get("sigma_rel")
     return Weights(
         step,

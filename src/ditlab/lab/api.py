@@ -30,8 +30,8 @@ from ditlab.lab.images import from_file, from_pixels
 from ditlab.lab.lens import MAX_STEPS, Lens
 from ditlab.lab.library import Library
 from ditlab.lab.live import Watch, stream
+from ditlab.lab.recordings import picture
 from ditlab.lab.worker import Busy, Worker
-from ditlab.training.checkpoint import step_name
 
 PAGE = Path(__file__).parent / "static"
 MAX_IMAGES, MAX_POINTS = 16, 2000  # samples in one trajectory
@@ -325,10 +325,9 @@ async def _picture(request: Request) -> Response:
     step = request.path_params["step"]
     if re.fullmatch(r"[0-9]{1,8}", step) is None:
         raise Missing("a picture goes by the step it was made at")
-    file = folder.samples / f"{step_name(int(step))}.png"
     try:
-        body = await run_in_threadpool(file.read_bytes)
-    except OSError:
+        body = await run_in_threadpool(picture, folder, int(step))
+    except (InputError, OSError):
         raise Missing(f"no picture was made at step {step}") from None
     return Response(body, media_type="image/png", headers={"Cache-Control": "no-cache"})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from array import array
 from itertools import pairwise
@@ -14,12 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ditlab import disk
 from ditlab.errors import InputError
 from ditlab.run import RunFolder
 from ditlab.training import metrics
+from ditlab.training.checkpoint import step_name, step_of
 
 BINS = 1500  # of a curve: no fewer than it has pixels
 RECORDED = ("t", "gate", "contribution", "effective_depth")
+MOST_PICTURE = 2**28  # bytes
 
 
 def outline(values: array[float] | np.ndarray) -> list[int]:
@@ -97,7 +99,7 @@ def gate_recordings(folder: RunFolder, after: int = -1, course: Losses | None = 
     Raises:
         InputError: there are none.
     """
-    files = [(step, file) for step, file in numbered(folder.probes, "safetensors") if step > after]
+    files = [(step, file) for step, file in numbered(folder, "probes") if step > after]
     recordings = {step: tensors for step, file in files if (tensors := _load(file))}
     if not recordings:
         beyond = "" if after < 0 else f" after step {after}"
@@ -125,18 +127,27 @@ def last_loss(folder: RunFolder) -> int | None:
 
 def previews(folder: RunFolder) -> list[int]:
     """Steps at which the run left a picture drawn from the same noise."""
-    return [step for step, _ in numbered(folder.samples, "png")]
+    return [step for step, _ in numbered(folder, "samples")]
+
+
+def picture(folder: RunFolder, step: int) -> bytes:
+    """The PNG file of that step's picture.
+
+    Raises:
+        InputError: it is no plain file of the run, or larger than any picture.
+        OSError: it is not there.
+    """
+    return disk.read(folder.samples / f"{step_name(step)}.png", MOST_PICTURE, folder.path)
 
 
 def recorded(folder: RunFolder) -> list[int]:
     """Steps at which the run recorded its gates."""
-    return [step for step, _ in numbered(folder.probes, "safetensors")]
+    return [step for step, _ in numbered(folder, "probes")]
 
 
-def numbered(folder: Path, ending: str) -> list[tuple[int, Path]]:
-    """The files of a run that are named after steps, in their order."""
-    named = ((re.fullmatch(rf"step-(\d{{8}})\.{ending}", file.name), file) for file in sorted(folder.glob("step-*")))
-    return [(int(match[1]), file) for match, file in named if match]
+def numbered(folder: RunFolder, kind: str) -> list[tuple[int, Path]]:
+    """The files of a run in one of its folders that are named after steps, in their order."""
+    return [(step_of(file), file) for file in folder.made(kind)]
 
 
 def _load(file: Path) -> dict[str, Tensor] | None:

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditlab.config import WIDTHS, Config
+from ditlab import disk
+from ditlab.build import most_numbers, network_shapes
+from ditlab.choices import WIDTHS
+from ditlab.config import Config
+from ditlab.data.datasets import Dataset
 from ditlab.errors import DamagedCheckpoint, InputError
 from ditlab.training import shards
 from ditlab.training.averages import tensor_name
@@ -27,6 +31,9 @@ from ditlab.training.checkpoint import (
 )
 from ditlab.training.loop import TrainState, differences
 from ditlab.training.parallel import shared_like
+
+SMALL = 2**24  # numbers of a network that is built whatever a checkpoint holds
+LOOSELY = 4  # numbers a byte, of a network that may be what a checkpoint holds: 16 times as many as there are in fp32
 
 
 def must_fit(file: Path, problems: list[str]) -> None:
@@ -55,6 +62,40 @@ def other_network(facts: Mapping[str, Any], config: Config) -> list[str]:
         return [f"network is {str(saved.get('kind'))[:20]}, not {own['kind']}"]
     changed = [name for name in own if name in saved and saved[name] != own[name]]
     return [f"network.{name} is {str(saved[name])[:40]}, not {own[name]}" for name in changed]
+
+
+def foresee(config: Config, dataset: Dataset, checkpoint: Path, name: str = "model") -> None:
+    """Refuse a network that a checkpoint does not hold before memory is taken for it: by names, shapes and types.
+
+    A network of about the size of what is stored is compared once it is built, by whoever loads it.
+
+    Args:
+        config: what the run's folder says it is.
+        dataset: gives the network its shape and labels.
+        checkpoint: a folder.
+        name: "model" or "ema".
+
+    Raises:
+        InputError: they differ; the differences are listed.
+        DamagedCheckpoint: the checkpoint cannot be read.
+    """
+    place = place_of(checkpoint, name)
+    with damage(place):
+        disk.must_stay(place, checkpoint.parents[1])
+        stored = sum(file.stat().st_size for file in (place.iterdir() if place.is_dir() else [place]))
+    if most_numbers(config, dataset) <= max(SMALL, LOOSELY * stored):
+        return
+    if (network := network_shapes(config, dataset)) is not None:
+        told, seen = other_network(read_facts(checkpoint), config), _described(checkpoint, name)
+        must_fit(place, told + differences(seen, network.state_dict()))
+
+
+def _described(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a part: mapped into memory, or their shapes and types alone where they lie in shares."""
+    if not (checkpoint / name).is_dir():
+        return read_part(checkpoint, name)
+    with damage(checkpoint / name):
+        return shards.described(checkpoint / name)
 
 
 def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config) -> None:

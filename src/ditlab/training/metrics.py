@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -66,12 +65,9 @@ def there(file: Path) -> bool:
     Raises:
         InputError: something else than a file bears the name.
     """
-    try:
-        mode = file.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(file):
         return False
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{file} is a link or no file at all, and a run's own file is expected: move it away")
+    disk.must_be_file(file, file.parent)
     return True
 
 

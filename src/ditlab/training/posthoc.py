@@ -36,7 +36,7 @@ def read_snapshot(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is no such file, or it is not what was written.
     """
-    must_be_file(path)
+    must_be_file(path, path.parent.parent)
     try:
         with safe_open(path, framework="pt") as file:
             told = (file.metadata() or {}).get("sha256")

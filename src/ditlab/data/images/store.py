@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def prepare(
         return ready
     with FileLock(root / f"{folder.name}.lock"):
         if (ready := whole(folder)) is None:  # else another process has just prepared them
-            for dead in (folder, *root.glob(f".{folder.name}.*")):
+            for dead in (folder, *disk.unfinished(root, re.escape(folder.name))):
                 disk.discard(dead)
             disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress))
             ready = Store(folder)
