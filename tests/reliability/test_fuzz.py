@@ -21,7 +21,7 @@ from ditlab.lab.live import Watch
 from ditlab.lab.recordings import gate_recordings, losses, picture, previews
 from ditlab.run import RunFolder
 from tests.reliability.faults import tree
-from tests.reliability.harms import HARMS
+from tests.reliability.harms import HARMS, special
 from tests.training.test_fit import Nobody, tiny
 
 PROCESSOR, CLOCK = 5, 120  # seconds of this process, and on the clock for what waits without end
@@ -168,6 +168,7 @@ def one(place, number, acts):
     chance = random.Random(number)
     run, kinds = place / "run", chance.choices(HARMS, k=chance.choice([1, 1, 1, 2, 3]))
     shutil.copytree(place / "whole", run)
+    kinds.sort(key=lambda harm: harm is special)  # a pipe comes last, for harms wait for what they read
     outside, act = {name: tree(place / name) for name in ("home", "whole")}, chance.choice(acts)
     try:
         for harm in kinds:

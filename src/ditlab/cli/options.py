@@ -126,6 +126,17 @@ class DoctorOptions(Section):
     as_json: Json = False
 
 
+class CheckOptions(Section):
+    """See that everything in a run is as it was written: configuration, metrics, checkpoints, recordings, pictures.
+
+    Its data, too: the prepared images, or the store of latents. Nothing is changed. Status 0, or 1 if something is
+    damaged.
+    """
+
+    run: RunName
+    as_json: Json = False
+
+
 class BenchOptions(Section):
     """How fast this machine trains and samples: beside diffusers' DiT, a plain transformer, and its matrix products."""
 

@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 PARTS = ("model", "ema", "optimizer")  # of every checkpoint
 FILES = (*(f"{part}.safetensors" for part in PARTS), "state.json")  # as they lie where one process saved them
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a file in a manifest
+ODD = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # content
 REFUSED = re.compile(r"(?:os error |\()(11|12|13|23|24)\)")  # by the system, as libraries say it
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # errors of a file that damage explains
 T = TypeVar("T")
@@ -292,7 +293,7 @@ def damage(file: Path) -> Iterator[None]:
         raise DamagedCheckpoint(f"{file} is damaged: {error.strerror}") from None
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except ODD as error:
         if refused := REFUSED.search(str(error)):  # such as too many open files, or no memory: the file is whole
             raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(file)) from None
         raise DamagedCheckpoint(f"{file} is damaged: {first_line(error)}") from None
@@ -308,7 +309,7 @@ def verified(folder: Path, step: int) -> Path:
 
     Raises:
         InputError: no such checkpoint.
-        DamagedCheckpoint: a file is missing or has changed; it is named.
+        DamagedCheckpoint: a file is missing, has changed or does not belong there; it is named.
     """
     checkpoint = folder / step_name(step)
     if step not in (there := saved_steps(folder)):
@@ -324,6 +325,12 @@ def verified(folder: Path, step: int) -> Path:
             size = os.fstat(stream.fileno()).st_size  # looked at first: what is too large is not read
             if size != expected.get("size") or _sha256(stream) != expected.get("sha256"):
                 raise DamagedCheckpoint(f"{file} is damaged: its content is not what was saved")
+    for name in folders:
+        if f"{name}.safetensors" in manifest:
+            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it names {name} both whole and in shards")
+        for file in sorted((checkpoint / name).glob("[!.]*.safetensors")):
+            if f"{name}/{file.name}" not in manifest:
+                raise DamagedCheckpoint(f"{file} does not belong to its checkpoint, whose manifest does not name it")
     return checkpoint
 
 
@@ -352,15 +359,24 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_part(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a part: of its file, mapped into memory once its header makes sense, or of its folder of shares.
+    """The tensors of a part: of its file, mapped into memory once its header makes sense, or of its shards.
 
     Raises:
-        DamagedCheckpoint: they cannot be read.
+        DamagedCheckpoint: they cannot be read, or do not make up each tensor exactly.
+    """
+    place = place_of(checkpoint, name)
+    with damage(place):
+        return shards.read(files_of(checkpoint, name)) if place == checkpoint / name else read_tensors(place)
+
+
+def describe_part(checkpoint: Path, name: str) -> dict[str, shards.Entry]:
+    """The tensors of a part by the headers of its files, without their numbers: shapes, types and where they lie.
+
+    Raises:
+        DamagedCheckpoint: as ``read_part``.
     """
     with damage(place_of(checkpoint, name)):
-        return (
-            shards.read(checkpoint / name) if (checkpoint / name).is_dir() else read_tensors(place_of(checkpoint, name))
-        )
+        return shards.described(files_of(checkpoint, name))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -373,7 +389,13 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
 
 
+def files_of(checkpoint: Path, name: str) -> list[Path]:
+    """The files of a part, by the manifest: one, or its shards; none where the checkpoint has no such part."""
+    named = sorted(read_json(checkpoint / MANIFEST))
+    return [checkpoint / file for file in named if file == f"{name}.safetensors" or file.startswith(f"{name}/")]
+
+
 def place_of(checkpoint: Path, name: str) -> Path:
-    """Where a part lies."""
-    folder = checkpoint / name
-    return folder if folder.is_dir() else folder.with_suffix(".safetensors")
+    """Where a part lies, by the manifest: the folder of its shards, or its file."""
+    files = files_of(checkpoint, name)
+    return files[0].parent if files and files[0].parent != checkpoint else checkpoint / f"{name}.safetensors"
