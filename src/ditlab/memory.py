@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -84,3 +86,11 @@ def _private_memory() -> list[tuple[int, int]]:
             start, _, end = addresses.partition("-")
             found.append((int(start, 16), int(end, 16)))
     return found
+
+
+def physical() -> float:
+    """Bytes of main memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf

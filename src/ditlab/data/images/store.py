@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from filelock import FileLock
 
 from ditlab import disk
 from ditlab.data.images.reading import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source
 
-VERSION = 1  # of the layout and of how files are decoded
+VERSION = 2  # of the layout and of how files are decoded
 LARGEST = 2**34  # bytes of pixels that are kept without being asked for
 SPARED = 2**30  # bytes of the disk that are left free
 HEADER = 128  # bytes of an .npy file's header
@@ -70,6 +69,7 @@ class Store:
         captions: of the usable images, "" where there is none; None where no image has one.
         rejected: the files that cannot be used.
         fingerprint: of names, sizes and labels of the usable images, whatever the time they were written.
+        content: sha256 of the pixels of all usable images, as they were decoded.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,6 +78,7 @@ class Store:
         self.count: int = index["count"]
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.fingerprint: str = index["fingerprint"]
+        self.content: str = index["content"]
         self.kept = np.load(folder / "kept.npy")
         self.labels = np.load(folder / "labels.npy") if index["labels"] else None
         self.names = Strings(folder / "names")
@@ -108,7 +109,7 @@ def prepare(
     folder, keep = _folder(root, source, size, channels, cache)
     if (ready := whole(folder)) is not None:
         return ready
-    with FileLock(root / f"{folder.name}.lock"):
+    with disk.alone(root / f"{folder.name}.lock", "the same images are being prepared"):
         if (ready := whole(folder)) is None:  # else another process has just prepared them
             for dead in (folder, *root.glob(f".{folder.name}.*")):
                 disk.discard(dead)
@@ -159,7 +160,7 @@ def _fill(
 ) -> None:
     """Write the files of a store."""
     shape = (channels, *size)
-    kept, rejected = [], list(source.rejected)
+    kept, rejected, content = [], list(source.rejected), hashlib.sha256()
     with (folder / "pixels.npy").open("wb") as stream:
         stream.write(bytes(HEADER))
         for i, picture in enumerate(decode_all(source, size, channels, progress)):
@@ -167,8 +168,10 @@ def _fill(
                 rejected.append(picture)
                 continue
             kept.append(i)
+            pixels = picture.pixels.tobytes()
+            content.update(pixels)
             if keep:
-                stream.write(picture.pixels.tobytes())
+                stream.write(pixels)
         _write_header(stream, (len(kept), *shape))
     if not keep:
         (folder / "pixels.npy").unlink()
@@ -187,6 +190,7 @@ def _fill(
         "labels": labels is not None,
         "captions": bool(source.captions),
         "fingerprint": _fingerprint(source, kept),
+        "content": content.hexdigest(),
         "location": source.location,
     }
     (folder / "index.json").write_text(json.dumps(index))
