@@ -6,7 +6,10 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+import threading
+import time
+import webbrowser
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +20,10 @@ from ditlab.cli.verbs import report, say
 from ditlab.errors import InputError
 
 if TYPE_CHECKING:
+    from ditlab.cli.progress import Bar, Lines
     from ditlab.lab.library import Library
+
+LINE_EVERY = 2.0  # seconds between words on an export
 
 
 def lab(arguments: Sequence[str]) -> int:
@@ -28,6 +34,8 @@ def lab(arguments: Sequence[str]) -> int:
         raise InputError(f"the lab needs {' and '.join(missing)}: pip install 'ditlab[lab]'")
     if options.export is not None and Path(options.export).suffix != ".html":
         raise InputError(f"--export {options.export} must end in .html")
+    if options.export is None and any((folder / options.run).exists() for folder in (Path(), Path("runs"))):
+        say(f"The lab starts: it reads {options.run}.")
     from ditlab.lab.library import Library
 
     library = Library(options.run, options.device)
@@ -35,6 +43,7 @@ def lab(arguments: Sequence[str]) -> int:
 
 
 def _export(library: Library, options: LabOptions) -> int:
+    from ditlab.cli.progress import watching
     from ditlab.lab.export import export
 
     assert options.export is not None
@@ -48,9 +57,35 @@ def _export(library: Library, options: LabOptions) -> int:
     out = Path(options.export)
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--export {out}: no file can be written there; name one in a folder that exists")
-    size = export(library, next(iter(folders)), out)
+    with watching() as watcher:
+        size = export(library, next(iter(folders)), out, _counting(watcher))
     report({"out": str(out), "bytes": size}, options.as_json)
     return 0
+
+
+def _counting(watcher: Bar | Lines) -> Callable[[str], None]:
+    """What says now and then how many answers of the page are computed."""
+    count, said = 0, time.monotonic()
+
+    def told(path: str) -> None:
+        nonlocal count, said
+        count += 1
+        if time.monotonic() - said >= LINE_EVERY:
+            said = time.monotonic()
+            watcher.doing(f"computed {count:,} answers of the page, the last one of {path}")
+
+    return told
+
+
+def open_browser(url: str) -> None:
+    """Show the page in a browser, if somebody sits at this machine and has one with windows of its own."""
+    windows = sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if not (windows and sys.stdin.isatty() and sys.stderr.isatty()) or "SSH_CONNECTION" in os.environ:
+        return
+    with suppress(webbrowser.Error):
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:  # which takes the terminal for itself
+            threading.Thread(target=browser.open, args=[url], daemon=True).start()
 
 
 def _serve(library: Library, options: LabOptions) -> int:
@@ -73,6 +108,8 @@ def _serve(library: Library, options: LabOptions) -> int:
         if options.as_json:
             print(json.dumps({"url": url, "runs": runs}), flush=True)
         say(f"The lab looks at {', '.join(runs)}.\nOpen {url} in a browser. Ctrl-C stops it.")
+        if options.browser and not options.as_json:
+            open_browser(url)
 
     try:
         return serve(app, sock, on_ready=announce)

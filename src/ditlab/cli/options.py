@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import tyro
 from pydantic import Field
@@ -58,7 +58,7 @@ class DrawingOptions(Section):
     """How to draw; None is the run's own."""
 
     run: RunName
-    steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
+    steps: int | None = Field(None, ge=1, le=10**6, description="solver steps; None is the run's own")
     solver: Annotated[SolverName | None, SOLVER_CHOICES] = Field(
         None, description="of the reverse process; None is the run's own"
     )
@@ -82,6 +82,7 @@ class DrawingOptions(Section):
 class SampleOptions(DrawingOptions):
     """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
 
+    first: ClassVar[tuple[str, ...]] = ("n", "label", "out", "steps", "guidance", "seed")
     n: int = Field(64, ge=1, le=10**7, description="how many")
     out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
     label: int | None = Field(None, description="class of all samples; None is each class in turn")
@@ -94,6 +95,7 @@ class SampleOptions(DrawingOptions):
 class EvalOptions(DrawingOptions):
     """Draw samples and measure them against real data."""
 
+    first: ClassVar[tuple[str, ...]] = ("n", "features", "data", "steps", "guidance", "seed")
     n: int = Field(1000, ge=2, le=10**7, description="how many samples")
     nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
     nll_n: int | None = Field(
@@ -153,11 +155,13 @@ class LabOptions(Section):
     run: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="[RUN]", help="a run, or a folder of runs")
     ] = "runs"
+    first: ClassVar[tuple[str, ...]] = ("port", "export", "browser")
     host: str = Field("127.0.0.1", description="to listen at; any but 127.0.0.1, ::1 and localhost asks for a token")
     port: int = Field(8137, ge=0, le=65535, description="to listen at; 0 is any that is free")
     export: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = Field(
         None, description="write the page of one run to this file instead, and stop"
     )
+    browser: bool = Field(True, description="open the page in a browser, where there is a screen")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute; auto prefers a GPU")
     as_json: Json = False
 
@@ -279,6 +283,7 @@ class TrainOptions(Config):
     --optimizer muon|adamw.
     """
 
+    first: ClassVar[tuple[str, ...]] = ("name", "steps", "batch_size", "lr", "dry_run")
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
     dry_run: Flag = Field(False, description="print what it would cost, and stop")
     devices: int = Field(1, ge=1, le=10**6, description="with --dry-run: how many would train")
