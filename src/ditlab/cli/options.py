@@ -82,7 +82,7 @@ class DrawingOptions(Section):
 class SampleOptions(DrawingOptions):
     """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
 
-    first: ClassVar[tuple[str, ...]] = ("n", "label", "out", "steps", "guidance", "seed")
+    first: ClassVar[tuple[str, ...]] = ("run", "n", "label", "out", "steps", "guidance", "seed")
     n: int = Field(64, ge=1, le=10**7, description="how many")
     out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
     label: int | None = Field(None, description="class of all samples; None is each class in turn")
@@ -95,7 +95,7 @@ class SampleOptions(DrawingOptions):
 class EvalOptions(DrawingOptions):
     """Draw samples and measure them against real data."""
 
-    first: ClassVar[tuple[str, ...]] = ("n", "features", "data", "steps", "guidance", "seed")
+    first: ClassVar[tuple[str, ...]] = ("run", "n", "features", "data", "steps", "guidance", "seed")
     n: int = Field(1000, ge=2, le=10**7, description="how many samples")
     nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
     nll_n: int | None = Field(
@@ -155,7 +155,7 @@ class LabOptions(Section):
     run: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="[RUN]", help="a run, or a folder of runs")
     ] = "runs"
-    first: ClassVar[tuple[str, ...]] = ("port", "export", "browser")
+    first: ClassVar[tuple[str, ...]] = ("run", "port", "export", "browser")
     host: str = Field("127.0.0.1", description="to listen at; any but 127.0.0.1, ::1 and localhost asks for a token")
     port: int = Field(8137, ge=0, le=65535, description="to listen at; 0 is any that is free")
     export: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = Field(
