@@ -368,6 +368,15 @@ def test_processes_that_would_draw_or_measure_other_weights_do_not(jobs, tmp_pat
     refused(jobs, tmp_path, ["--resume", "run", "--steps", "3"], "--seed is 0 in process 0 and 1", apart=apart)
 
 
+def test_a_run_that_one_process_alone_cannot_find_is_said_by_all(jobs, tmp_path):
+    for name in ("there", "nothing"):
+        (tmp_path / name).mkdir()
+    assert jobs.run(tmp_path / "there", ["circles", *TINY, "--steps", "2", "--name", "run"], 1)[0] == [0]
+    apart = [str(tmp_path / name) for name in ("there", "nothing")]
+    for words in (["--resume", "run", "--steps", "3"], ["sample", "run"]):
+        refused(jobs, tmp_path, words, "no run at run", apart=apart)
+
+
 def test_who_is_missing_is_said_while_it_is_waited_for(jobs, tmp_path):
     words = ["circles", *TINY, "--steps", "1", "--name", "run"]
     jobs.start(tmp_path, words, 2, patience=0.2, alone=True)

@@ -9,13 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn
+from rich.text import Text
 
 LINE_EVERY = 5.0  # seconds between plain lines
 
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+class Count(MofNCompleteColumn):
+    """How many of how many; seconds, where nobody knows how many."""
+
+    def render(self, task: Task) -> Text:
+        """What stands before the bar."""
+        return Text(f"{task.elapsed or 0:.0f} s") if task.total is None else super().render(task)
 
 
 class Bar:
@@ -121,7 +130,7 @@ def watching() -> Iterator[Bar | Lines]:
         yield Lines()
         return
     with Progress(
-        TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[report]}"),
+        TextColumn("{task.description}"), Count(), BarColumn(), TextColumn("{task.fields[report]}"),
         console=console,
     ) as bar:  # fmt: skip
         shown = Bar(bar)

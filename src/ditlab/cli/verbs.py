@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,13 +94,7 @@ def train(arguments: Sequence[str]) -> int:
         report(costs if options.as_json else readable(costs), options.as_json)
         return 0
     if isinstance(options, ResumeOptions):
-        folder = RunFolder.find(options.resume)
-        config = folder.read_config()
-        changes = {
-            name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "threads", "track")
-        }
-        update = {name: value for name, value in changes.items() if value is not None}
-        config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
+        folder, config = _to_resume(options)
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
     ranks = _joined("train", options, config.device, config.stall_after)
@@ -111,6 +106,24 @@ def train(arguments: Sequence[str]) -> int:
     shown = pasted(folder.path)
     say(f"\nNext:\n  ditlab sample {shown}\n  ditlab eval {shown}\n  ditlab lab {shown}")
     return 0
+
+
+def _to_resume(options: ResumeOptions) -> tuple[RunFolder, Config]:
+    """A run and its configuration, with what may be changed in it."""
+    from ditlab.run import RunFolder
+    from ditlab.training.parallel import join
+
+    try:
+        folder = RunFolder.find(options.resume)
+        config = folder.read_config()
+    except InputError:
+        join(say=_say_which).together(
+            partial(RunFolder.find, options.resume)
+        )  # perhaps here alone: the others hear of it
+        raise
+    changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "threads", "track")}
+    update = {name: value for name, value in changes.items() if value is not None}
+    return folder, config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
 
 
 def _joined(verb: str, options: Section, device: str, patience: float = 1800.0) -> Ranks:
