@@ -18,6 +18,8 @@ from ditlab.cli.main import guarded, main
 from ditlab.errors import Caution, pasted
 from tests.cli.test_cli import SMALL, call
 
+FULL_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+FULL_MEMORY += " allocate 1073741824 bytes. Error code 12 (Cannot allocate memory)"
 SHORT = ["--steps", "4", *SMALL]
 
 
@@ -87,7 +89,7 @@ def test_an_ascii_terminal_is_told_in_ascii(monkeypatch):
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 1, "ulimit -n"),
         (RuntimeError("unable to open file <a>: Too many open files (24)"), 1, "ulimit -n"),
         (MemoryError("Unable to allocate 7 TiB for an array"), 1, "--batch-size"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "--batch-size"),
+        (RuntimeError(FULL_MEMORY), 1, "(DefaultCPUAllocator: can't allocate memory: you tried"),
         (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB. GPU 0"), 1, "CUDA out of memory)"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), 1, "Input/output error"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/etc/x"), 2, "cannot use /etc/x"),
@@ -112,9 +114,7 @@ def test_a_fault_of_ditlab_keeps_its_traceback():
 
 def test_out_of_memory_in_a_training_is_a_line_that_names_the_batch_size(in_tmp, capsys, monkeypatch):
     def too_much(*_):
-        raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"
-        )
+        raise RuntimeError(FULL_MEMORY)
 
     monkeypatch.setattr("ditlab.training.loop._backward", too_much)
     status, _, err = call(capsys, "train", "circles", *SHORT, "--name", "large")

@@ -9,7 +9,6 @@ import sys
 
 NO_MEMORY = re.compile(r"can't allocate memory|(not enough|out of|cannot allocate) memory|bad_alloc", re.IGNORECASE)
 NO_FILES = re.compile(r"too many open files", re.IGNORECASE)
-PLACE = re.compile(r"^\[[^]]*\] ?\.? ?")  # in torch's source
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LESS = {  # what takes less memory
     "train": "use a smaller --batch-size, or run it in parts with --accumulate 2; what was saved before is whole",
@@ -30,8 +29,9 @@ def in_words(error: Exception, verb: str) -> tuple[str, int] | None:
         verb: what was being done; it decides what to type instead.
     """
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    reason = PLACE.sub("", first).split(". ")[0][:200]
-    if isinstance(error, MemoryError) or NO_MEMORY.search(reason):
+    reason = first[:200]
+    if isinstance(error, MemoryError) or NO_MEMORY.search(first):
+        reason = next((some for some in first.split(". ") if NO_MEMORY.search(some)), reason)[:200]
         return f"out of memory ({reason}): {LESS.get(verb, 'free some, or choose something smaller')}", 1
     if _errno(error) in (errno.EMFILE, errno.ENFILE) or NO_FILES.search(reason):
         return f"too many files are open at once ({reason}): allow more, with ulimit -n 4096 for example", 1

@@ -34,7 +34,7 @@ def lab(arguments: Sequence[str]) -> int:
         raise InputError(f"the lab needs {' and '.join(missing)}: pip install 'ditlab[lab]'")
     if options.export is not None and Path(options.export).suffix != ".html":
         raise InputError(f"--export {options.export} must end in .html")
-    if options.export is None and any((folder / options.run).exists() for folder in (Path(), Path("runs"))):
+    if options.export is None and _is_there(options.run):
         say(f"The lab starts: it reads {options.run}.")
     from ditlab.lab.library import Library
 
@@ -61,6 +61,12 @@ def _export(library: Library, options: LabOptions) -> int:
         size = export(library, next(iter(folders)), out, _counting(watcher))
     report({"out": str(out), "bytes": size}, options.as_json)
     return 0
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is a run of that name, or a folder with one: said before all of them are looked at."""
+    places = [Path(name), Path("runs") / name]
+    return any(next(place.glob(pattern), None) for place in places for pattern in ("config.json", "*/config.json"))
 
 
 def _counting(watcher: Bar | Lines) -> Callable[[str], None]:
