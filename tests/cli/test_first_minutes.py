@@ -184,7 +184,7 @@ def test_the_lab_says_at_once_that_it_starts(in_tmp, capsys, monkeypatch):
 
     monkeypatch.setattr("ditlab.lab.library.Library", library)
     monkeypatch.setattr("ditlab.cli.lab.open_browser", opened.append)
-    assert main(["lab", "circles", "--no-browser"]) == 2
+    assert main(["lab", "circles", "--no-browser", "--port", "0"]) == 2
     assert said == ["The lab starts: it reads circles.\n"]
     assert opened == []
 

@@ -34,12 +34,11 @@ def lab(arguments: Sequence[str]) -> int:
         raise InputError(f"the lab needs {' and '.join(missing)}: pip install 'ditlab[lab]'")
     if options.export is not None and Path(options.export).suffix != ".html":
         raise InputError(f"--export {options.export} must end in .html")
-    if options.export is None and _is_there(options.run):
-        say(f"The lab starts: it reads {options.run}.")
+    if options.export is None:
+        return _serve(options)
     from ditlab.lab.library import Library
 
-    library = Library(options.run, options.device)
-    return _serve(library, options) if options.export is None else _export(library, options)
+    return _export(Library(options.run, options.device), options)
 
 
 def _export(library: Library, options: LabOptions) -> int:
@@ -94,13 +93,18 @@ def open_browser(url: str) -> None:
             threading.Thread(target=browser.open, args=[url], daemon=True).start()
 
 
-def _serve(library: Library, options: LabOptions) -> int:
+def _serve(options: LabOptions) -> int:
+    from ditlab.lab.serve import allowed_hosts, listen, needs_token, serve
+
+    sock = listen(options.host, options.port)  # which may fail: before the seconds that the rest takes
+    if _is_there(options.run):
+        say(f"The lab starts: it reads {options.run}.")
     from ditlab.lab.api import create_app
     from ditlab.lab.guard import Guard
-    from ditlab.lab.serve import allowed_hosts, listen, needs_token, serve
+    from ditlab.lab.library import Library
     from ditlab.lab.worker import Worker
 
-    sock = listen(options.host, options.port)
+    library = Library(options.run, options.device)
     token = secrets.token_urlsafe(24) if needs_token(options.host) else None
     worker = Worker()
     app = Guard(create_app(library, worker), allowed_hosts(options.host, sock.getsockname()[1]), token)
