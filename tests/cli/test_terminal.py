@@ -141,6 +141,25 @@ def test_numbers_beyond_all_measure_are_refused_at_once(capsys, verb, flag, valu
     assert flag.strip("-").replace("-", "_") in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample", "r", "--steps", "1e12"], "Error parsing --steps: "),
+        (["sample", "r", "--stepz", "1"], "Unrecognized options: --stepz, 1; perhaps you meant --steps"),
+        (["sample"], "Missing from ditlab sample: RUN"),
+        (["eval", "r", "--labels", "x"], "'balanced', 'data'"),
+        (["sample", "r", "--n"], "Missing value for argument '--n'"),
+        (["train", "circles", "--sampling.stepz", "4"], "perhaps you meant --sampling.steps"),
+    ],
+)
+def test_options_that_are_wrong_get_one_line(capsys, words, said):
+    status, out, err = call(capsys, *words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert err.startswith("ditlab: ")
+    assert "--help tells what it takes" in err
+
+
 def test_more_samples_than_memory_are_refused_before_any_is_drawn(in_tmp, capsys, monkeypatch):
     assert call(capsys, "train", "circles", *SHORT, "--name", "a")[0] == 0
     monkeypatch.setattr("ditlab.memory.physical", lambda: 1e9)

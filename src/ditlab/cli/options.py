@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import tyro
@@ -15,6 +18,7 @@ from ditlab.config import (
 )
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
+from ditlab.errors import InputError
 from ditlab.networks.published import PRESETS
 from ditlab.section import Section
 
@@ -308,6 +312,29 @@ class LatentsTrainOptions(TrainOptions):
 
 
 def parse(options: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None) -> Options:
-    """Read options of that type; ``--help`` prints them, and wrong ones end with status 2."""
-    given = tyro.MISSING_NONPROP if default is None else default
-    return tyro.cli(options, args=list(arguments), prog=prog, default=given, config=(tyro.conf.AvoidSubcommands,))
+    """Read options of that type; ``--help`` prints them.
+
+    Raises:
+        InputError, ConfigError: wrong ones.
+    """
+    given, told = tyro.MISSING_NONPROP if default is None else default, io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return tyro.cli(
+                options, args=list(arguments), prog=prog, default=given, config=(tyro.conf.AvoidSubcommands,)
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(f"{_in_one_line(told.getvalue())}; {prog} --help tells what it takes") from None
+
+
+def _in_one_line(box: str) -> str:
+    """What tyro says in a box with rules: what is wrong, and which options are like those that it does not know."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    blocks = [
+        list(block) for rule, block in itertools.groupby(lines, lambda line: not line.strip("─-╰╯+ ")) if not rule
+    ]
+    wrong = " ".join(blocks[0]).partition(" Got errors:")[0].rstrip(".") if blocks else box.strip()
+    like = [line.split()[0] for block in blocks if block[0].startswith("Perhaps") for line in block if line[:2] == "--"]
+    return wrong + (f"; perhaps you meant {' or '.join(like)}" if like else "")
