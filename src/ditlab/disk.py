@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ditlab.errors import InputError
+from ditlab.errors import Caution, InputError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 Operation = Literal["write", "append", "fsync", "rename", "delete"]
 HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the same file system
 MOST_JSON = 2**22  # bytes of a JSON file that are read
+BEFORE_A_WORD = 1.0  # seconds that a lock is waited for in silence
 
 
 def cache_folder() -> Path:
@@ -343,3 +347,52 @@ def read_json(path: Path, within: Path | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object")
     return value
+
+
+@contextmanager
+def alone(lock_file: Path, what: str, patience: float = math.inf) -> Iterator[None]:
+    """Hold a lock, which the system lets go of when this process ends, however it does.
+
+    A warning says after a second for whom it is waited.
+
+    Args:
+        lock_file: which one.
+        what: what is being done by whoever holds it, such as "the same images are being prepared".
+        patience: seconds that it is waited for.
+
+    Raises:
+        InputError: another process holds it for longer than ``patience``; it is named.
+    """
+    from filelock import Timeout
+
+    held = lock(lock_file)
+    try:
+        held.acquire(timeout=min(patience, BEFORE_A_WORD))
+    except Timeout:
+        holder = holder_of(lock_file)
+        if patience <= BEFORE_A_WORD:
+            raise InputError(f"{what} by {holder}: wait for it, or stop it") from None
+        warnings.warn(f"{what} by {holder}: waiting for it", Caution, 3)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def holder_of(lock_file: Path) -> str:
+    """Who holds a lock, as far as the system tells: "process 1234", that it is stopped, or "another process"."""
+    try:
+        file = lock_file.stat()
+        entries = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        holders = (entry[4] for entry in entries if entry[1] == "FLOCK" and entry[5].endswith(f":{file.st_ino}"))
+        process = next(Path("/proc", pid) for pid in holders if _has_open(Path("/proc", pid), file))
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, StopIteration, IndexError):  # no Linux, another machine or user, or it has just ended
+        return "another process"
+    known = f"process {process.name}"
+    return f"{known} (which is stopped: kill -CONT {process.name} lets it go on)" if state in "Tt" else known
+
+
+def _has_open(process: Path, file: os.stat_result) -> bool:
+    return any(os.path.samestat(entry.stat(), file) for entry in (process / "fd").iterdir() if entry.exists())

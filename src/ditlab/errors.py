@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 
 class InputError(ValueError):
@@ -63,6 +64,19 @@ class Interrupted(Exception):
 def printable(text: str) -> str:
     """A message in one line, with everything escaped that a terminal would act upon."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def pasted(path: object) -> str:
+    """A path as a shell reads it, in one line of characters that a terminal does not act upon."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = (c if c.isprintable() and c not in "\\'" else _escaped(c) for c in text)
+    return f"$'{''.join(plain)}'"
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def speaks() -> bool:

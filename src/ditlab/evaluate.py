@@ -22,6 +22,7 @@ from ditlab.evaluation.likelihood import measure_likelihood
 from ditlab.evaluation.real import labels_as_in
 from ditlab.evaluator import Decode, Evaluator, Measured, silent
 from ditlab.run import Run
+from ditlab.training.agreement import content_of
 from ditlab.training.parallel import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def measure(
     """
     _check(run, n, data, vae, features)
     dataset = _own_data(run, nll, data, notice)  # before samples are drawn, which may take long
+    ranks.agree(lambda: content_of(dataset, run.config))
     settings = SamplingConfig(**{name: value for name, value in sampling.items() if value is not None})
     drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
     decode = _decoder(run, vae)

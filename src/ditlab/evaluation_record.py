@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ditlab.disk import lock, read_json, remove, write_atomically
+from ditlab.disk import alone, read_json, remove, write_atomically
 from ditlab.errors import InputError
 from ditlab.evaluator import Copy, Measured
 from ditlab.pictures import contact_sheet, save_picture
@@ -63,7 +63,7 @@ def record(run: Path, measured: Measured) -> list[Path]:
         InputError: the file that is there is damaged.
     """
     settings = _settings(measured.figures)
-    with lock(run / f".{FILE}.lock"):
+    with alone(run / f".{FILE}.lock", f"{run / FILE} is being written"):
         others = [entry for entry in read_evaluations(run) if _settings(entry) != settings]
         text = json.dumps({"evaluations": [*others, measured.figures]}, indent=1, allow_nan=False) + "\n"
         write_atomically(run / FILE, lambda path: path.write_text(text))

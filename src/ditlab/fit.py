@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ from ditlab.data.datasets import Dataset, Prepared
 from ditlab.errors import CheckpointWarning, InputError, Interrupted, TrainingError
 from ditlab.machine.resolve import computing_as, settled
 from ditlab.memory import must_have_room
-from ditlab.recorder import Recorder, Watcher
+from ditlab.recorder import Recorder, Watcher, tell_doing
 from ditlab.run import RunFolder
 from ditlab.tracking import Nobody, must_be_installed, tracking
 from ditlab.training import compiled
+from ditlab.training.agreement import content_of, options_of, versions, weights_of
 from ditlab.training.checkpoint import newest_whole, saved_steps, step_name, verified
 from ditlab.training.loader import STARTING
 from ditlab.training.loading import foresee, load_checkpoint
@@ -62,6 +64,7 @@ def fit(
     """
     if isinstance(config.data, ExternalData):
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
+    ranks.agree(lambda: {"the run": folder.path.name, "--resume": resume, **options_of(config), **versions()})
     dataset = ranks.together(lambda: _reachable_data(config))
     ranks.decided(lambda: _foresee(folder, config, dataset, resume))
     config, lines = ranks.decided(lambda: settled(config, dataset.shape, ranks.world))
@@ -93,17 +96,17 @@ def _fit(
         ranks.decided(lambda: stack.enter_context(folder.locked()))
         if isinstance(dataset, Prepared):
             state.fingerprint = ranks.at_length("prepared", partial(_prepare, folder, dataset, watcher, ranks))
+        ranks.agree(lambda: content_of(dataset, config))
         if resume and not folder.knows_averages:
             watcher.notice(
                 f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
             )
-        rehearsed = chosen and config.compile
-        if rehearsed:
-            _tell(watcher, [*lines, "compiling the network, which takes up to a minute the first time"])
-            _compile_or_not(state, dataset, watcher)
-        done = _begin(folder, state, resume)
-        if not rehearsed:
+        if config.compile and ranks.world == 1:
             _tell(watcher, lines)
+            lines = []
+            _compile(state, dataset, watcher, chosen)
+        done = _begin(folder, state, resume)
+        _tell(watcher, lines)
         watcher.begin(state.step, config.steps)
         with _partners(folder, ranks):
             _train(folder, state, dataset, watcher, done)
@@ -132,9 +135,16 @@ def _tell(watcher: Watcher, lines: list[str]) -> None:
         watcher.notice(line)
 
 
-def _compile_or_not(state: TrainState, dataset: Dataset, watcher: Watcher) -> None:
-    """Keep compiled code if it can be made and is no slower than the network as written."""
-    if (reason := rehearse(state, dataset)) is not None:
+def _compile(state: TrainState, dataset: Dataset, watcher: Watcher, chosen: bool) -> None:
+    """Compile before the first step; what was ``chosen`` is kept if it can be made and is no slower than as written."""
+    tell_doing(watcher, compiled.announcement(state.config))
+    begun = time.perf_counter()
+    reason = rehearse(state, dataset)
+    if reason is None:
+        compiled.remember(state.config, time.perf_counter() - begun)
+    if not chosen:  # what is wrong, if anything, comes up in the first step
+        return
+    if reason is not None:
         state.run_as_written()
         watcher.notice(f"trains without torch.compile, which would be faster ({COMPILER}): {reason}")
     elif (ratio := compiled_over_written(state, dataset)) > SLOWER:
@@ -216,6 +226,7 @@ def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
     """
     config, ranks = state.config, state.ranks
     done = ranks.decided(lambda: _found(folder, state, resume))
+    ranks.agree(lambda: weights_of(folder.checkpoints, done))
     if done is not None and ranks.world > 1:
         load_checkpoint(folder.checkpoints, state, done, checked=True)
 

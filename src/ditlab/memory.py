@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import threading
@@ -33,9 +34,7 @@ def must_have_room(what: str, numbers: int) -> None:
     Raises:
         InputError: there is less memory than that.
     """
-    if not hasattr(os, "sysconf"):  # Windows, where asking for it fails
-        return
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = physical()
     if 4 * numbers > there:
         raise InputError(f"{what} takes {4 * numbers / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f} GiB")
 
@@ -104,3 +103,11 @@ def _private_memory() -> list[tuple[int, int]]:
             start, _, end = addresses.partition("-")
             found.append((int(start, 16), int(end, 16)))
     return found
+
+
+def physical() -> float:
+    """Bytes of main memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf

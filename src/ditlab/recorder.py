@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,8 +30,19 @@ from ditlab.training.loop import Step, TrainState, hopeless
 from ditlab.training.posthoc import write_snapshot
 from ditlab.training.writer import CheckpointWriter
 
+NEWEST = 50  # steps that tell the time left
+SHOWN_EVERY = 5.0  # seconds between looks at a training whose lines of metrics come more slowly
 RECORDED_SAMPLES = 32
 RECORDED_TIMES = tuple(i / 8 for i in range(1, 8))
+
+
+@runtime_checkable
+class Waiter(Protocol):
+    """Someone who is told what takes long before the first step, too."""
+
+    def doing(self, what: str) -> None:
+        """This has just begun; it is over with the next call of anything."""
+        ...
 
 
 @runtime_checkable
@@ -41,9 +54,10 @@ class Watcher(Protocol):
         ...
 
     def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
-        """Steps done so far, mean loss and speed since the last call, and an estimate of what is left.
+        """Steps done so far, mean loss and speed since the last line of metrics, and an estimate of what is left.
 
-        The loss is NaN if nothing was learned since the last call.
+        The loss is NaN if nothing was learned since then, and the estimate until two steps were taken: the first one
+        may have compiled the network.
         """
         ...
 
@@ -76,6 +90,9 @@ class Recorder:
         self.clock = time.perf_counter()
         self.loss_sum = torch.zeros((), device=state.device)
         self.steps = self.learned = 0  # since the last line
+        self.took: deque[float] = deque(maxlen=NEWEST)  # seconds, without the first step
+        self.before: float | None = None  # when the last step was seen to
+        self.shown = self.clock
         self.has_gates = bool(modulated_blocks(state.network))
         if self.has_gates:
             self.recorded = self._recording_batch(dataset)
@@ -92,6 +109,7 @@ class Recorder:
 
     def at_start(self) -> None:
         """Record the network as it was initialised."""
+        tell_doing(self.watcher, "drawing the first pictures")
         self._tell({"step": 0, "seconds": 0.0, **self._record()})
         self.beat()
         self._preview()
@@ -104,6 +122,8 @@ class Recorder:
         config, last = self.config, step.step == self.config.steps
         self.beat()
         self.steps += 1
+        if self.before is not None:
+            self.took.append(time.perf_counter() - self.before)
         if step.skipped is None:
             self.loss_sum += step.loss
             self.learned += 1
@@ -118,6 +138,8 @@ class Recorder:
         if due["log"] or due["record"]:
             self._log(step, due["record"])
             self.beat()
+        elif time.perf_counter() - self.shown > SHOWN_EVERY:
+            self._show(step.step, *self._now(step.step))
         begun = time.perf_counter()
         if due["preview"]:
             self._preview()
@@ -131,7 +153,8 @@ class Recorder:
         if due["checkpoint"]:
             self.writer.save()
             self.beat()
-        self.clock += time.perf_counter() - begun  # images_per_s is the speed of training alone
+        self.before = time.perf_counter()
+        self.clock += self.before - begun  # images_per_s is the speed of training alone
 
     def at_end(self) -> None:
         """Say how many steps were not learned from, if any."""
@@ -158,18 +181,28 @@ class Recorder:
             raise TrainingError(f"{hopeless(self.state, step.skipped)}; {kept} tells which they were")
 
     def _log(self, step: Step, with_recording: bool) -> None:
-        loss = float(self.loss_sum) / self.learned if self.learned else math.nan
+        loss, images_per_s, left = self._now(step.step)
         elapsed = time.perf_counter() - self.clock
         recorded = self._record() if with_recording else {}
-        images_per_s = self.steps * self.config.batch_size / elapsed
         self.seconds += elapsed
         figures = {"loss": loss, "lr": step.lr, "grad_norm": float(step.grad_norm)}
         line = {"step": step.step, **{name: value for name, value in figures.items() if math.isfinite(value)}}
         self._tell({**line, "images_per_s": round(images_per_s, 1), "seconds": round(self.seconds, 3), **recorded})
-        seconds_left = (self.config.steps - step.step) * elapsed / self.steps
-        self.watcher.progress(step.step, loss, images_per_s, seconds_left)
+        self._show(step.step, loss, images_per_s, left)
         self.clock, self.steps, self.learned = time.perf_counter(), 0, 0
         self.loss_sum.zero_()
+
+    def _show(self, step: int, loss: float, images_per_s: float, left: float) -> None:
+        self.watcher.progress(step, loss, images_per_s, left)
+        self.shown = time.perf_counter()
+
+    def _now(self, step: int) -> tuple[float, float, float]:
+        """The mean loss and the samples/s since the last line of metrics, and the seconds left."""
+        loss = float(self.loss_sum) / self.learned if self.learned else math.nan
+        newest = list(self.took)[-self.steps :]  # the first step of all may have compiled the network
+        took = sum(newest) / len(newest) if newest else (time.perf_counter() - self.clock) / self.steps
+        left = (self.config.steps - step) * median(self.took) if self.took else math.nan
+        return loss, self.config.batch_size / took, left
 
     def _record(self) -> dict[str, Any]:
         """Measure the gates and branches, write them to a file, and return their means for the metrics."""
@@ -206,6 +239,12 @@ class Recorder:
             write_atomically(
                 self.folder.snapshot_file(self.state.step), lambda temporary: write_snapshot(temporary, tensors)
             )
+
+
+def tell_doing(watcher: Watcher, what: str) -> None:
+    """Tell a watcher what takes long, if it wants to know."""
+    if isinstance(watcher, Waiter):
+        watcher.doing(what)
 
 
 def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) -> tuple[torch.Tensor, int | None]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import Solver
-from ditlab.errors import ConfigError, InputError
+from ditlab.errors import ConfigError, InputError, printable
 from ditlab.machine.profile import profile
 from ditlab.networks import kernels
 from ditlab.training import metrics
@@ -65,6 +64,8 @@ class RunFolder:
         Raises:
             InputError: there is none; the runs that are there are listed.
         """
+        if not _is_text(name):
+            raise InputError(f"{str(name)!r} is not UTF-8, and no checkpoint can be read from there: rename the folder")
         for path in (Path(name), Path("runs") / name):
             if os.path.lexists(path / "config.json"):
                 return cls(path)
@@ -123,15 +124,8 @@ class RunFolder:
         for file in (self.config_file, self.metrics_file):
             if os.path.lexists(file):
                 disk.must_be_file(file, self.path)
-        lock = disk.lock(self.lock_file, PATIENCE)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it") from None
-        try:
+        with disk.alone(self.lock_file, f"{self.path} is being trained", PATIENCE):
             yield
-        finally:
-            lock.release()
 
     @property
     def is_locked(self) -> bool:
@@ -218,7 +212,7 @@ class RunFolder:
         return newest_whole(self.checkpoints, look)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained network with its process, ready to sample."""
 
@@ -229,6 +223,13 @@ class Run:
     num_classes: int | None
     shape: tuple[int, ...]
     weights: str | float = "ema"
+
+    def __repr__(self) -> str:
+        shape, count = "×".join(map(str, self.shape)), sum(p.numel() for p in self.process.parameters())
+        return (
+            f"Run({printable(str(self.folder.path))!r}, step {self.step:,}, weights {self.weights}: "
+            f"{self.config.network.kind} of {count:,} parameters, samples of {shape})"
+        )
 
     def sample(
         self,
@@ -322,6 +323,11 @@ class Run:
         if wanted.min() < 0 or wanted.max() >= self.num_classes:
             raise InputError(f"labels of {self.folder.path} run from 0 to {self.num_classes - 1}, not {labels}")
         return wanted
+
+
+def _is_text(name: str | Path) -> bool:
+    """Whether a name is UTF-8; with other bytes, which Linux allows, safetensors opens nothing."""
+    return not any("\ud800" <= c <= "\udfff" for c in str(name))
 
 
 def load(

@@ -16,6 +16,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prefix: ClassVar[str] = ""
+    first: ClassVar[tuple[str, ...]] = ()  # fields that help begins with
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Bring the fields into the order of help."""
+        fields = cls.__pydantic_fields__
+        cls.__pydantic_fields__ = {name: fields[name] for name in dict.fromkeys((*cls.first, *fields))}
 
     @model_validator(mode="wrap")
     @classmethod

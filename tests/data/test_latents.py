@@ -15,8 +15,10 @@ from PIL import Image, ImageOps
 
 from ditlab.cli.main import main
 from ditlab.config import LatentsData
+from ditlab.data.images.locate import open_source
 from ditlab.data.latents.check import check_store
 from ditlab.data.latents.dataset import Latents
+from ditlab.data.latents.encode import _looked
 from ditlab.data.latents.index import Index, read_index
 from ditlab.data.latents.shards import OpenShard, write_shard
 from ditlab.data.latents.survey import survey_store
@@ -255,6 +257,21 @@ def test_going_on_with_something_else_is_refused(copied, capsys, words, message,
     assert "store was begun with " in err or "store is of " in err
     assert message in err
     assert {file: file.read_bytes() for file in Path("store").rglob("*") if file.is_file()} == before
+
+
+def test_processes_that_encode_other_images_under_the_same_names_do_not(copied, capsys):
+    """Another process that takes part sees a file of the same name and size with other bytes."""
+    begin_only()
+    source = open_source("photos")
+    Path("store/.encoding/images.sha256").write_text(_looked(source))
+    file = next(Path("photos").rglob("*.png"))
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    assert encode() == 2
+    err = capsys.readouterr().err
+    assert "sees other images under the same names" in err
+    assert err.count("\n") == 1
 
 
 def begin_only():

@@ -170,7 +170,9 @@ def has_target(words):
 
 
 def has_extra(words):
-    """``pip install 'ditlab[EXTRA]'``, or ``'.[EXTRA]'``."""
+    """``pip install 'ditlab[EXTRA]'``, or ``'.[EXTRA]'``; or PyTorch's own CPU build."""
+    if words == ["install", "torch", "--index-url", "https://download.pytorch.org/whl/cpu"]:
+        return
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     action, *targets = words
     assert action == "install"

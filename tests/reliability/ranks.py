@@ -4,7 +4,10 @@ A line on stdin is JSON: ``folder`` to work in, ``words`` of a ``ditlab`` comman
 ``log``, the beginning of the name of a file for what each of them saw, and ``faults``, any of: ``die_at``, the number
 of the operation on the disk before which the first one kills them all; ``nan_at``, [rank, step] of a loss that is made
 NaN; ``slow``, seconds that each file takes the first one to write; ``elsewhere``, what the last one's environment says;
-``steady``, whether the loss draws nothing. Answers with the numbers of the forks, and later with how they ended.
+``steady``, whether the loss draws nothing; ``others``, what all but the first one do instead; ``apart``, the folder
+that each works in; ``newer``, the last one's version of torch; ``dies_drawing``, whether the last one is killed when it
+draws; ``patience``, seconds until it is said who is missing; ``alone``, whether the others look for the first one where
+it is not. Answers with the numbers of the forks, and later with how they ended.
 """
 
 import hashlib
@@ -25,6 +28,7 @@ import ditlab.fit  # noqa: F401 - so that forks need not import it
 from ditlab import disk
 from ditlab.cli.main import leave, main
 from ditlab.diffusion.process import Process
+from ditlab.training import agreement, rendezvous
 from tests.reliability.faults import At, torn
 
 
@@ -50,10 +54,11 @@ def log_steps(file, nan_at, steady):
 def train(rank, port, folder, words, world, log, faults):
     """What a fork does."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = free_port() if rank and faults.get("alone") else port
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(own)}
     if rank == world - 1:
         os.environ |= faults.get("elsewhere", {})
-    os.chdir(folder)
+    os.chdir(faults["apart"][rank] if "apart" in faults else folder)
     with Path(f"{log}.{rank}.err").open("a") as errors:
         os.dup2(errors.fileno(), 1)
         os.dup2(errors.fileno(), 2)
@@ -68,7 +73,13 @@ def train(rank, port, folder, words, world, log, faults):
         disk.before = At(faults["die_at"], die)
     if "slow" in faults and rank == 0:
         disk.before = lambda operation, _: time.sleep(faults["slow"]) if operation == "write" else None
-    leave(main(words))
+    if "patience" in faults:
+        rendezvous.FIRST_WORD = faults["patience"]
+    if rank == world - 1 and "newer" in faults:
+        agreement.versions = lambda: {"torch": faults["newer"]}
+    if rank == world - 1 and "dies_drawing" in faults:
+        Process.sample = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    leave(main(faults["others"] if rank and "others" in faults else words))
 
 
 def free_port():

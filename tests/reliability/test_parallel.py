@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ditlab
 from ditlab.cli.main import VERBS
@@ -37,9 +38,14 @@ def jobs():
             words = words if words[0] in VERBS else ["train", *words]
             line = {"folder": str(folder), "words": words, "world": world, "log": str(folder / log)}
             send(line | {"faults": faults})
-            return answer()
+            self.forks = answer()
+            return self.forks
 
         def end(self):
+            return answer()
+
+        def kill(self):
+            os.killpg(self.forks[0], signal.SIGKILL)
             return answer()
 
         def run(self, folder, words, world, log="log", **faults):
@@ -271,9 +277,11 @@ def test_compiled_and_computed_again(jobs, tmp_path, kind):
 
 def refused(jobs, folder, words, reason, **faults):
     """Both end with status 2, and what is wrong is said once."""
+    for left in folder.glob("refused.*"):
+        left.unlink()
     ended, told = jobs.run(folder, words, 2, "refused", **faults)
     assert ended == [2, 2], told
-    assert told.count("ditlab:") == 1
+    assert told.count("ditlab:") == 1, told
     assert reason in told
 
 
@@ -304,3 +312,96 @@ def test_errors_cross_from_process_to_process():
     """What a checkpoint is refused for reaches the others as it was said."""
     error = pickle.loads(pickle.dumps(DamagedCheckpoint("state.json is damaged")))
     assert (str(error), error.reason) == (str(DamagedCheckpoint("state.json is damaged")), "state.json is damaged")
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (["--seed", "5"], "--seed is 0 in process 0 and 5 in process 1"),
+        (["--lr", "0.001"], "--lr is 0.004 in process 0 and 0.001 in process 1"),
+        (["--accumulate", "2"], "--accumulate is 1 in process 0"),
+        (["--steps", "2"], "--steps is 1 in process 0 and 2 in process 1"),
+        (["--name", "b"], "--name is a in process 0 and b in process 1"),
+        (["--optimizer", "adamw"], "--optimizer"),
+    ],
+)
+def test_processes_that_were_asked_for_different_things_do_not_train(jobs, tmp_path, other, named):
+    words = ["circles", *TINY, "--steps", "1", "--name", "a"]
+    refused(jobs, tmp_path, words, named, others=["train", *words, *other])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_at_different_verbs_or_versions_do_not_begin(jobs, tmp_path):
+    words = ["circles", *TINY, "--steps", "1", "--name", "a"]
+    refused(jobs, tmp_path, words, "the verb is train in process 0", others=["sample", "a"])
+    refused(jobs, tmp_path, words, "torch is", newer="torch 3")
+
+
+def test_processes_that_see_other_pixels_under_the_same_names_do_not_train(jobs, tmp_path):
+    """The names, the sizes in bytes and the times of the files are the same; one pixel is not."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        folder_of(tmp_path / name / "photos")
+    file = next((tmp_path / "b/photos").rglob("*.png"))
+    before, pixels = file.stat(), np.array(Image.open(file))
+    for value in range(256):  # one that compresses to as many bytes
+        pixels[0, 0] = value
+        Image.fromarray(pixels).save(file)
+        if file.stat().st_size == before.st_size and not np.array_equal(
+            pixels, np.array(Image.open(tmp_path / "a" / file.relative_to(tmp_path / "b")))
+        ):
+            break
+    assert file.stat().st_size == before.st_size
+    words = ["images", *TINY, "--steps", "1", "--data.path", "photos", "--data.image-size", "8", "--name", "run"]
+    words += ["--network.patch-size", "4"]
+    refused(jobs, tmp_path, words, "the data is", apart=[str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+def test_processes_that_would_draw_or_measure_other_weights_do_not(jobs, tmp_path):
+    for seed in ("0", "1"):
+        (tmp_path / seed).mkdir()
+        words = ["circles", *TINY, "--steps", "2", "--name", "run", "--seed", seed]
+        assert jobs.run(tmp_path / seed, words, 1)[0] == [0]
+    apart = [str(tmp_path / "0"), str(tmp_path / "1")]
+    for words in (["sample", "run", "--n", "2"], ["eval", "run", "--n", "4"]):
+        refused(jobs, tmp_path, words, "the checkpoint is 2", apart=apart)
+    refused(jobs, tmp_path, ["--resume", "run", "--steps", "3"], "--seed is 0 in process 0 and 1", apart=apart)
+
+
+def test_a_run_that_one_process_alone_cannot_find_is_said_by_all(jobs, tmp_path):
+    for name in ("there", "nothing"):
+        (tmp_path / name).mkdir()
+    assert jobs.run(tmp_path / "there", ["circles", *TINY, "--steps", "2", "--name", "run"], 1)[0] == [0]
+    apart = [str(tmp_path / name) for name in ("there", "nothing")]
+    for words in (["--resume", "run", "--steps", "3"], ["sample", "run"]):
+        refused(jobs, tmp_path, words, "no run at run", apart=apart)
+
+
+def test_who_is_missing_is_said_while_it_is_waited_for(jobs, tmp_path):
+    words = ["circles", *TINY, "--steps", "1", "--name", "run"]
+    jobs.start(tmp_path, words, 2, patience=0.2, alone=True)
+    told = wait_for_words(tmp_path / "log.0.err", "process 1 of 2 did not come to 127.0.0.1:")
+    assert "MASTER_PORT" in told
+    assert "waiting for" in told
+    told = wait_for_words(tmp_path / "log.1.err", "process 1 of 2 finds nobody at 127.0.0.1:")
+    assert "Connection refused" in told
+    jobs.kill()
+
+
+def wait_for_words(file, words):
+    deadline = time.monotonic() + 60
+    while not (file.exists() and words in file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert words in file.read_text()
+    return file.read_text()
+
+
+@pytest.mark.parametrize("verb", ["sample", "eval"])
+def test_a_process_that_is_killed_while_it_draws_or_measures_ends_the_others_in_a_line(jobs, tmp_path, verb):
+    words = ["circles", *TINY, "--steps", "2", "--name", "run"]
+    assert jobs.run(tmp_path, words, 1)[0] == [0]
+    ended, told = jobs.run(tmp_path, [verb, "run", "--n", "4"], 2, "drawn", dies_drawing=True)
+    assert ended == [1, -signal.SIGKILL], told
+    assert "another of the 2 processes is gone" in told
+    assert "Traceback" not in told
+    assert told.count("ditlab:") == 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from ditlab.cli.options import EmaOptions, parse
 from ditlab.cli.verbs import report, say
-from ditlab.errors import printable
+from ditlab.errors import pasted
 
 
 def ema(arguments: Sequence[str]) -> int:
@@ -25,5 +24,5 @@ def ema(arguments: Sequence[str]) -> int:
         report({**common, **rows}, False)
     if not made[0].raw:
         say(f"note: step {made[0].step} has no checkpoint, so --weights raw gives the average too")
-    say(f"\nNext: ditlab eval {shlex.quote(printable(str(made[0].folder.path)))}")
+    say(f"\nNext: ditlab eval {pasted(made[0].folder.path)}")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from ditlab.cli.options import DataCheckOptions, parse
 from ditlab.cli.verbs import report, say
 from ditlab.cli.words import take_part
 from ditlab.data.latents.index import has_index
-from ditlab.errors import InputError, printable
+from ditlab.errors import InputError, pasted, printable
 
 if TYPE_CHECKING:
     from ditlab.data.images.check import Report
@@ -60,7 +59,7 @@ def check(arguments: Sequence[str]) -> int:
             f"{len(found.rejected):,} of {found.usable + len(found.rejected):,} files cannot be used, above the share "
             f"of {options.bad_share:g} that training bears: mend or remove them"
         )
-    shown = shlex.quote(printable(options.path))
+    shown = pasted(options.path)
     say(f"\nNext: {f'look at {drawn}, ' if drawn else ''}ditlab train images --data.path {shown}")
     return 0
 
@@ -96,7 +95,7 @@ def _check_store(options: DataCheckOptions) -> int:
         raise InputError(
             f"{len(found.damaged):,} of {len(index.shards):,} shards are not as they were encoded: {found.damaged[0]}"
         )
-    say(f"\nNext: ditlab train latents --data.path {shlex.quote(printable(options.path))}")
+    say(f"\nNext: ditlab train latents --data.path {pasted(options.path)}")
     return 0
 
 

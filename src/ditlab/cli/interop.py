@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from typing import cast
 
 from ditlab.cli.options import ExportOptions, ImportOptions, parse
 from ditlab.cli.verbs import report, say
 from ditlab.config import ExternalData, SamplingConfig
-from ditlab.errors import printable
+from ditlab.errors import pasted, printable
 
 FEW = 50  # steps
 
@@ -46,7 +45,7 @@ def import_(arguments: Sequence[str]) -> int:
         },
         options.as_json,
     )
-    say(f"\nNext: ditlab sample {shlex.quote(printable(str(folder.path)))} --n 4 {_cost(config.sampling)}")
+    say(f"\nNext: ditlab sample {pasted(folder.path)} --n 4 {_cost(config.sampling)}")
     return 0
 
 

@@ -6,7 +6,10 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+import threading
+import time
+import webbrowser
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +21,10 @@ from ditlab.cli.verbs import report, say
 from ditlab.errors import InputError, printable
 
 if TYPE_CHECKING:
+    from ditlab.cli.progress import Bar, Lines
     from ditlab.lab.library import Library
+
+LINE_EVERY = 2.0  # seconds between words on an export
 
 
 def lab(arguments: Sequence[str]) -> int:
@@ -29,13 +35,15 @@ def lab(arguments: Sequence[str]) -> int:
         raise InputError(f"the lab needs {' and '.join(missing)}: pip install 'ditlab[lab]'")
     if options.export is not None and Path(options.export).suffix != ".html":
         raise InputError(f"--export {options.export} must end in .html")
+    if options.export is None:
+        return _serve(options)
     from ditlab.lab.library import Library
 
-    library = Library(options.run, options.device)
-    return _serve(library, options) if options.export is None else _export(library, options)
+    return _export(Library(options.run, options.device), options)
 
 
 def _export(library: Library, options: LabOptions) -> int:
+    from ditlab.cli.progress import watching
     from ditlab.lab.export import export
 
     assert options.export is not None
@@ -49,18 +57,55 @@ def _export(library: Library, options: LabOptions) -> int:
     out = Path(options.export)
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--export {out}: no file can be written there; name one in a folder that exists")
-    size = export(library, next(iter(folders)), out)
+    with watching() as watcher:
+        size = export(library, next(iter(folders)), out, _counting(watcher))
     report({"out": str(out), "bytes": size}, options.as_json)
     return 0
 
 
-def _serve(library: Library, options: LabOptions) -> int:
+def _is_there(name: str) -> bool:
+    """Whether there is a run of that name, or a folder with one: said before all of them are looked at."""
+    places = [Path(name), Path("runs") / name]
+    return any(next(place.glob(pattern), None) for place in places for pattern in ("config.json", "*/config.json"))
+
+
+def _counting(watcher: Bar | Lines) -> Callable[[str], None]:
+    """What says now and then how many answers of the page are computed."""
+    count, said = 0, time.monotonic()
+
+    def told(path: str) -> None:
+        nonlocal count, said
+        count += 1
+        if time.monotonic() - said >= LINE_EVERY:
+            said = time.monotonic()
+            watcher.doing(f"computed {count:,} answers of the page, the last one of {path}")
+
+    return told
+
+
+def open_browser(url: str) -> None:
+    """Show the page in a browser, if somebody sits at this machine and has one with windows of its own."""
+    windows = sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if not (windows and sys.stdin.isatty() and sys.stderr.isatty()) or "SSH_CONNECTION" in os.environ:
+        return
+    with suppress(webbrowser.Error):
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:  # which takes the terminal for itself
+            threading.Thread(target=browser.open, args=[url], daemon=True).start()
+
+
+def _serve(options: LabOptions) -> int:
+    from ditlab.lab.serve import allowed_hosts, listen, needs_token, serve
+
+    sock = listen(options.host, options.port)  # which may fail: before the seconds that the rest takes
+    if _is_there(options.run):
+        say(f"The lab starts: it reads {options.run}.")
     from ditlab.lab.api import create_app
     from ditlab.lab.guard import Guard
-    from ditlab.lab.serve import allowed_hosts, listen, needs_token, serve
+    from ditlab.lab.library import Library
     from ditlab.lab.worker import Worker
 
-    sock = listen(options.host, options.port)
+    library = Library(options.run, options.device)
     token = secrets.token_urlsafe(24) if needs_token(options.host) else None
     worker = Worker()
     app = Guard(create_app(library, worker), allowed_hosts(options.host, sock.getsockname()[1]), token)
@@ -75,6 +120,8 @@ def _serve(library: Library, options: LabOptions) -> int:
             print(json.dumps({"url": url, "runs": runs}), flush=True)
         looked_at = f"the runs in {library.root}" if library.several else str(library.root)
         say(f"The lab looks at {looked_at}.\nOpen {url} in a browser. Ctrl-C stops it.")
+        if options.browser and not options.as_json:
+            open_browser(url)
         Thread(target=_survey, args=(library,), daemon=True).start()
 
     try:

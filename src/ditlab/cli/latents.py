@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from ditlab.cli.options import LatentsEncodeOptions, parse
 from ditlab.cli.verbs import report, say
 from ditlab.cli.words import take_part
-from ditlab.errors import InputError, printable
+from ditlab.errors import InputError, pasted, printable
 
 USAGE = (
     "usage: ditlab latents encode --data.path PATH --data.image-size S --vae VAE [OPTIONS]\n\n"
@@ -74,7 +73,7 @@ def encode(arguments: Sequence[str]) -> int:
     }
     report(figures, options.as_json)
     say(f"encoded {out} in {time.perf_counter() - begun:.0f} s")
-    say(f"\nNext: ditlab train latents --data.path {shlex.quote(printable(str(out)))}")
+    say(f"\nNext: ditlab train latents --data.path {pasted(out)}")
     return 0
 
 

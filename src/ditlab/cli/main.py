@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -19,8 +20,10 @@ from ditlab.cli import averages, images, interop, verbs
 from ditlab.cli.bench import bench
 from ditlab.cli.check import check
 from ditlab.cli.doctor import doctor
+from ditlab.cli.faults import in_words
 from ditlab.cli.lab import lab
 from ditlab.cli.latents import latents
+from ditlab.cli.terminal import announce_loading, fill_descriptors, hush, spoken
 from ditlab.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -39,8 +42,11 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "export": (interop.export, "write a run's network as others read it"),
 }
 TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
-APART = (latents,)  # whose processes do not hear of one another's errors
-SIGNALLED = (lab,)  # it takes signals itself; training takes them too, while it can save
+APART = ("latents",)  # whose processes do not hear of one another's errors
+SIGNALLED = ("lab",)  # it takes signals itself; training takes them too, while it can save
+
+
+LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(__file__).parents[1]))
 
 
 def usage() -> str:
@@ -56,16 +62,21 @@ def usage() -> str:
 
 def program() -> NoReturn:
     """``ditlab`` as a program: ``main``, and the end of the process."""
-    leave(main())
+    fill_descriptors()
+    announce_loading()
+    try:
+        status = main()
+    except SystemExit:  # how tyro ends
+        hush()
+        raise
+    leave(status)
 
 
 def leave(status: int) -> NoReturn:
     """End the process. One of several does so at once, for while Python takes itself apart, a thread of torch's that
     still answers the others may abort a job that is done."""
+    hush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        with suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
         os._exit(status)
     raise SystemExit(status)
 
@@ -73,9 +84,15 @@ def leave(status: int) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status.
 
-    0 done, 2 the input is wrong, 130 after Ctrl-C, 143 after SIGTERM, 1 anything else.
+    0 done, 2 the input is wrong, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 1 anything else.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    with spoken(results_matter=arguments[:1] != ["train"]):  # whose results are in the run
+        return guarded(_chosen, arguments)
+
+
+def _chosen(arguments: Sequence[str]) -> int:
+    """Run the verb that is the first word."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -85,18 +102,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in VERBS:
         near = get_close_matches(arguments[0], VERBS, n=1)
         hint = f"did you mean 'ditlab {near[0]}'?" if near else f"choose one of {', '.join(VERBS)}"
-        return complain(f"unknown verb {arguments[0]!r}; {hint}", 2)
+        raise InputError(f"unknown verb {arguments[0]!r}; {hint}")
     if os.environ.get("WORLD_SIZE", "1") != "1" and arguments[0] not in TOGETHER:
-        return complain(f"ditlab {arguments[0]} is done by one process: start it without torchrun", 2)
-    return guarded(VERBS[arguments[0]][0], arguments[1:])
+        raise InputError(f"ditlab {arguments[0]} is done by one process: start it without torchrun")
+    return VERBS[arguments[0]][0](arguments[1:])
 
 
 def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a verb; what a person can mend ends in one line instead of a traceback."""
-    apart = verb in APART
+    """Run a verb, or whichever the words begin with; what a person can mend ends in one line instead of a traceback."""
+    word = arguments[0] if arguments else ""
+    apart = word in APART
     try:
-        with _warnings_in_one_line(), nullcontext() if verb in SIGNALLED else _terminable():
-            return verb(arguments)
+        with _warnings_in_one_line(), nullcontext() if word in SIGNALLED else _terminable():
+            try:
+                return verb(arguments)
+            finally:
+                sys.stdout.flush()
     except (InputError, ConfigError) as error:
         return complain(str(error), 2, apart)
     except TrainingError as error:
@@ -108,21 +129,20 @@ def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader has gone; let Python flush into nothing
-        return 1
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return complain(f"the disk is full ({error}); free some space. What was saved before is whole", 1)
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return complain("too many files are open: raise the limit with ulimit -n 4096, and give it again", 1, apart)
-        if error.filename is None:
+        return 1  # the reader has gone
+    except Exception as error:
+        told = in_words(error, word)
+        if told is None:
             raise
-        return complain(f"cannot use {error.filename}: {error.strerror}", 2, apart)
+        return complain(*told, apart)
 
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Say our own warnings as everything else is said, and not as Python's are."""
+    """Say our own warnings as everything else is said, and those of a person's own code as Python does.
+
+    Those of libraries, which whoever types a command can do nothing about, are left out, but for Python's option -W.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("always", Caution)
         show = warnings.showwarning
@@ -137,7 +157,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         ) -> None:
             if issubclass(category, Caution):
                 complain(str(message), 0)
-            else:
+            elif sys.warnoptions or not filename.startswith(LIBRARIES):
                 show(message, category, filename, lineno, file, line)
 
         warnings.showwarning = say

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from contextlib import redirect_stderr
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import tyro
 from pydantic import Field
@@ -12,6 +15,7 @@ from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName, Width
 from ditlab.config import Config
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
+from ditlab.errors import InputError
 from ditlab.networks.published import PRESETS
 from ditlab.section import Section
 
@@ -55,7 +59,7 @@ class DrawingOptions(Section):
     """How to draw; None is the run's own."""
 
     run: RunName
-    steps: int | None = Field(None, ge=1, description="solver steps; None is the run's own")
+    steps: int | None = Field(None, ge=1, le=10**6, description="solver steps; None is the run's own")
     solver: Annotated[SolverName | None, SOLVER_CHOICES] = Field(
         None, description="of the reverse process; None is the run's own"
     )
@@ -79,6 +83,7 @@ class DrawingOptions(Section):
 class SampleOptions(DrawingOptions):
     """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
 
+    first: ClassVar[tuple[str, ...]] = ("run", "n", "label", "out", "steps", "guidance", "seed")
     n: int = Field(64, ge=1, le=10**7, description="how many")
     out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
     label: int | None = Field(None, description="class of all samples; None is each class in turn")
@@ -91,6 +96,7 @@ class SampleOptions(DrawingOptions):
 class EvalOptions(DrawingOptions):
     """Draw samples and measure them against real data."""
 
+    first: ClassVar[tuple[str, ...]] = ("run", "n", "features", "data", "steps", "guidance", "seed")
     n: int = Field(1000, ge=2, le=10**7, description="how many samples")
     nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
     nll_n: int | None = Field(
@@ -161,11 +167,13 @@ class LabOptions(Section):
     run: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="[RUN]", help="a run, or a folder of runs")
     ] = "runs"
+    first: ClassVar[tuple[str, ...]] = ("run", "port", "export", "browser")
     host: str = Field("127.0.0.1", description="to listen at; any but 127.0.0.1, ::1 and localhost asks for a token")
     port: int = Field(8137, ge=0, le=65535, description="to listen at; 0 is any that is free")
     export: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = Field(
         None, description="write the page of one run to this file instead, and stop"
     )
+    browser: bool = Field(True, description="open the page in a browser, where there is a screen")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute; auto prefers a GPU")
     as_json: Json = False
 
@@ -287,6 +295,7 @@ class TrainOptions(Config):
     --optimizer muon|adamw.
     """
 
+    first: ClassVar[tuple[str, ...]] = ("name", "steps", "batch_size", "lr", "dry_run")
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
     dry_run: Flag = Field(False, description="print what it would cost, and stop")
     devices: int = Field(1, ge=1, le=10**6, description="with --dry-run: how many would train")
@@ -311,6 +320,29 @@ class LatentsTrainOptions(TrainOptions):
 
 
 def parse(options: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None) -> Options:
-    """Read options of that type; ``--help`` prints them, and wrong ones end with status 2."""
-    given = tyro.MISSING_NONPROP if default is None else default
-    return tyro.cli(options, args=list(arguments), prog=prog, default=given, config=(tyro.conf.AvoidSubcommands,))
+    """Read options of that type; ``--help`` prints them.
+
+    Raises:
+        InputError, ConfigError: wrong ones.
+    """
+    given, told = tyro.MISSING_NONPROP if default is None else default, io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return tyro.cli(
+                options, args=list(arguments), prog=prog, default=given, config=(tyro.conf.AvoidSubcommands,)
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(f"{_in_one_line(told.getvalue())}; {prog} --help tells what it takes") from None
+
+
+def _in_one_line(box: str) -> str:
+    """What tyro says in a box with rules: what is wrong, and which options are like those that it does not know."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    blocks = [
+        list(block) for rule, block in itertools.groupby(lines, lambda line: not line.strip("─-╰╯+ ")) if not rule
+    ]
+    wrong = " ".join(blocks[0]).partition(" Got errors:")[0].rstrip(".") if blocks else box.strip()
+    like = [line.split()[0] for block in blocks if block[0].startswith("Perhaps") for line in block if line[:2] == "--"]
+    return wrong + (f"; perhaps you meant {' or '.join(like)}" if like else "")

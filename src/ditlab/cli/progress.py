@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn
+from rich.text import Text
 
 LINE_EVERY = 5.0  # seconds between plain lines
 
 
 def _tell(line: str) -> None:
-    """Print to stderr; where nobody reads it any more, training goes on all the same."""
-    with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+    print(line, file=sys.stderr, flush=True)
+
+
+class Count(MofNCompleteColumn):
+    """How many of how many; seconds, where nobody knows how many."""
+
+    def render(self, task: Task) -> Text:
+        """What stands before the bar."""
+        return Text(f"{task.elapsed or 0:.0f} s") if task.total is None else super().render(task)
 
 
 class Bar:
@@ -25,23 +33,38 @@ class Bar:
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
         self.files: TaskID | None = None
+        self.busy: TaskID | None = None
+
+    def doing(self, what: str) -> None:
+        """Show what takes long, with a bar that moves on, until something else is shown."""
+        self._done()
+        self.busy = self.bar.add_task(what, total=None, report="")
+
+    def _done(self) -> None:
+        if self.busy is not None:
+            self.bar.remove_task(self.busy)
+            self.busy = None
 
     def preparing(self, done: int, total: int) -> None:
         """Show how many files are read, in a bar of its own."""
+        self._done()
         if self.files is None:
             self.files = self.bar.add_task("file", total=total, report="")
         self.bar.update(self.files, completed=done)
 
     def begin(self, done: int, steps: int) -> None:
         """Draw the bar."""
+        self._done()
         self.task = self.bar.add_task("step", total=steps, completed=done, report="")
 
     def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
         """Show where training is."""
+        self._done()
         self.bar.update(self.task, completed=step, report=_report(loss, images_per_s, seconds_left))
 
     def notice(self, message: str) -> None:
         """Print a line above the bar."""
+        self._done()
         self.bar.console.print(message, markup=False, highlight=False)
 
 
@@ -50,6 +73,10 @@ class Lines:
 
     def __init__(self) -> None:
         self.last = time.monotonic()
+
+    def doing(self, what: str) -> None:
+        """Print what takes long."""
+        _tell(what)
 
     def preparing(self, done: int, total: int) -> None:
         """Print how many files are read, if it is time."""
@@ -88,8 +115,11 @@ class Silence:
 
 
 def _report(loss: float, images_per_s: float, seconds_left: float) -> str:
+    speed = f"loss {loss:.4f}  {images_per_s:,.0f} samples/s"
+    if math.isnan(seconds_left):  # the first step tells nothing of the others
+        return speed
     minutes, seconds = divmod(round(seconds_left), 60)
-    return f"loss {loss:.4f}  {images_per_s:,.0f} samples/s  {minutes}:{seconds:02d} left"
+    return f"{speed}  {minutes}:{seconds:02d} left"
 
 
 @contextmanager
@@ -100,7 +130,9 @@ def watching() -> Iterator[Bar | Lines]:
         yield Lines()
         return
     with Progress(
-        TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[report]}"),
+        TextColumn("{task.description}"), Count(), BarColumn(), TextColumn("{task.fields[report]}"),
         console=console,
     ) as bar:  # fmt: skip
-        yield Bar(bar)
+        shown = Bar(bar)
+        shown.doing("getting ready")
+        yield shown

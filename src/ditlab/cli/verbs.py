@@ -6,10 +6,12 @@ Results go to stdout, as a table or as one JSON object; everything else goes to 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,9 @@ from ditlab.cli.training import parse_train
 from ditlab.config import Config, SamplingConfig
 from ditlab.data.latents.survey import StoreSurvey
 from ditlab.disk import discard, remove, unfinished, write_atomically
-from ditlab.errors import InputError, speaks
+from ditlab.errors import InputError, pasted, printable, speaks
 from ditlab.recipes import RECIPES
+from ditlab.section import Section
 from ditlab.training.metrics import newest
 
 if TYPE_CHECKING:
@@ -74,7 +77,7 @@ def demo(arguments: Sequence[str]) -> int:
     figures = _measure(run, EvalOptions(run=str(folder.path), features="none"), ALONE).figures
     found = {"run": str(folder.path), "picture": str(picture), **figures}
     report(found if options.as_json else at_a_glance(found), options.as_json)
-    say(f"\nLook at {picture}. Next: ditlab lab {folder.path}, or ditlab train digits")
+    say(f"\nLook at {picture}. Next:\n  ditlab lab {folder.path}\n  ditlab train digits")
     return 0
 
 
@@ -91,26 +94,57 @@ def train(arguments: Sequence[str]) -> int:
         costs = estimate(options.config, options.devices, options.days, store)
         report(costs if options.as_json else readable(costs), options.as_json)
         return 0
-    from ditlab.training.parallel import join
-
     if isinstance(options, ResumeOptions):
-        folder = RunFolder.find(options.resume)
-        config = folder.read_config()
-        changes = {
-            name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "threads", "track")
-        }
-        update = {name: value for name, value in changes.items() if value is not None}
-        config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
+        folder, config = _to_resume(options)
     else:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
-    ranks = join(config.device, config.stall_after)
+    ranks = _joined("train", options, config.device, config.stall_after)
     if isinstance(options, TrainOptions):
         ranks.decided(lambda: _must_be_new(folder))
         _announce(options)
     _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further", ranks=ranks)
     report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
-    say(f"\nNext: ditlab sample {folder.path}, ditlab eval {folder.path}")
+    shown = pasted(folder.path)
+    say(f"\nNext:\n  ditlab sample {shown}\n  ditlab eval {shown}\n  ditlab lab {shown}")
     return 0
+
+
+def _to_resume(options: ResumeOptions) -> tuple[RunFolder, Config]:
+    """A run and its configuration, with what may be changed in it."""
+    from ditlab.run import RunFolder
+    from ditlab.training.parallel import join
+
+    try:
+        folder = RunFolder.find(options.resume)
+        config = folder.read_config()
+    except InputError:
+        join(say=_say_which).together(
+            partial(RunFolder.find, options.resume)
+        )  # perhaps here alone: the others hear of it
+        raise
+    changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "threads", "track")}
+    update = {name: value for name, value in changes.items() if value is not None}
+    return folder, config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
+
+
+def _joined(verb: str, options: Section, device: str, patience: float = 1800.0) -> Ranks:
+    """Every process of this job, if there are several, once they agree on versions and options."""
+    from ditlab.training.agreement import options_of, versions
+    from ditlab.training.parallel import join
+
+    ranks = join(device, patience, _say_which)
+    ranks.agree(lambda: {"the verb": verb, **versions(), **options_of(options)})
+    return ranks
+
+
+def _loaded(name: str, step: int | None, options: DrawingOptions, ranks: Ranks) -> Run:
+    """A run to draw from, of which every process has the same weights."""
+    from ditlab.run import load
+    from ditlab.training.agreement import weights_of
+
+    run = ranks.together(lambda: load(name, weights=options.weights, step=step, device=options.device))
+    ranks.agree(lambda: weights_of(run.folder.checkpoints, run.step))
+    return run
 
 
 def _must_be_new(folder: RunFolder) -> None:
@@ -129,11 +163,9 @@ def sample(arguments: Sequence[str]) -> int:
     if options.out is not None and Path(options.out).suffix not in (".png", ".npz"):
         raise InputError(f"--out {options.out} must end in .png (a picture) or .npz (an array)")
     from ditlab.machine.resolve import use_quickest
-    from ditlab.run import load
-    from ditlab.training.parallel import join
 
-    ranks = join(options.device)
-    run = load(options.run, weights=options.weights, device=options.device)
+    ranks = _joined("sample", options, options.device)
+    run = _loaded(options.run, None, options, ranks)
     use_quickest(run.config, run.shape, min(options.n, AT_A_TIME), run.process.like().device)
     report(_write_samples(run, options, ranks), options.as_json)
     return 0
@@ -143,11 +175,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Measure a run's samples."""
     options = parse(EvalOptions, arguments, "ditlab eval")
     from ditlab.machine.resolve import use_quickest
-    from ditlab.run import load
-    from ditlab.training.parallel import join
 
-    ranks = join(options.device)
-    run = load(options.run, weights=options.weights, device=options.device)
+    ranks = _joined("eval", options, options.device)
+    run = _loaded(options.run, None, options, ranks)
     use_quickest(run.config, run.shape, AT_A_TIME, run.process.like().device)
     from ditlab.evaluation_record import must_be_recordable, record
 
@@ -161,6 +191,11 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _say_which(message: str) -> None:
+    """A word from any process of several."""
+    print(f"ditlab: {printable(message)}", file=sys.stderr, flush=True)
+
+
 def _announce(options: TrainOptions) -> None:
     """Say what was seen of a person's own data, and what was chosen for them."""
     for line in announcement(options.config, options.survey):
@@ -169,9 +204,8 @@ def _announce(options: TrainOptions) -> None:
 
 def say(message: str) -> None:
     """A word to the person at the terminal, from the first process if there are several."""
-    if not speaks():
-        return
-    print(message, file=sys.stderr, flush=True)
+    if speaks():
+        print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
 
 
 def _train(folder: RunFolder, config: Config, *, resume: bool, again: str, ranks: Ranks) -> None:
@@ -197,7 +231,7 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str, ranks
     say(f"trained {folder.path}{among} in {time.perf_counter() - begun:.0f} s")
 
 
-def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | None]:
+def _drawing(run: Run, options: DrawingOptions, ranks: Ranks) -> tuple[SamplingConfig, Run | None]:
     """How to draw, as asked for and otherwise as the run's own configuration says, and the run to guide away from."""
     own = run.config.sampling.model_dump()
     if options.guide is None and options.guide_step is not None:
@@ -216,9 +250,7 @@ def _drawing(run: Run, options: DrawingOptions) -> tuple[SamplingConfig, Run | N
         return settings, None
     if settings.guidance == 1:
         raise InputError(f"--guide {options.guide} needs to know how strongly to guide: add --guidance 2, for example")
-    from ditlab.run import load
-
-    guide = load(options.guide, weights=options.weights, step=options.guide_step, device=options.device)
+    guide = _loaded(options.guide, options.guide_step, options, ranks)
     if guide.folder.path.resolve() == run.folder.path.resolve() and guide.step == run.step:
         raise InputError(
             f"--guide {options.guide} is the run itself, which changes nothing: name a weaker run, or an earlier "
@@ -240,10 +272,11 @@ def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, 
     from ditlab.pictures import save_picture
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
-    settings, guide = _drawing(run, options)
+    settings, guide = _drawing(run, options, ranks)
     labels = run.labels(options.n, options.label)
     decode = _decoder(run, options.vae, out)
     drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
+    ranks.decided(lambda: _must_fit(options.n, run.shape))
     samples = run.sample(options.n, labels, seed=options.seed, guide=guide, ranks=ranks, **drawing).cpu()
     if not ranks.first:
         return {}
@@ -260,6 +293,18 @@ def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, 
     return done | drawn_with(run, settings, guide)
 
 
+def _must_fit(n: int, shape: tuple[int, ...]) -> None:
+    """Refuse more samples than this machine can hold, before hours are spent on them."""
+    from ditlab.memory import physical
+
+    needed = 2 * 4 * n * math.prod(shape)  # bytes, as pieces and together
+    if needed > physical():
+        raise InputError(
+            f"--n {n} samples take {needed / 1e9:,.0f} GB of memory, and this machine has {physical() / 1e9:,.0f}: "
+            f"draw fewer, and others with another --seed"
+        )
+
+
 def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]:
     """What makes images of latents, where a picture or an autoencoder was asked for; found before anything is drawn."""
     if vae is None and not (run.latent and out.suffix == ".png"):
@@ -272,7 +317,7 @@ def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]
 def _measure(run: Run, options: EvalOptions, ranks: Ranks) -> Measured:
     from ditlab.evaluate import measure
 
-    settings, guide = _drawing(run, options)
+    settings, guide = _drawing(run, options, ranks)
     asked = ("seed", "features", "data", "vae", "labels", "batch_size", "nll", "nll_n")
     given = {name: getattr(options, name) for name in asked}
     return measure(run, options.n, guide=guide, ranks=ranks, notice=say, **given, **settings.model_dump())
@@ -322,4 +367,4 @@ def _readable(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, dict):
         return "  ".join(f"{key}: {_readable(entry)}" for key, entry in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))

@@ -79,6 +79,10 @@ class Prepared(Protocol):
         """Make them ready, listing in the file ``quarantine`` what cannot be used; return what they are known by."""
         ...
 
+    def content(self) -> str:
+        """A digest of everything that is trained on, once it is ready."""
+        ...
+
 
 class Circles:
     """Fresh discs for ever."""

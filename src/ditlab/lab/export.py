@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import torch
 
 from ditlab.disk import write_atomically
 from ditlab.errors import InputError
+from ditlab.evaluator import silent
 from ditlab.inspection.interventions import single_edits
 from ditlab.lab.answer import Answer
 from ditlab.lab.api import PAGE, encode
@@ -42,26 +43,31 @@ Part = Literal["attention", "denoise"]
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
 
 
-def export(library: Library, name: str, out: Path) -> int:
+def export(library: Library, name: str, out: Path, told: Callable[[str], None] = silent) -> int:
     """Write the page of one run to ``out``; return its size in bytes.
+
+    Args:
+        library, name: of the run.
+        out: file to write.
+        told: is told of each answer that was computed, by its path.
 
     Raises:
         InputError: the attention maps alone would make a file that no browser likes to open.
     """
-    embedded = json.dumps(embed(library, name), allow_nan=False).replace("<", "\\u003c")
+    embedded = json.dumps(embed(library, name, told), allow_nan=False).replace("<", "\\u003c")
     page = one_page(embedded)
     write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
     return len(page.encode())
 
 
-def embed(library: Library, name: str) -> dict[str, Any]:
+def embed(library: Library, name: str, told: Callable[[str], None] = silent) -> dict[str, Any]:
     """Every answer the page will ask for, under the address it asks at, and what there is to choose from."""
     lens = library.lens(name)
     run = library.describe(name, None, "ema")
     run["path"] = run["name"]
     choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
     choices["changes"] = {"edits": [], "input": [], "t": []}
-    paths = _paths(run, _answers(lens, run, choices))
+    paths = _paths(run, _answers(lens, run, choices), told)
     base, folder = f"/api/runs/{name}", library.folder(name)
     settings = configuration(folder)  # but not where the data lie on this machine
     paths[f"{base}/config"] = _packed({key: value for key, value in settings.items() if not key.startswith("data.")})
@@ -85,7 +91,9 @@ def page_of_part(lens: Lens, section: Part) -> str:
     return one_page(json.dumps(embedded, allow_nan=False).replace("<", "\\u003c"))
 
 
-def _paths(run: dict[str, Any], answers: Iterable[tuple[str, dict[str, Any], Any]]) -> dict[str, Any]:
+def _paths(
+    run: dict[str, Any], answers: Iterable[tuple[str, dict[str, Any], Any]], told: Callable[[str], None] = silent
+) -> dict[str, Any]:
     """Answers under their addresses, with those that every page begins with."""
     run["checkpoints"] = [run["step"]]
     base, common = f"/api/runs/{run['id']}", {"step": run["step"], "weights": "ema"}
@@ -94,6 +102,7 @@ def _paths(run: dict[str, Any], answers: Iterable[tuple[str, dict[str, Any], Any
     paths[base] = paths[_address(base, common)] = _packed(run)
     for path, query, value in answers:
         paths[_address(f"{base}/{path}", common | query)] = _packed(value)
+        told(path)
     return paths
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from ditlab.build import build_network, resolve_device
 from ditlab.config import Config, DiTConfig, MeanFlowConfig
 from ditlab.data.datasets import Dataset
+from ditlab.disk import HOST, cache_folder, write_atomically
+from ditlab.errors import InputError
 from ditlab.networks.counts import multiply_accumulates, on_meta
 from ditlab.training.parallel import blocks_of
 
@@ -45,6 +49,29 @@ def first_line(error: Exception) -> str:
 
 def _tried(x: Tensor) -> Tensor:
     return (x + 1).square()
+
+
+def announcement(config: Config) -> str:
+    """What is said while it is compiled, with the seconds that this took here the last time, if they are known."""
+    try:
+        usual = float(_notes(config).read_text())
+    except (OSError, InputError, ValueError):
+        return "compiling the network"
+    return f"compiling the network, about {max(1, round(usual))} s"
+
+
+def remember(config: Config, seconds: float) -> None:
+    """Note how long it took, for ``announcement``; nothing depends on it."""
+    with suppress(OSError, InputError):
+        file = _notes(config)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda path: path.write_text(f"{seconds:.1f}\n"))
+
+
+def _notes(config: Config) -> Path:
+    """A file for all that decides how long it takes, about."""
+    about = (HOST, torch.__version__, config.network, config.precision, config.batch_size // config.accumulate)
+    return cache_folder() / "compiled" / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def compile_network(network: nn.Module, whole: bool) -> None:

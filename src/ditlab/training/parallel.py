@@ -6,13 +6,14 @@ Networks and processes (in the sense of diffusion) know nothing of it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import pickle
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,10 +23,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ditlab.errors import InputError, TrainingError
+from ditlab.errors import Caution, InputError, TrainingError
+from ditlab.training.rendezvous import meet
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -37,6 +38,7 @@ NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MARGIN = 120.0  # seconds that the library waits longer than the watchdog, which leaves stacks
 LONGEST = 10**9.0  # seconds that a wait may be asked to last
 BETWEEN_LOOKS = 0.05  # seconds
+DIFFERENCES = 3  # between processes, that are named
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
 
 
@@ -124,6 +126,34 @@ class Ranks:
         each = math.ceil(count / self.world)
         return range(self.rank * each, (self.rank + 1) * each)
 
+    def agree(self, facts: Callable[[], Mapping[str, object]]) -> None:
+        """See that all processes are at the same thing.
+
+        Args:
+            facts: gives what has to be the same, by name; the values are compared as text.
+
+        Raises:
+            InputError: they are not, in every process; some of what differs is named.
+        """
+        if self.world == 1:
+            return
+        text = {name: str(value) for name, value in self.together(facts).items()}
+        digest = hashlib.sha256(repr(sorted(text.items())).encode("utf-8", "surrogatepass")).digest()
+        if len(set(self.all(digest))) == 1:
+            return
+        told = self.all(text)
+        other = next(i for i, theirs in enumerate(told) if theirs != told[0])
+        names = [name for name in told[0] | told[other] if told[0].get(name) != told[other].get(name)]
+        words = [
+            f"{name} is {_short(told[0], name)} in process 0 and {_short(told[other], name)} in process {other}"
+            for name in names[:DIFFERENCES]
+        ]
+        more = f" (and {len(names) - DIFFERENCES} more)" if len(names) > DIFFERENCES else ""
+        raise InputError(
+            f"the {self.world} processes disagree: {'; '.join(words)}{more}: start all with the same command, versions "
+            f"and data"
+        )
+
     def at_length(self, name: str, action: Callable[[], T], beat: Callable[[], None] = lambda: None) -> T:
         """``together`` for what may take longer than the processes have patience for otherwise.
 
@@ -143,6 +173,10 @@ class Ranks:
             time.sleep(BETWEEN_LOOKS)
         _raise_first(error, self.all(error))
         return value
+
+
+def _short(facts: Mapping[str, str], name: str) -> str:
+    return facts.get(name, "not given")[:60]
 
 
 def _tried(action: Callable[[], T]) -> tuple[T, None] | tuple[Any, Exception]:
@@ -172,7 +206,11 @@ def _portable(error: Exception) -> Exception:
 ALONE = Ranks()
 
 
-def join(device: str = "auto", patience: float = 1800.0) -> Ranks:
+def _warn(message: str) -> None:
+    warnings.warn(message, Caution, 3)
+
+
+def join(device: str = "auto", patience: float = 1800.0, say: Callable[[str], None] = _warn) -> Ranks:
     """Connect with the other processes of this job, for as long as this one lasts: they part when it ends.
 
     Nothing is taken down before. While it is, a thread of gloo's that still holds a tensor waits for Python's lock, and
@@ -181,9 +219,11 @@ def join(device: str = "auto", patience: float = 1800.0) -> Ranks:
     Args:
         device: a configuration's; on CUDA each process takes the GPU of its LOCAL_RANK.
         patience: seconds that one may keep the others waiting, in a step for example.
+        say: is told after ten seconds which of them are missing.
 
     Raises:
-        InputError: the environment says that there are others, but not where; or there is no GPU for each.
+        InputError: the environment says that there are others, but not where; one of them did not come; or there is no
+            GPU for each.
     """
     world = _number("WORLD_SIZE", 1)
     if world == 1:
@@ -199,12 +239,15 @@ def join(device: str = "auto", patience: float = 1800.0) -> Ranks:
                 f"--nproc-per-node {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local)
-    limit = timedelta(seconds=min(2 * patience + MARGIN, LONGEST))
+    limit, rank = min(2 * patience + MARGIN, LONGEST), _number("RANK", 0)
+    if rank >= world:
+        raise InputError(f"RANK={rank} in the environment is none of WORLD_SIZE={world}: start with torchrun")
     try:
-        store, rank, world = next(rendezvous("env://", timeout=limit))
+        shared = meet(rank, world, limit, say)
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-        shared = PrefixStore("ditlab", store)
-        dist.init_process_group(backend, store=shared, rank=rank, world_size=world, timeout=limit)
+        dist.init_process_group(backend, store=shared, rank=rank, world_size=world, timeout=timedelta(seconds=limit))
+    except InputError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise InputError(f"the {world} processes of this job cannot be joined: {str(error).splitlines()[0]}") from None
     return Ranks(rank, world, PrefixStore("notes", shared))

@@ -82,6 +82,7 @@ class Watchdog:
         message = f"no step was finished for {self.limit:g} s"
         cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
         shown = f"see {stacks.place(self.folder)}; what was saved before is whole"
-        os.write(2, cursor + f"ditlab: {message}: {shown}\n".encode())  # first, since the disk may be what hangs
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(2, cursor + f"ditlab: {message}: {shown}\n".encode())  # first, since the disk may be what hangs
         with contextlib.suppress(OSError):
             stacks.write_stacks(self.folder, message)

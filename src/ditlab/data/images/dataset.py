@@ -122,6 +122,10 @@ class Images:
         """Of the names, sizes and labels of all usable images: the same as long as they are the same."""
         return f"{len(self):,} images, {self.store.fingerprint[:16]}"
 
+    def content(self) -> str:
+        """The fingerprint, and a digest of all pixels as they were decoded."""
+        return f"{self.fingerprint}, {self.store.content[:16]}"
+
     @property
     def rejected(self) -> Sequence[Rejected]:
         """The files that cannot be used."""

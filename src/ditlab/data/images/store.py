@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from ditlab import disk
 from ditlab.data.images import checksums
@@ -28,7 +27,7 @@ from ditlab.data.images.source import Progress, Rejected, Source
 from ditlab.errors import Caution
 
 INDEX = "index.json"
-VERSION = 1  # of the layout and of how files are decoded
+VERSION = 2  # of the layout and of how files are decoded
 LARGEST = 2**34  # bytes of pixels that are kept without being asked for
 SPARED = 2**30  # bytes of the disk that are left free
 HEADER = 128  # bytes of an .npy file's header
@@ -78,6 +77,7 @@ class Store:
         captions: of the usable images, "" where there is none; None where no image has one.
         rejected: the files that cannot be used.
         fingerprint: of names, sizes and labels of the usable images, whatever the time they were written.
+        content: sha256 of the pixels of all usable images, as they were decoded.
         location: of the source.
         sha256: of each block of each file; None in what earlier versions prepared.
 
@@ -92,9 +92,10 @@ class Store:
         self.count: int = index["count"]
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.fingerprint: str = index["fingerprint"]
+        self.content: str = index["content"]
         self.location: str = index["location"]
         self.sha256: dict[str, list[str]] | None = index.get("sha256")
-        if not isinstance(self.fingerprint, str) or not isinstance(self.location, str):
+        if not all(isinstance(text, str) for text in (self.fingerprint, self.content, self.location)):
             raise TypeError(f"{INDEX} does not say what was prepared")
         self.kept = np.array(_array(folder / "kept.npy", np.int64, (self.count,)))
         self.labels = np.array(_array(folder / "labels.npy", np.int64, (self.count,))) if index["labels"] else None
@@ -149,7 +150,7 @@ def prepare(
     folder, keep = _folder(root, source, size, channels, cache)
     if (ready := whole(folder, source)) is not None:
         return ready
-    with FileLock(root / f"{folder.name}.lock"):
+    with disk.alone(root / f"{folder.name}.lock", "the same images are being prepared"):
         if (ready := whole(folder, source)) is None:  # else another process has just prepared them
             if folder.exists():
                 warnings.warn(f"what was prepared in {folder} is damaged: it is prepared anew", Caution, 2)
@@ -257,7 +258,7 @@ def _fill(
 ) -> None:
     """Write the files of a store."""
     shape = (channels, *size)
-    kept, rejected = [], list(source.rejected)
+    kept, rejected, content = [], list(source.rejected), hashlib.sha256()
     with (folder / "pixels.npy").open("wb") as stream:
         stream.write(bytes(HEADER))
         for i, picture in enumerate(decode_all(source, size, channels, progress)):
@@ -265,8 +266,10 @@ def _fill(
                 rejected.append(picture)
                 continue
             kept.append(i)
+            pixels = picture.pixels.tobytes()
+            content.update(pixels)
             if keep:
-                stream.write(picture.pixels.tobytes())
+                stream.write(pixels)
         _write_header(stream, (len(kept), *shape))
     if not keep:
         (folder / "pixels.npy").unlink()
@@ -285,6 +288,7 @@ def _fill(
         "labels": labels is not None,
         "captions": bool(source.captions),
         "fingerprint": _fingerprint(source, kept),
+        "content": content.hexdigest(),
         "location": source.location,
         "sha256": {file.name: list(checksums.of_file(file)) for file in sorted(folder.iterdir())},
     }

@@ -120,6 +120,10 @@ class Latents:
         """Of everything in the store: the same as long as it is the same."""
         return f"{len(self):,} latents, {self.index.digest[:16]}"
 
+    def content(self) -> str:
+        """The fingerprint, which tells of every byte."""
+        return self.fingerprint
+
     def __len__(self) -> int:
         return self.index.count
 

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ditlab import disk
 from ditlab.data.images.decode import Picture
 from ditlab.data.images.folder import readable
 from ditlab.data.images.reading import decode_all
-from ditlab.data.images.source import Progress, Rejected, Source
+from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.store import write_rejected
 from ditlab.data.latents.index import (
     INDEX,
@@ -47,6 +47,8 @@ from ditlab.errors import InputError
 
 WORK = ".encoding"  # in the store, until it is finished
 PLAN = "plan.json"  # in that
+LOOKED = "images.sha256"  # in that: of the bytes of some images
+LOOKS = 16  # images, evenly spread
 PAUSE = 0.2  # seconds between looks at what other processes are at
 NAMED = 3  # bad files in a message
 
@@ -89,7 +91,8 @@ class Encoding:
             left = [shard for shard in left if not self._done(shard)]
             if left and self.notice is not None:
                 noun = "shard" if len(left) == 1 else "shards"
-                self.notice(f"waiting for {len(left):,} {noun} that other processes encode")
+                holder = disk.holder_of(self._lock(left[0]))
+                self.notice(f"waiting for {len(left):,} {noun} that other processes encode: the first by {holder}")
             while left := [shard for shard in left if not self._claim(shard)]:
                 time.sleep(PAUSE)
         return self._finish(bad_share)
@@ -106,6 +109,12 @@ class Encoding:
             with self._alone("plan.lock"):
                 begun = self._begun() or self._begin()
         compare(begun, self.plan, self.folder)
+        seen = self.work / LOOKED
+        if self.index is None and seen.exists() and seen.read_text() != _looked(self.source):
+            raise InputError(
+                f"{self.folder} was begun by a process that sees other images under the same names in --data.path: "
+                f"give all processes the same images"
+            )
         self.plan = self.plan.model_copy(update={"vae": begun.vae})  # which may lie elsewhere now
 
     def _begun(self) -> Plan | None:
@@ -119,36 +128,43 @@ class Encoding:
         return Plan(**self.index.model_dump(include=set(Plan.model_fields)))
 
     def _begin(self) -> Plan:
-        for left in disk.unfinished(self.work, re.escape(PLAN)):
+        for left in disk.unfinished(self.work, f"{re.escape(PLAN)}|{re.escape(LOOKED)}"):
             disk.discard(left)
-        text = self.plan.model_dump_json()
+        looked, text = _looked(self.source), self.plan.model_dump_json()
+        disk.write_atomically(self.work / LOOKED, lambda path: path.write_text(looked))
         disk.write_atomically(self.work / PLAN, lambda path: path.write_text(text))
         return self.plan
 
     @contextmanager
-    def _alone(self, name: str, patience: float = -1) -> Iterator[None]:
-        """Hold a lock, for which ``patience`` seconds are waited; -1 is for ever."""
-        lock = FileLock(self.work / name, timeout=patience)
-        while not lock.is_locked:
-            disk.make_folder(self.work)
-            with suppress(FileNotFoundError):  # whoever has finished the store clears the folder away
-                lock.acquire()
-        try:
+    def _alone(self, name: str) -> Iterator[None]:
+        """Hold a lock, and wait for it."""
+        with ExitStack() as held:
+            while True:
+                disk.make_folder(self.work)
+                with suppress(FileNotFoundError):  # whoever has finished the store clears the folder away
+                    held.enter_context(disk.alone(self.work / name, f"{self.folder} is being worked on"))
+                    break
             yield
-        finally:
-            lock.release()
 
     def _claim(self, shard: int) -> bool:
         """Encode a shard unless it is done; False if another process is at it."""
         if self._done(shard):
             return True
+        lock = FileLock(self._lock(shard), timeout=0)
         try:
-            with self._alone(f"{shard:05d}.lock", patience=0):
-                if not self._done(shard):
-                    self._encode(shard)
-        except Timeout:
+            disk.make_folder(self.work)
+            lock.acquire()
+        except (Timeout, FileNotFoundError):  # whoever has finished the store clears the folder away
             return False
+        try:
+            if not self._done(shard):
+                self._encode(shard)
+        finally:
+            lock.release()
         return True
+
+    def _lock(self, shard: int) -> Path:
+        return self.work / f"{shard:05d}.lock"
 
     def _entry(self, shard: int) -> Path:
         return self.work / f"{shard:05d}.json"
@@ -261,6 +277,15 @@ class Encoding:
         index = Index(**self.plan.model_dump(), count=count, shards=shards)
         text = index.model_dump_json(indent=1) + "\n"
         disk.write_atomically(self.folder / INDEX, lambda path: path.write_text(text))
+
+
+def _looked(source: Source) -> str:
+    """sha256 of the bytes of some images: whoever encodes others under the same names has another one."""
+    digest, last = hashlib.sha256(), len(source.names) - 1
+    for i in sorted({round(k * last / (LOOKS - 1)) for k in range(LOOKS)}):
+        with suppress(Unusable):
+            digest.update(source.read(i))
+    return digest.hexdigest()
 
 
 def sha256_of(file: Path) -> str:
