@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditlab.build import build_dataset, build_network
+from ditlab.build import build_dataset, build_network, network_shapes
 from ditlab.config import Config
 from ditlab.errors import InputError
 from ditlab.interop.places import made_whole, must_be_free
 from ditlab.run import RunFolder
 from ditlab.training.checkpoint import saved_steps, step_name, verified, write_checkpoint
-from ditlab.training.loading import load_weights, must_fit, network_facts
+from ditlab.training.loading import foresee, load_weights, must_fit, network_facts
 from ditlab.training.loop import differences
 from ditlab.training.posthoc import Combination, combine, combined
 
@@ -119,9 +119,12 @@ def _raw_weights(folder: RunFolder, config: Config, step: int) -> dict[str, Tens
     """The last weights of that step, where its checkpoint is kept and whole."""
     if step not in saved_steps(folder.checkpoints):
         return None
-    network = build_network(config, build_dataset(config))
+    dataset = build_dataset(config)
     try:
-        load_weights(network, verified(folder.checkpoints, step), "model", config)
+        checkpoint = verified(folder.checkpoints, step)
+        foresee(config, dataset, checkpoint)
+        network = build_network(config, dataset)
+        load_weights(network, checkpoint, "model", config)
     except InputError:
         return None
     return network.state_dict()
@@ -135,7 +138,10 @@ def _write(
     raw: dict[str, Tensor] | None,
     facts: dict[str, object],
 ) -> None:
-    network = build_network(config, build_dataset(config))
+    dataset = build_dataset(config)
+    if (shapes := network_shapes(config, dataset)) is not None:
+        must_fit(place, differences(average, dict(shapes.named_parameters())))
+    network = build_network(config, dataset)
     must_fit(place, differences(average, dict(network.named_parameters())))
     buffers = network.state_dict().keys() - average.keys()  # which an average has not
     if buffers and raw is None:

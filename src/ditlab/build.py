@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -105,6 +106,40 @@ def initial_network(config: Config, dataset: Dataset) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(config.seed, "weights"))
         return build_network(config, dataset)
+
+
+def network_shapes(config: Config, dataset: Dataset) -> nn.Module | None:
+    """The network of a configuration on the meta device: names and shapes, without memory or draws.
+
+    None for a network of one's own, which may not go there.
+
+    Raises:
+        InputError: the network does not go with the data, or no computer has memory for it.
+    """
+    if isinstance(config.network, OwnConfig):
+        return None
+    try:
+        with torch.device("meta"):
+            return build_network(config, dataset)
+    except RuntimeError:  # a size overflows
+        raise InputError(f"--network {config.network.kind} of these sizes is too large for any computer") from None
+
+
+def most_numbers(config: Config, dataset: Dataset) -> int:
+    """No fewer numbers than the network of a configuration has, at once: the meta device takes a second to import."""
+    size, classes = math.prod(dataset.shape), (dataset.num_classes or 0) + 1
+    match config.network:
+        case DiTConfig() as net:
+            block = net.dim * (24 + 3 * math.ceil(net.mlp_ratio)) + net.time_features + classes + 64
+            ends = size // net.patch_size**2 + 4 * net.patch_size**2 * dataset.shape[0] + classes + net.time_features
+            return net.dim * ((net.depth + 1) * block + ends)
+        case UNetConfig() as net:
+            width = net.width * max(net.multipliers)
+            return width * (200 * len(net.multipliers) * (width + 64) + 40 * dataset.shape[0] + 4 * classes)
+        case MLPConfig() as net:
+            return net.hidden * (4 * (net.depth - 1) * net.hidden + 256 * net.depth + 4 * size + classes)
+        case OwnConfig():
+            return 0
 
 
 def build_process(config: Config, network: Any) -> Process:

@@ -26,6 +26,35 @@ SolverName = Annotated[str, AfterValidator(_known_solver)]
 GridName = Literal["auto", "uniform", "quadratic", "karras", "respaced", "leading"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+WIDTHS = 0.01, 0.28  # the least and the largest relative width of an average
+
+
+def _distinct(widths: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(widths)) < len(widths):
+        raise ValueError("each width once")
+    return widths
+
+
+Width = Annotated[float, Field(ge=WIDTHS[0], le=WIDTHS[1])]
+Widths = Annotated[tuple[Width, ...], Field(max_length=32), AfterValidator(_distinct)]
+
+
+def _without_null(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("no path holds a null character")
+    return path
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_without_null)]  # a path, or a name on the Hub
+
+# Every number of a configuration is bounded: whoever reads a stranger's must neither wait nor run out of memory.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer
+Side = Annotated[int, Field(ge=1, le=2**14)]  # of an image, in pixels
+Shape = tuple[Side, Side, Side]  # channels, height, width
+Signed = Annotated[float, Field(ge=-1e9, le=1e9)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+
 
 def _rising(interval: tuple[float, float]) -> tuple[float, float]:
     if not interval[0] < interval[1]:
@@ -42,4 +71,4 @@ def _height_and_width(size: tuple[int, ...]) -> tuple[int, int]:
     return size[0], size[-1]
 
 
-ImageSize = Annotated[tuple[Annotated[int, Field(ge=1, le=2**14)], ...], AfterValidator(_height_and_width)]
+ImageSize = Annotated[tuple[Side, ...], AfterValidator(_height_and_width)]

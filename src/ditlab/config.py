@@ -9,9 +9,22 @@ import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import tyro
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from ditlab.choices import SOLVER_CHOICES, GridName, ImageSize, Interval, SolverName
+from ditlab.choices import (
+    SOLVER_CHOICES,
+    Count,
+    GridName,
+    ImageSize,
+    Interval,
+    Place,
+    Positive,
+    Shape,
+    Signed,
+    Size,
+    SolverName,
+    Widths,
+)
 from ditlab.errors import ConfigError
 from ditlab.section import Section
 
@@ -45,8 +58,7 @@ class ImagesData(Section):
 
     prefix: ClassVar[str] = "data."
     kind: Annotated[Literal["images"], tyro.conf.Suppress] = "images"
-    path: str = Field(
-        min_length=1,
+    path: Place = Field(
         description="folder of images (sub-folders are classes), parquet or tar files, or a name on the Hub",
     )
     image_size: ImageSize = Field(description="in pixels: the side of a square, or height and width")
@@ -66,15 +78,13 @@ class ExternalData(Section):
 
     prefix: ClassVar[str] = "data."
     kind: Annotated[Literal["external"], tyro.conf.Suppress] = "external"
-    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
-        (4, 32, 32), description="of a sample: channels, height, width"
+    shape: Shape = Field((4, 32, 32), description="of a sample: channels, height, width")
+    num_classes: int | None = Field(None, ge=1, le=2**22, description="number of labels")
+    latent_scale: Positive | None = Field(
+        None, description="samples are (latents − latent_shift)·latent_scale of an autoencoder; None is images"
     )
-    num_classes: int | None = Field(None, ge=1, description="number of labels")
-    latent_scale: float | None = Field(
-        None, gt=0, description="samples are (latents − latent_shift)·latent_scale of an autoencoder; None is images"
-    )
-    latent_shift: float = Field(0.0, description="see latent_scale")
-    vae: str | None = Field(None, description="folder of the autoencoder that decodes the latents")
+    latent_shift: Signed = Field(0.0, description="see latent_scale")
+    vae: Place | None = Field(None, description="folder of the autoencoder that decodes the latents")
 
 
 class LatentsData(Section):
@@ -82,20 +92,17 @@ class LatentsData(Section):
 
     prefix: ClassVar[str] = "data."
     kind: Annotated[Literal["latents"], tyro.conf.Suppress] = "latents"
-    path: str = Field(min_length=1, description="folder that ditlab latents encode made")
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
-        tyro.conf.Suppress,
-    ] = Field(description="of a latent: channels, height, width")
+    path: Place = Field(description="folder that ditlab latents encode made")
+    shape: Annotated[Shape, tyro.conf.Suppress] = Field(description="of a latent: channels, height, width")
     classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(
         None, min_length=1, description="names of the labels, in order; None is without labels"
     )
     flip: bool = Field(False, description="draw half of the latents from those of the mirrored images")
-    latent_scale: Annotated[float, tyro.conf.Suppress] = Field(
-        gt=0, description="samples are (latents − latent_shift)·latent_scale of the autoencoder"
+    latent_scale: Annotated[Positive, tyro.conf.Suppress] = Field(
+        description="samples are (latents − latent_shift)·latent_scale of the autoencoder"
     )
-    latent_shift: Annotated[float, tyro.conf.Suppress] = Field(0.0, description="see latent_scale")
-    vae: Annotated[str | None, tyro.conf.Suppress] = Field(
+    latent_shift: Annotated[Signed, tyro.conf.Suppress] = Field(0.0, description="see latent_scale")
+    vae: Annotated[Place | None, tyro.conf.Suppress] = Field(
         None, description="folder of the autoencoder, or its name on the Hub"
     )
     vae_digest: Annotated[str | None, tyro.conf.Suppress] = Field(None, description="sha256 of the autoencoder")
@@ -115,10 +122,10 @@ class DiTConfig(Section):
 
     prefix: ClassVar[str] = "network."
     kind: Annotated[Literal["dit"], tyro.conf.Suppress] = "dit"
-    patch_size: int = Field(4, ge=1, description="side of a patch in pixels; must divide the image size")
-    dim: int = Field(64, ge=4, description="width of a token")
-    depth: int = Field(4, ge=1, description="number of blocks")
-    heads: int = Field(4, ge=1, description="attention heads; must divide dim")
+    patch_size: int = Field(4, ge=1, le=2**14, description="side of a patch in pixels; must divide the image size")
+    dim: int = Field(64, ge=4, le=2**16, description="width of a token")
+    depth: int = Field(4, ge=1, le=512, description="number of blocks")
+    heads: Size = Field(4, description="attention heads; must divide dim")
     mlp_ratio: float = Field(2.0, gt=0, le=64, description="hidden width of a block's MLP over dim")
     positions: Literal["learned", "sincos"] = Field("learned", description="learned or fixed sine-cosine positions")
     conditioning: str = Field(
@@ -128,8 +135,8 @@ class DiTConfig(Section):
     learned_variance: bool = Field(False, description="predict the variance of a DDPM step too")
     gelu: Literal["exact", "tanh"] = Field("exact", description="of a block's MLP; published DiTs have tanh")
     time_features: int = Field(64, ge=2, le=2**16, description="width of the sinusoidal features of the time; even")
-    time_scale: float = Field(1000.0, description="the sinusoid sees time_scale times t, plus time_offset")
-    time_offset: float = Field(0.0, description="added to the scaled time")
+    time_scale: Signed = Field(1000.0, description="the sinusoid sees time_scale times t, plus time_offset")
+    time_offset: Signed = Field(0.0, description="added to the scaled time")
     time_frequency_shift: int = Field(0, ge=0, le=1, description="of the sinusoid's exponents; diffusers' DiT has 1")
     embedders: Literal["shared", "per-block"] = Field(
         "shared", description="of time and label: one for all blocks, or one each, as in diffusers' DiT"
@@ -146,11 +153,11 @@ class UNetConfig(Section):
 
     prefix: ClassVar[str] = "network."
     kind: Annotated[Literal["unet"], tyro.conf.Suppress] = "unet"
-    width: int = Field(24, ge=4, description="channels at full resolution")
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2), min_length=1, description="channels of each level over width"
+    width: int = Field(24, ge=4, le=2**16, description="channels at full resolution")
+    multipliers: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        (1, 2), min_length=1, max_length=16, description="channels of each level over width"
     )
-    heads: int = Field(4, ge=1, description="attention heads at the coarsest level; must divide its channels")
+    heads: Size = Field(4, description="attention heads at the coarsest level; must divide its channels")
 
 
 class MLPConfig(Section):
@@ -158,9 +165,9 @@ class MLPConfig(Section):
 
     prefix: ClassVar[str] = "network."
     kind: Annotated[Literal["mlp"], tyro.conf.Suppress] = "mlp"
-    hidden: int = Field(128, ge=1, description="width of the hidden layers")
-    depth: int = Field(2, ge=1, description="number of hidden layers")
-    time_scale: float = Field(1000.0, description="the sinusoid sees time_scale times t")
+    hidden: Size = Field(128, description="width of the hidden layers")
+    depth: int = Field(2, ge=1, le=512, description="number of hidden layers")
+    time_scale: Signed = Field(1000.0, description="the sinusoid sees time_scale times t")
 
 
 class OwnConfig(Section):
@@ -183,9 +190,7 @@ class FlowConfig(Section):
     times: Literal["uniform", "stratified", "logit-normal"] = Field(
         "stratified", description="density of training times"
     )
-    shift: float = Field(
-        1.0, gt=0, description="above 1 moves training times towards the noise, below 1 towards the data"
-    )
+    shift: Positive = Field(1.0, description="above 1 moves training times towards the noise, below 1 towards the data")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
 
 
@@ -213,14 +218,14 @@ class MeanFlowConfig(Section):
     prefix: ClassVar[str] = "process."
     kind: Annotated[Literal["meanflow"], tyro.conf.Suppress] = "meanflow"
     flow_share: float = Field(0.5, ge=0, le=1, description="share of samples trained as in flow matching, with r = t")
-    times_mean: float = Field(0.0, description="of the logit-normal density that t and r are drawn from")
-    times_std: float = Field(1.4, gt=0, description="of the logit-normal density that t and r are drawn from")
-    adaptive_power: float = Field(1.0, ge=0, description="p of the loss weight 1/(squared error + c)^p")
-    adaptive_offset: float = Field(1e-3, gt=0, description="c of the loss weight")
+    times_mean: Signed = Field(0.0, description="of the logit-normal density that t and r are drawn from")
+    times_std: Positive = Field(1.4, description="of the logit-normal density that t and r are drawn from")
+    adaptive_power: float = Field(1.0, ge=0, le=1e9, description="p of the loss weight 1/(squared error + c)^p")
+    adaptive_offset: Positive = Field(1e-3, description="c of the loss weight")
     tangent: Literal["conditional", "marginal"] = Field(
         "marginal", description="velocity along which the network is differentiated: eps - x0, or its own"
     )
-    guidance: float = Field(1.0, description="classifier-free guidance scale folded into training; 1 is off")
+    guidance: Signed = Field(1.0, description="classifier-free guidance scale folded into training; 1 is off")
     guidance_mix: float = Field(0.0, ge=0, lt=1, description="share of the network's own velocity in the guided one")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their label")
 
@@ -230,10 +235,10 @@ class MuonConfig(Section):
 
     prefix: ClassVar[str] = "optimizer."
     kind: Annotated[Literal["muon"], tyro.conf.Suppress] = "muon"
-    matrix_lr_ratio: float = Field(7.5, gt=0, description="learning rate of the blocks' matrices over lr")
+    matrix_lr_ratio: Positive = Field(7.5, description="learning rate of the blocks' matrices over lr")
     momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
     beta2: float = Field(0.95, ge=0, lt=1, description="of AdamW; beta1 is 0.9")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
+    weight_decay: float = Field(0.0, ge=0, le=1e9, description="decoupled, on all parameters")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of Muon's products; auto is the quicker on this machine"
     )
@@ -245,32 +250,24 @@ class AdamWConfig(Section):
     prefix: ClassVar[str] = "optimizer."
     kind: Annotated[Literal["adamw"], tyro.conf.Suppress] = "adamw"
     beta2: float = Field(0.999, ge=0, lt=1, description="beta1 is 0.9")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled, on all parameters")
-
-
-def _distinct(widths: tuple[float, ...]) -> tuple[float, ...]:
-    if len(set(widths)) < len(widths):
-        raise ValueError("each width once")
-    return widths
+    weight_decay: float = Field(0.0, ge=0, le=1e9, description="decoupled, on all parameters")
 
 
 SNAPSHOTS = 32  # of the averages in a run, by default: see docs/averages.md
-WIDTHS = 0.01, 0.28  # the least and the largest relative width
-Width = Annotated[float, Field(ge=WIDTHS[0], le=WIDTHS[1])]
 
 
 class SamplingConfig(Section):
     """How previews, ``sample`` and ``eval`` draw unless told otherwise."""
 
     prefix: ClassVar[str] = "sampling."
-    steps: int = Field(25, ge=1, description="solver steps")
+    steps: int = Field(25, ge=1, le=10**6, description="solver steps")
     solver: Annotated[SolverName, SOLVER_CHOICES] = Field("heun", description="of the reverse process")
-    guidance: float = Field(1.0, description="classifier-free guidance scale; 1 is off")
+    guidance: Signed = Field(1.0, description="classifier-free guidance scale; 1 is off")
     grid: GridName = Field("auto", description="times of the steps; auto is uniform for flow, respaced for ddpm")
-    shift: float = Field(1.0, gt=0, description="above 1 moves the times of a continuous grid towards the noise")
+    shift: Positive = Field(1.0, description="above 1 moves the times of a continuous grid towards the noise")
     guidance_interval: Interval | None = Field(None, description="guide between these two times; None is all")
     guidance_rescale: float = Field(0.0, ge=0, le=1, description="bring the guided x0 back to its spread; 0 is off")
-    guidance_channels: Annotated[int, Field(ge=1)] | None = Field(
+    guidance_channels: Count | None = Field(
         None, description="guide the first so many channels alone, published DiTs 3; None is all"
     )
 
@@ -293,10 +290,10 @@ class KernelsConfig(Section):
     """Which kernels a CPU computes with, as this machine was measured: see ditlab.networks.kernels.Kernels."""
 
     prefix: ClassVar[str] = "kernels."
-    onednn_from: int | None = Field(None, ge=0)
-    written_out: int = Field(ge=0)
-    written_out_training: int = Field(ge=0)
-    written_out_bf16: int = Field(ge=0)
+    onednn_from: int | None = Field(None, ge=0, lt=2**63)
+    written_out: int = Field(ge=0, lt=2**63)
+    written_out_training: int = Field(ge=0, lt=2**63)
+    written_out_bf16: int = Field(ge=0, lt=2**63)
 
 
 class Config(Section):
@@ -318,13 +315,13 @@ class Config(Section):
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="of the learning rate after the warm-up: a cosine that ends at 0, or as it is"
     )
-    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    grad_clip: float = Field(1.0, gt=0, le=1e15, description="largest norm of the gradient")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the averaged weights, reached gradually")
-    averages: Annotated[tuple[Width, ...], AfterValidator(_distinct)] = Field(
+    averages: Widths = Field(
         (0.05, 0.1), description="relative widths of power-function averages, for ditlab ema; none is off"
     )
-    average_every: int | None = Field(
-        None, ge=1, description="steps between snapshots of these averages; None is a 32nd of steps"
+    average_every: Count | None = Field(
+        None, description="steps between snapshots of these averages; None is a 32nd of steps"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, data order, times and noise")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -346,20 +343,22 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     workers: int = Field(0, ge=0, le=256, description="processes that prepare batches ahead; they change no number")
 
-    spike_factor: float = Field(10.0, gt=1, description="a loss this many times its running mean is not learned from")
-    bad_steps: int = Field(
-        10, ge=1, description="steps in a row that cannot be learned from, for a spike or a NaN, that end training"
+    spike_factor: float = Field(
+        10.0, gt=1, le=1e15, description="a loss this many times its running mean is not learned from"
     )
-    stall_after: float = Field(1800.0, gt=0, description="seconds without a finished step that end training")
-    keep_last: int | None = Field(None, ge=1, description="newest checkpoints to keep; None is all")
-    keep_every: int | None = Field(None, ge=1, description="keep the checkpoints of every so many steps besides")
+    bad_steps: Count = Field(
+        10, description="steps in a row that cannot be learned from, for a spike or a NaN, that end training"
+    )
+    stall_after: Positive = Field(1800.0, description="seconds without a finished step that end training")
+    keep_last: Count | None = Field(None, description="newest checkpoints to keep; None is all")
+    keep_every: Count | None = Field(None, description="keep the checkpoints of every so many steps besides")
 
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    preview_every: int = Field(500, ge=1, description="steps between pictures drawn from the same noise")
-    record_every: int = Field(100, ge=1, description="steps between recordings of gates and branches")
-    eval_every: int | None = Field(
-        None, ge=1, description="steps between lines of metrics.jsonl with figures as of ditlab eval; None is never"
+    log_every: Count = Field(50, description="steps between lines of metrics.jsonl")
+    checkpoint_every: Count = Field(1000, description="steps between checkpoints")
+    preview_every: Count = Field(500, description="steps between pictures drawn from the same noise")
+    record_every: Count = Field(100, description="steps between recordings of gates and branches")
+    eval_every: Count | None = Field(
+        None, description="steps between lines of metrics.jsonl with figures as of ditlab eval; None is never"
     )
     eval_n: int = Field(1000, ge=2, le=10**7, description="samples that these figures are of")
     track: Literal["tensorboard", "wandb"] | None = Field(

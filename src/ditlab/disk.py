@@ -8,15 +8,19 @@ import os
 import platform
 import re
 import shutil
+import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any, Literal
 
 from ditlab.errors import Caution, InputError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 Operation = Literal["write", "append", "fsync", "rename", "delete"]
 HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the same file system
@@ -96,17 +100,17 @@ def remove(path: Path) -> None:
 def set_aside(path: Path) -> None:
     """Keep something damaged for a look, as ``damaged-`` and its name, in the place of what was there before."""
     kept = path.with_name(f"damaged-{path.name}")
-    if kept.exists():
+    if os.path.lexists(kept):
         remove(kept)
     rename(path, kept)
 
 
 def discard(path: Path) -> None:
     """Delete what is in the way or was not finished, as far as that can be done."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     before("delete", path)
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -115,6 +119,16 @@ def discard(path: Path) -> None:
 def hidden(path: Path) -> Path:
     """The name that something goes by before it is whole, or while it is deleted: this process's own, on any host."""
     return path.with_name(f".{path.name}.{os.getpid()}@{HOST}.tmp{path.suffix}")
+
+
+def unfinished(folder: Path, name: str, within: Path | None = None) -> list[Path]:
+    """What has a name in a folder that ``hidden`` gives to names of that pattern, in this process or another.
+
+    Raises:
+        InputError: the folder is a link that leads out of ``within``, or cannot be read.
+    """
+    pattern = re.compile(rf"\.(?:{name})\.[0-9]+(?:@[\w-]*)?\.tmp(?:\.\w+)?")  # earlier versions named no host
+    return [folder / entry for entry in names(folder, within) if pattern.fullmatch(entry)]
 
 
 def make_folder(path: Path) -> None:
@@ -130,6 +144,7 @@ def write_atomically(path: Path, make: Callable[[Path], object]) -> None:
     """Let ``make`` write a hidden file beside ``path``, then move it there; on failure nothing is left over."""
     make_folder(path.parent)
     temporary = hidden(path)
+    discard(temporary)  # what another process of that number left, or a link that somebody put there
     try:
         write(temporary, make)
         flush(temporary)
@@ -166,29 +181,163 @@ def end_folder(temporary: Path, path: Path) -> None:
     rename(temporary, path)
 
 
-def must_be_file(path: Path) -> None:
-    """See that there is a file.
+def must_stay(path: Path, within: Path) -> None:
+    """See that no link stands in the way from a folder to what is in it: a run may be a stranger's.
+
+    Raises:
+        InputError: there is one.
+    """
+    for part in path.relative_to(within).parts:
+        within /= part
+        if within.is_symlink():
+            raise InputError(
+                f"{within} is a link, and ditlab follows none out of a run: put there what it points to, or keep the "
+                f"whole run elsewhere and make its folder the link"
+            )
+
+
+def names(folder: Path, within: Path | None = None) -> list[str]:
+    """The names in a folder, in order; none where it is not there.
+
+    Args:
+        folder: of whichever.
+        within: the run's folder, out of which no link is followed; None follows links.
+
+    Raises:
+        InputError: it is a link, or cannot be read.
+    """
+    if within is not None:
+        must_stay(folder, within)
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def opened(path: Path, within: Path | None = None) -> BufferedReader:
+    """A plain file, open to be read. Whoever opens a pipe or a device may wait for ever, so these are refused.
+
+    Args:
+        path: of the file.
+        within: the run's folder, out of which no link is followed; None follows links.
+
+    Raises:
+        InputError: it is a link, or no plain file.
+        OSError: it is not there, or cannot be read.
+    """
+    if within is not None:
+        must_stay(path, within)
+    _must_be_plain(path, path.stat())
+    flags = ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", *(() if within is None else ("O_NOFOLLOW",)))
+    descriptor = os.open(path, sum((getattr(os, flag, 0) for flag in flags), os.O_RDONLY))
+    stream = os.fdopen(descriptor, "rb")
+    try:
+        _must_be_plain(path, os.fstat(descriptor))
+    except InputError:
+        stream.close()
+        raise
+    return stream
+
+
+def read(path: Path, most: int, within: Path | None = None) -> bytes:
+    """A plain file, whole; see ``opened``.
+
+    Raises:
+        InputError: it is a link, no plain file, or has more than so many bytes.
+        OSError: it is not there, or cannot be read.
+    """
+    with opened(path, within) as stream:
+        content = stream.read(min(os.fstat(stream.fileno()).st_size, most) + 1)
+    if len(content) > most:
+        raise InputError(f"{path} is larger than the {most} bytes that such a file can have")
+    return content
+
+
+def _must_be_plain(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{path} is a folder, and a file is expected here")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is a pipe, a socket or a device, and a file is expected here: remove it")
+
+
+def is_plain(path: Path) -> bool:
+    """Whether there is a plain file, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def lock(path: Path, patience: float = -1) -> FileLock:
+    """A lock that the system lets go of when its process ends, in a file of a folder that is a run's.
+
+    Args:
+        path: of the file.
+        patience: seconds that whoever acquires it waits for another; -1 is for ever.
+
+    Raises:
+        InputError: something else than a plain file is in its place.
+    """
+    if os.path.lexists(path):  # what it opens it also empties
+        must_be_file(path, path.parent)
+    from filelock import FileLock
+
+    return FileLock(path, timeout=patience)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock; asking leaves nothing behind."""
+    if sys.platform == "win32":
+        from filelock import Timeout
+
+        asked = lock(path, 0)
+        try:
+            asked.acquire()
+        except Timeout:
+            return True
+        asked.release()
+        return False
+    import fcntl
+
+    try:
+        with opened(path, path.parent) as stream:  # closing lets go of it
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (InputError, OSError):
+        return False
+    return False
+
+
+def must_be_file(path: Path, within: Path | None = None) -> None:
+    """See that there is a plain file, and no link on the way to it out of ``within``.
 
     Raises:
         InputError: there is none, or something else.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, and a file is expected here")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
+    if within is not None:
+        must_stay(path, within)
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"there is no file {path}") from None
+    _must_be_plain(path, found)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, within: Path | None = None) -> dict[str, Any]:
     """The object in a JSON file, which may not be large.
 
+    Args:
+        path: of the file.
+        within: the run's folder, out of which no link is followed; None follows links.
+
     Raises:
         InputError: there is none, or something else.
     """
-    must_be_file(path)
-    with path.open("rb") as stream:
-        content = stream.read(MOST_JSON + 1)
-    if len(content) > MOST_JSON:
-        raise InputError(f"{path} is larger than the {MOST_JSON} bytes that such a file can have")
+    must_be_file(path, within)
+    content = read(path, MOST_JSON, within)
     try:
         value = json.loads(content)
     except RecursionError:
@@ -214,19 +363,21 @@ def alone(lock_file: Path, what: str, patience: float = math.inf) -> Iterator[No
     Raises:
         InputError: another process holds it for longer than ``patience``; it is named.
     """
-    lock = FileLock(lock_file)
+    from filelock import Timeout
+
+    held = lock(lock_file)
     try:
-        lock.acquire(timeout=min(patience, BEFORE_A_WORD))
+        held.acquire(timeout=min(patience, BEFORE_A_WORD))
     except Timeout:
         holder = holder_of(lock_file)
         if patience <= BEFORE_A_WORD:
             raise InputError(f"{what} by {holder}: wait for it, or stop it") from None
         warnings.warn(f"{what} by {holder}: waiting for it", Caution, 3)
-        lock.acquire()
+        held.acquire()
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 def holder_of(lock_file: Path) -> str:

@@ -44,6 +44,10 @@ class CheckpointWarning(Caution):
     """The newest checkpoint is damaged, and an older one was used in its place."""
 
 
+class DamagedMetrics(Caution):
+    """Lines of a run's metrics cannot be read, and are set aside."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened and what to try."""
 

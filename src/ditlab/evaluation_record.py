@@ -34,9 +34,9 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
         InputError: the file is damaged.
     """
     path = run / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    found = read_json(path).get("evaluations")
+    found = read_json(path, run).get("evaluations")
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise InputError(f"{path} holds no list of evaluations: move it away, and measure again")
     return found

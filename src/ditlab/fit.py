@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
@@ -11,19 +13,20 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ditlab.build import build_dataset, build_drawing, resolve_device
+from ditlab.build import build_dataset, build_drawing, most_numbers, network_shapes, resolve_device
 from ditlab.config import Config, ExternalData
 from ditlab.data.datasets import Dataset, Prepared
-from ditlab.errors import InputError, Interrupted, TrainingError
+from ditlab.errors import CheckpointWarning, InputError, Interrupted, TrainingError
 from ditlab.machine.resolve import computing_as, settled
+from ditlab.memory import must_have_room
 from ditlab.recorder import Recorder, Watcher, tell_doing
 from ditlab.run import RunFolder
 from ditlab.tracking import Nobody, must_be_installed, tracking
 from ditlab.training import compiled
 from ditlab.training.agreement import content_of, options_of, versions, weights_of
-from ditlab.training.checkpoint import newest_whole, saved_steps, verified
+from ditlab.training.checkpoint import newest_whole, saved_steps, step_name, verified
 from ditlab.training.loader import STARTING
-from ditlab.training.loading import load_checkpoint
+from ditlab.training.loading import foresee, load_checkpoint
 from ditlab.training.loop import TrainState, compiled_over_written, rehearse, train
 from ditlab.training.parallel import ALONE, Ranks, is_lost
 from ditlab.training.signals import collected
@@ -32,6 +35,7 @@ from ditlab.training.watchdog import Watchdog
 from ditlab.training.writer import CheckpointWriter
 
 SLOWER = 1.1  # times as long that compiled code may take, as the clock of a busy machine tells
+LARGE = 2**30  # numbers of a network from which on it is looked at whether they have room
 COMPILER = "install a C++ compiler and Python's headers"
 
 
@@ -62,6 +66,7 @@ def fit(
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
     ranks.agree(lambda: {"the run": folder.path.name, "--resume": resume, **options_of(config), **versions()})
     dataset = ranks.together(lambda: _reachable_data(config))
+    ranks.decided(lambda: _foresee(folder, config, dataset, resume))
     config, lines = ranks.decided(lambda: settled(config, dataset.shape, ranks.world))
     with computing_as(config):
         return _fit(folder, config, dataset, watcher, resume, ranks, lines)
@@ -106,6 +111,23 @@ def _fit(
         with _partners(folder, ranks):
             _train(folder, state, dataset, watcher, done)
     return state
+
+
+def _foresee(folder: RunFolder, config: Config, dataset: Dataset, resume: bool) -> None:
+    """Refuse what cannot be trained here before memory is taken for it."""
+    if resume:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)  # which comes once a checkpoint is loaded
+            newest_whole(
+                folder.checkpoints,
+                lambda step: foresee(config, dataset, folder.checkpoints / step_name(step)),
+                as_named=False,
+            )
+    samples = config.batch_size * math.prod(dataset.shape)
+    must_have_room(f"a batch of {config.batch_size:,} samples of shape {dataset.shape}", samples)
+    kind, numbers = config.network.kind, most_numbers(config, dataset)
+    if numbers > LARGE and (network := network_shapes(config, dataset)) is not None:
+        must_have_room(f"a network of these sizes (--network {kind})", sum(p.numel() for p in network.parameters()))
 
 
 def _tell(watcher: Watcher, lines: list[str]) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ditlab.errors import InputError
+
 HUGE = 2**21  # bytes of a huge page on x86-64, and on ARM with pages of 4 KiB
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # linux/mman.h; the second since Linux 6.1
 
@@ -20,6 +22,23 @@ USUAL = {M_TRIM_THRESHOLD: 2**26, M_MMAP_THRESHOLD: 2**25, M_MMAP_MAX: 2**16}  #
 
 _lock = threading.Lock()
 _keeping = 0  # blocks that are entered
+
+
+def must_have_room(what: str, numbers: int) -> None:
+    """Refuse what this machine's memory cannot hold, before the system ends whoever asks for it.
+
+    Args:
+        what: it is, and how to make it smaller, for people.
+        numbers: of 4 bytes.
+
+    Raises:
+        InputError: there is less memory than that.
+    """
+    if not hasattr(os, "sysconf"):  # Windows, where asking for it fails
+        return
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * numbers > there:
+        raise InputError(f"{what} takes {4 * numbers / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f} GiB")
 
 
 @contextmanager

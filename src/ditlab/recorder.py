@@ -22,7 +22,7 @@ from ditlab.midway import Midway
 from ditlab.pictures import false_colors, save_picture
 from ditlab.run import RunFolder
 from ditlab.tracking import Tracker
-from ditlab.training import compiled
+from ditlab.training import compiled, metrics
 from ditlab.training.checkpoint import save_tensors, step_name
 from ditlab.training.failures import save_failure
 from ditlab.training.guard import summary
@@ -86,8 +86,7 @@ class Recorder:
         self.tracker, self.writer, self.beat = tracker, writer, beat
         self.config, self.first = state.config, state.ranks.first
         self.shape, self.num_classes = dataset.shape, dataset.num_classes
-        earlier = folder.read_metrics()
-        self.seconds = earlier[-1]["seconds"] if earlier else 0.0
+        self.seconds = next(metrics.newest(folder.metrics_file), {"seconds": 0.0})["seconds"]
         self.clock = time.perf_counter()
         self.loss_sum = torch.zeros((), device=state.device)
         self.steps = self.learned = 0  # since the last line
@@ -159,7 +158,7 @@ class Recorder:
 
     def at_end(self) -> None:
         """Say how many steps were not learned from, if any."""
-        if objections := [line["skipped"] for line in self.folder.read_metrics() if "skipped" in line]:
+        if objections := metrics.skipped(self.folder.metrics_file):
             self.watcher.notice(summary(objections))
 
     def _tell(self, line: dict[str, Any]) -> None:

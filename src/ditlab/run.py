@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,11 +27,19 @@ from ditlab.diffusion.solvers import Solver
 from ditlab.errors import ConfigError, InputError, printable
 from ditlab.machine.profile import profile
 from ditlab.networks import kernels
-from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, verified
-from ditlab.training.loading import load_average, load_weights
+from ditlab.training import metrics
+from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, step_of, verified
+from ditlab.training.loading import foresee, load_average, load_weights
 from ditlab.training.parallel import ALONE, Ranks
 
 PATIENCE = 0.5  # seconds: who asks whether a run is being trained holds its lock for some microseconds
+
+# What training calls the things in each folder of a run, after their step: nothing else is ever deleted there.
+MADE = {"samples": r"\.png", "probes": r"\.safetensors", "averages": r"\.safetensors"}
+MADE |= {"failures": r"\.(json|safetensors)", "checkpoints": ""}
+STEP = "step-[0-9]{8}"
+BESIDE = r"config\.json|metrics\.jsonl|quarantine\.jsonl|eval\.json|eval(-nearest)?\.png|wandb-id"  # beside these
+LIBRARY = r"\.tmp[A-Za-z0-9]{6}"  # what the safetensors library writes before it gives it its name
 
 
 class RunFolder:
@@ -60,7 +67,7 @@ class RunFolder:
         if not _is_text(name):
             raise InputError(f"{str(name)!r} is not UTF-8, and no checkpoint can be read from there: rename the folder")
         for path in (Path(name), Path("runs") / name):
-            if (path / "config.json").is_file():
+            if os.path.lexists(path / "config.json"):
                 return cls(path)
         there = sorted(str(file.parent) for file in Path("runs").glob("*/config.json"))
         raise InputError(
@@ -74,14 +81,14 @@ class RunFolder:
             InputError: the file is not a valid configuration; the field is named.
         """
         try:
-            return Config.model_validate({"averages": (), **disk.read_json(self.config_file)})
+            return Config.model_validate({"averages": (), **disk.read_json(self.config_file, self.path)})
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
 
     @property
     def knows_averages(self) -> bool:
         """Whether the configuration says which averages are tracked, be it none."""
-        return not self.config_file.exists() or "averages" in disk.read_json(self.config_file)
+        return not self.config_file.exists() or "averages" in disk.read_json(self.config_file, self.path)
 
     def write_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
@@ -90,15 +97,7 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to the metrics."""
-        disk.before("append", self.metrics_file)
-        with self.metrics_file.open("a") as stream:
-            whole = stream.tell()
-            try:
-                stream.write(json.dumps(line, allow_nan=False) + "\n")
-                stream.flush()
-            except OSError:
-                os.truncate(self.metrics_file, whole)
-                raise
+        metrics.append(self.metrics_file, line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of the metrics; what a crash has damaged at their end is left out.
@@ -106,57 +105,32 @@ class RunFolder:
         Raises:
             InputError: a line before good ones is damaged.
         """
-        if not self.metrics_file.exists():
-            return []
-        lines, damaged = [], 0
-        for number, text in enumerate(self.metrics_file.read_text(errors="replace").split("\n")[:-1], 1):
-            try:
-                line = json.loads(text)
-                int(line["step"]), float(line["seconds"])
-            except (ValueError, TypeError, KeyError, RecursionError):
-                damaged = damaged or number
-                continue
-            if damaged:
-                raise InputError(f"{self.metrics_file}, line {damaged}, is damaged: delete that line")
-            lines.append(line)
-        return lines
+        return list(metrics.read(self.metrics_file))
 
     def trained_beyond(self, step: int) -> bool:
-        """Whether metrics tell of later steps, or checkpoints are kept elsewhere."""
-        return self.checkpoints.is_symlink() or any(line["step"] > step for line in self.read_metrics())
+        """Whether metrics tell of later steps."""
+        return any(line["step"] > step for line in islice(metrics.newest(self.metrics_file), 1))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only one who writes into this run. The system lets go of it when the process ends, however it does.
 
         Raises:
-            InputError: another process writes into it.
+            InputError: another process writes into it, or what is to be written would follow a link out of it.
         """
         disk.make_folder(self.path)
+        for name in (*MADE, "tensorboard", "wandb"):
+            disk.must_stay(self.path / name, self.path)
+        for file in (self.config_file, self.metrics_file):
+            if os.path.lexists(file):
+                disk.must_be_file(file, self.path)
         with disk.alone(self.lock_file, f"{self.path} is being trained", PATIENCE):
             yield
 
     @property
     def is_locked(self) -> bool:
         """Whether a process is writing into this run, as training does; asking leaves nothing behind."""
-        if sys.platform == "win32":
-            lock = FileLock(self.lock_file, timeout=0)
-            try:
-                lock.acquire()
-            except Timeout:
-                return True
-            lock.release()
-            return False
-        import fcntl
-
-        try:
-            with self.lock_file.open("rb") as stream:  # closing lets go of it
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return disk.is_held(self.lock_file)
 
     def cut(self, step: int) -> None:
         """Drop metrics, pictures and recordings of later steps than ``step``, and what is left unfinished.
@@ -164,27 +138,41 @@ class RunFolder:
         Later checkpoints, which can only be damaged ones, are set aside as ``damaged-step-...``. For whoever holds the
         lock, and has loaded that step's checkpoint.
         """
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        disk.write_atomically(self.metrics_file, lambda path: path.write_text(text))
+        metrics.cut(self.metrics_file, step)
         if step < 0:
             disk.discard(self.checkpoints / LATEST)
         elif self.step != step:
             point(self.checkpoints, step)
-        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
-            for entry in folder.glob("step-*"):
-                if re.fullmatch(r"step-[0-9]{8}", entry.stem) and entry.stem > step_name(step):
-                    disk.set_aside(entry) if folder == self.checkpoints else disk.remove(entry)
+        for name in MADE:
+            for entry in self.made(name):
+                if entry.name[: len(step_name(0))] > step_name(step):
+                    disk.set_aside(entry) if name == "checkpoints" else disk.remove(entry)
         self.sweep()
 
     def sweep(self) -> None:
-        """Clear away what was left unfinished, by a kill for example; for whoever holds the lock."""
-        names = (".config.json.*", ".metrics.jsonl.*", ".quarantine.jsonl.*", ".stacks*.txt", ".eval*.tmp.*")
-        left = [entry for name in names for entry in self.path.glob(name)]
-        for folder in (self.samples, self.probes, self.averages, self.failures, self.checkpoints):
-            left += folder.glob(".*")
+        """Clear away what ditlab left unfinished, by a kill for example; for whoever holds the lock."""
+        left = disk.unfinished(self.path, BESIDE)
+        left += [self.path / name for name in disk.names(self.path) if re.fullmatch(r"\.stacks(-[0-9]+)?\.txt", name)]
+        for name, ending in MADE.items():
+            left += disk.unfinished(self.path / name, f"(damaged-)?{STEP}{ending}|{LATEST}", self.path)
+            left += [entry for entry in self.made(name, LIBRARY) if disk.is_plain(entry)]
         for entry in left:
             disk.remove(entry)
+
+    def made(self, name: str, pattern: str | None = None) -> list[Path]:
+        """What training made in one of the run's folders, by its names, in their order: no links, nor other things.
+
+        Args:
+            name: of the folder, such as "samples".
+            pattern: of other names than training gives.
+
+        Raises:
+            InputError: the folder is a link, or cannot be read.
+        """
+        pattern = STEP + MADE[name] if pattern is None else pattern
+        found = [self.path / name / entry for entry in disk.names(self.path / name, self.path)]
+        called = [entry for entry in found if re.fullmatch(pattern, entry.name)]
+        return called if name == "checkpoints" else [entry for entry in called if disk.is_plain(entry)]
 
     @property
     def taken(self) -> bool:
@@ -203,8 +191,7 @@ class RunFolder:
     @property
     def snapshot_steps(self) -> list[int]:
         """The steps that have a snapshot of the averages, in order."""
-        names = (path.stem for path in self.averages.glob("step-*.safetensors"))
-        return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
+        return [step_of(entry) for entry in self.made("averages")]
 
     def snapshot_file(self, step: int) -> Path:
         """The snapshot of the averages after that step."""
@@ -364,14 +351,15 @@ def load(
     folder = RunFolder.find(path)
     config = folder.read_config()
     dataset = build_dataset(config)
-    network = build_network(config, dataset)
+    network = cache(partial(build_network, config, dataset))
 
     def take(step: int) -> int:
         checkpoint = verified(folder.checkpoints, step)
+        foresee(config, dataset, checkpoint, names.get(str(weights), "model"))
         if isinstance(weights, str):
-            load_weights(network, checkpoint, names[weights], config)
+            load_weights(network(), checkpoint, names[weights], config)
         else:
-            load_average(network, checkpoint, weights, config)
+            load_average(network(), checkpoint, weights, config)
         return step
 
     taken = newest_whole(folder.checkpoints, take) if step is None else take(step)
@@ -380,5 +368,5 @@ def load(
     where = resolve_device(device)
     if where.type == "cpu":
         kernels.use(profile().kernels)
-    process = build_process(config, network.to(where)).eval().requires_grad_(False)
+    process = build_process(config, network().to(where)).eval().requires_grad_(False)
     return Run(folder, config, process, taken, dataset.num_classes, dataset.shape, weights)

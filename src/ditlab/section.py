@@ -38,6 +38,6 @@ class Section(BaseModel):
         if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
             return f"{path}: the kind must be one of {problem['ctx'].get('expected_tags', 'those known')}"
         if problem["type"] == "extra_forbidden":
-            return f"unknown setting {cls.prefix}{path}; known here: {', '.join(cls.model_fields)}"
+            return f"unknown setting {cls.prefix}{path[:80]}; known here: {', '.join(cls.model_fields)}"
         reason = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        return f"{cls.prefix}{path}={problem['input']}: {reason}"
+        return f"{cls.prefix}{path}={str(problem['input'])[:80]}: {reason[:200]}"

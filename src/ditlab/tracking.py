@@ -104,7 +104,8 @@ class WeightsAndBiases:
         import wandb
 
         kept = folder.path / "wandb-id"
-        name = kept.read_text().strip() if resumed and kept.is_file() else secrets.token_hex(4)
+        known = resumed and disk.is_plain(kept)
+        name = disk.read(kept, 100, folder.path).decode().strip() if known else secrets.token_hex(4)
         disk.write_atomically(kept, lambda path: path.write_text(name + "\n"))
         self.wandb: Any = wandb
         settings = wandb.Settings(console="off", silent=True, login_timeout=LOGIN, init_timeout=START)

@@ -1,8 +1,10 @@
 """What is prepared is whole or not there, is prepared once, and is prepared anew when anything changed."""
 
 import errno
+import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,11 +14,13 @@ import time
 import numpy as np
 import pytest
 
+from ditlab.data.images import checksums
 from ditlab.data.images import store as stores
 from ditlab.data.images.folder import Folder
 from ditlab.data.images.source import Rejected
 from ditlab.data.images.store import Store, Strings, prepare
 from ditlab.disk import cache_folder
+from ditlab.errors import Caution
 from tests.images import folder_of, noise, png, write
 
 
@@ -90,7 +94,89 @@ def test_a_damaged_cache_is_prepared_anew(tmp_path, cache):
                 path.unlink()
             elif path.stat().st_size:
                 os.truncate(path, path.stat().st_size // 2)
-            np.testing.assert_array_equal(prepare(Folder(root), (8, 8), 3).pixels, whole)
+            else:
+                continue
+            with pytest.warns(Caution, match=f"prepared in {folder} is damaged: it is prepared anew"):
+                again = prepare(Folder(root), (8, 8), 3)
+            np.testing.assert_array_equal(again.pixels, whole)
+
+
+def labels(values, dtype=np.int64):
+    return lambda folder: np.save(folder / "labels.npy", np.array(values, dtype))
+
+
+def index(**changes):
+    def change(folder):
+        told = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps(told | changes))
+
+    return change
+
+
+RIGHT = [0] * 6 + [1] * 6
+BESIDE_THE_PIXELS = {
+    "a label less": labels(RIGHT[:-1]),
+    "a label more": labels([*RIGHT, 1]),
+    "a label out of range": labels([*RIGHT[:-1], 2]),
+    "a negative label": labels([-1, *RIGHT[1:]]),
+    "another class": labels([1, *RIGHT[1:]]),
+    "labels that are no whole numbers": labels(RIGHT, np.float64),
+    "labels that are objects": lambda folder: np.save(folder / "labels.npy", np.array([{}] * 12), allow_pickle=True),
+    "labels in an archive": lambda folder: np.savez((folder / "labels.npy").open("wb"), a=RIGHT),
+    "no labels": index(labels=False),
+    "an empty file of labels": lambda folder: (folder / "labels.npy").write_bytes(b""),
+    "a number beyond the images": lambda folder: np.save(folder / "kept.npy", np.arange(1, 13)),
+    "numbers in another order": lambda folder: np.save(folder / "kept.npy", np.arange(12)[::-1].copy()),
+    "names that end before they begin": lambda folder: np.save(folder / "names.ends.npy", np.arange(13)[::-1] * 10),
+    "names without ends": lambda folder: np.save(folder / "names.ends.npy", np.zeros(0, np.int64)),
+    "too few names": lambda folder: Strings.write(folder / "names", ["x"] * 11),
+    "pixels of another type": lambda folder: np.save(folder / "pixels.npy", np.zeros((12, 3, 8, 8), np.float32)),
+    "pixels of another size": lambda folder: np.save(folder / "pixels.npy", np.zeros((12, 3, 4, 4), np.uint8)),
+    "an index that is a list": lambda folder: (folder / "index.json").write_text("[1]"),
+    "an index nested deep": lambda folder: (folder / "index.json").write_text("[" * 100_000),
+    "a count of words": index(count="twelve"),
+    "a huge count": index(count=10**30),
+    "a shape of one number": index(shape=8),
+    "a fingerprint of numbers": index(fingerprint=7),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE_THE_PIXELS)
+def test_what_lies_wrong_beside_the_pixels_is_prepared_anew(tmp_path, cache, kind):
+    """Labels that are short, long or of no class, and whatever else: never a traceback, and never a wrong label."""
+    root = folder_of(tmp_path / "r")
+    prepare(Folder(root), (8, 8), 3)
+    (folder,) = cache.glob("*/")
+    BESIDE_THE_PIXELS[kind](folder)
+    with pytest.warns(Caution, match="it is prepared anew"):
+        store = prepare(Folder(root), (8, 8), 3)
+    assert store.labels.tolist() == RIGHT
+    np.testing.assert_array_equal(store.pixels, np.stack([noise(i).transpose(2, 0, 1) for i in range(12)]))
+    assert stores.examine(folder, Folder(root)).damaged == []
+
+
+def test_each_block_of_each_file_has_a_checksum(tmp_path, cache, monkeypatch):
+    """Against hashlib, and found by a flip of any bit."""
+    monkeypatch.setattr(checksums, "BLOCK", 1000)
+    root = folder_of(tmp_path / "r")
+    prepare(Folder(root), (8, 8), 3)
+    (folder,) = cache.glob("*/")
+    told = json.loads((folder / "index.json").read_text())["sha256"]
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "index.json"}
+    cut = {name: [body[i : i + 1000] for i in range(0, len(body), 1000)] for name, body in files.items()}
+    assert told == {name: [hashlib.sha256(b).hexdigest() for b in blocks] for name, blocks in cut.items()}
+    assert len(told["pixels.npy"]) == 3
+    chance = random.Random(0)
+    for name, body in files.items():
+        at = chance.randrange(len(body)) if body else 0
+        (folder / name).write_bytes(
+            body[:at] + bytes([body[at] ^ 1 << chance.randrange(8)]) + body[at + 1 :] if body else b"x"
+        )
+        (line,) = stores.examine(folder).damaged
+        assert str(folder) in line
+        (folder / name).write_bytes(body)
+    (folder / "extra").write_bytes(b"")
+    assert stores.examine(folder).damaged
 
 
 def test_pixels_are_kept_where_they_fit(tmp_path, cache, monkeypatch):

@@ -1,5 +1,6 @@
 """Latents: stored is what diffusers computes, drawn is a function of what is stored, and other stores are refused."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from ditlab.data.latents.check import check_store
 from ditlab.data.latents.dataset import Latents
 from ditlab.data.latents.encode import _looked
 from ditlab.data.latents.index import Index, read_index
+from ditlab.data.latents.shards import OpenShard, write_shard
 from ditlab.data.latents.survey import survey_store
 from ditlab.errors import InputError
 from ditlab.recipes import latents as recipe
@@ -399,6 +401,28 @@ def test_a_shard_that_is_no_arrow_file_is_named(copied):
     file.write_bytes(b"\xff" * file.stat().st_size)
     with pytest.raises(InputError, match=r"shards/00000\.arrow is damaged"):
         dataset("store").batch(0, 0, 12)
+
+
+def relabelled(labels):
+    """Write the first shard with other labels, and an index that agrees with it."""
+    index = read_index("store")
+    file, rows = Path("store/shards/00000.arrow"), index.shards[0].rows
+    shard = OpenShard(file, index, rows)
+    latents, names = {name: values.copy() for name, values in shard.latents.items()}, [*map(shard.name, range(rows))]
+    write_shard(file, index, range(rows), names, labels, latents)
+    told = json.loads(index.model_dump_json())
+    told["shards"][0] |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    Path("store/index.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0, 2], [-1, 0, 0, 0, 0], [0, 0, None, 0, 0]])
+def test_labels_of_no_class_are_named(copied, capsys, labels):
+    """By training and by a check alike, and not taken for another class."""
+    relabelled(labels)
+    with pytest.raises(InputError, match=r"shards/00000\.arrow is damaged \(.*: bring it back from a copy, or encode"):
+        dataset("store").batch(0, 0, 12)
+    assert main(["data", "check", "store"]) == 2
+    assert "1 of 3 shards are not as they were encoded: store/shards/00000.arrow is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

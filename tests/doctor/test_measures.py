@@ -13,7 +13,7 @@ from ditlab.build import build_process
 from ditlab.config import DDPMConfig, FlowConfig, MeanFlowConfig, MLPConfig
 from ditlab.data.datasets import Batch, Digits, Points
 from ditlab.doctor.checks import Check, verdict
-from ditlab.doctor.curve import from_metrics, gates, skipped_steps, training_curve
+from ditlab.doctor.curve import Course, from_metrics, gates, skipped_steps, training_curve
 from ditlab.doctor.labels import told_by_samples
 from ditlab.doctor.losses import bounds, squared_errors, training_trials, trials
 from ditlab.doctor.subject import Weights
@@ -137,16 +137,20 @@ def metrics(losses, **more):
     return [{"step": 50 * i, "loss": loss, "seconds": 1.0, **more} for i, loss in enumerate(losses, 1)]
 
 
+def course(losses):
+    return Course.of(metrics(losses))
+
+
 def test_a_curve_that_falls_rises_again_or_runs_away():
     config = tiny()
     falling = [1 / i for i in range(1, 21)]
-    assert training_curve(config, metrics(falling)).mark == "ok"
-    assert training_curve(config, metrics([*falling, 0.1, 0.1, 0.1])).mark == "warning"
-    assert training_curve(config, metrics([*falling, 1.0, 2.0, 3.0])).mark == "bad"
-    assert training_curve(config, metrics([1.0] * 20)).reason.startswith("the loss does not fall")
-    assert training_curve(config, metrics([0.5 if i % 5 else 2.0 for i in range(1, 30)])).mark != "ok"
-    assert training_curve(config, metrics([1.0, 0.5])).mark == "unknown"
-    assert training_curve(tiny(process=MeanFlowConfig()), metrics(falling)).mark == "unknown"
+    assert training_curve(config, course(falling)).mark == "ok"
+    assert training_curve(config, course([*falling, 0.1, 0.1, 0.1])).mark == "warning"
+    assert training_curve(config, course([*falling, 1.0, 2.0, 3.0])).mark == "bad"
+    assert training_curve(config, course([1.0] * 20)).reason.startswith("the loss does not fall")
+    assert training_curve(config, course([0.5 if i % 5 else 2.0 for i in range(1, 30)])).mark != "ok"
+    assert training_curve(config, course([1.0, 0.5])).mark == "unknown"
+    assert training_curve(tiny(process=MeanFlowConfig()), course(falling)).mark == "unknown"
 
 
 def test_lines_without_a_number_are_passed_over():
@@ -155,7 +159,7 @@ def test_lines_without_a_number_are_passed_over():
     for i, odd in enumerate([None, "much", [], math.nan, math.inf]):
         lines.insert(2 * i, {"step": 50 * i, "seconds": 1.0, "loss": odd, "grad_norm": odd, "images_per_s": odd})
     lines.append({"step": 1001, "seconds": 1.0, "gates": None, "effective_depth": None})
-    found = {check.name: check for check in from_metrics(tiny(), lines)}
+    found = {check.name: check for check in from_metrics(tiny(), Course.of(lines))}
     assert found["training curve"].mark == "ok"
     assert found["training curve"].value["first"] == 1
     assert found["gradient norm"].value["median"] == 0.5
@@ -165,23 +169,23 @@ def test_the_curve_of_a_long_training():
     """Means of a tenth of the lines are exact, even behind a loss that was huge; and quickly there."""
     draw = np.random.default_rng(0)
     losses = [1e30, *(draw.uniform(1, 2, 5000) / np.arange(1, 5001) ** 0.1).tolist()]
-    value = training_curve(tiny(), metrics(losses)).value
+    value = training_curve(tiny(), course(losses)).value
     means = [statistics.fmean(losses[i : i + 500]) for i in range(len(losses) - 499)]
     assert (value["last"], value["least"]) == (means[-1], min(means))
     begun = time.process_time()
-    training_curve(tiny(), metrics(losses * 14))
+    training_curve(tiny(), course(losses * 14))
     assert time.process_time() - begun < 4  # 9 s and more where each mean is summed anew
 
 
 def test_steps_that_were_skipped():
     config, skip = tiny(bad_steps=3), {"skipped": "loss is nan", "seconds": 1.0}
     few = [*metrics([1.0] * 20), {**skip, "step": 1001}]
-    assert skipped_steps(config, few).mark == "ok"
+    assert skipped_steps(config, Course.of(few)).mark == "ok"
     many = [*metrics([1.0] * 4), *({**skip, "step": 201 + 2 * i} for i in range(5))]
-    assert skipped_steps(config, many).mark == "warning"
+    assert skipped_steps(config, Course.of(many)).mark == "warning"
     over = [*metrics([1.0] * 20), *({**skip, "step": 1000 + i} for i in range(3))]
-    assert skipped_steps(config, over).mark == "bad"
-    assert "ended after 3 in a row" in skipped_steps(config, over).reason
+    assert skipped_steps(config, Course.of(over)).mark == "bad"
+    assert "ended after 3 in a row" in skipped_steps(config, Course.of(over)).reason
 
 
 @pytest.mark.parametrize(
@@ -197,18 +201,18 @@ def test_steps_that_were_skipped():
 )
 def test_gates(attn, mlp, step, mark, word):
     line = {"step": step, "seconds": 1.0, "gates": {"attn": attn, "mlp": mlp}, "effective_depth": 2.0}
-    found = gates(tiny(), [line])
+    found = gates(tiny(), Course.of([line]))
     assert found.mark == mark
     assert word is None or word in found.reason
 
 
 def test_speed_that_drops():
     def speed(values):
-        return next(c for c in from_metrics(tiny(), metrics([1.0] * len(values))) if c.name == "throughput").mark
+        return next(c for c in from_metrics(tiny(), course([1.0] * len(values))) if c.name == "throughput").mark
 
     def told(values):
         lines = [{**line, "images_per_s": v} for line, v in zip(metrics([1.0] * 20), values, strict=True)]
-        return next(c for c in from_metrics(tiny(), lines) if c.name == "throughput").mark
+        return next(c for c in from_metrics(tiny(), Course.of(lines)) if c.name == "throughput").mark
 
     assert speed([1]) == "unknown"
     assert told([100.0] * 20) == "ok"

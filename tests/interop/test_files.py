@@ -1,6 +1,7 @@
 """Files that are damaged, hostile or something else: one line, nothing executed, no half of a run left."""
 
 import argparse
+import json
 import os
 import pickle
 import re
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from ditlab.disk import read_json
 from ditlab.errors import InputError
-from ditlab.interop.files import as_weights, read_safetensors, read_torch
+from ditlab.interop.files import as_weights, read_model_folder, read_safetensors, read_torch
 from ditlab.interop.imports import import_checkpoint
 from tests.interop.peers import random_diffusers
 from tests.interop.test_imports import saved, small
@@ -179,6 +180,23 @@ def test_an_index_names_nothing_outside_its_folder(tmp_path):
     index = tmp_path / "model" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
     refused(tmp_path, tmp_path / "model", "names no files beside it", "diffusers")
+
+
+def test_parts_hold_what_their_index_says_and_nothing_else(tmp_path):
+    """No tensor is taken from one part where another part, or none, is said to have it."""
+    name = "diffusion_pytorch_model.safetensors"
+    places = {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
+    tensors = {key: torch.randn(3) for key in places}
+    (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": places}))
+    save_file({"a": tensors["a"], "b": tensors["b"]}, tmp_path / "1.safetensors")
+    save_file({"c": tensors["c"]}, tmp_path / "2.safetensors")
+    read = read_model_folder(tmp_path)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[key], tensors[key]) for key in tensors)
+    for held in (["c", "a"], ["c", "d"], ["d"]):
+        save_file({key: torch.ones(3) for key in held}, tmp_path / "2.safetensors")
+        with pytest.raises(InputError, match=rf"2.safetensors does not hold what {name}.index.json says of it: "):
+            read_model_folder(tmp_path)
 
 
 def test_json_that_is_none(tmp_path):

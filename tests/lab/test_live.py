@@ -138,19 +138,25 @@ def test_the_limit_of_streams_counts_those_that_have_not_begun(runs, monkeypatch
     app, (run,) = create_app(library, worker), library.folders()
     sent = []
 
+    async def both():
+        while len(sent) < 2:
+            await asyncio.sleep(0.001)
+
     async def gone():
+        await both()
         return {"type": "http.disconnect"}
 
     async def send(message):
         if message["type"] == "http.response.start":
             sent.append((message["status"], app.state.streams))
-            await asyncio.sleep(0)  # before its first event, let the other one ask
+            await both()  # before its first event, let the other one ask
         raise OSError("the client is gone")
 
     async def ask_twice():
         path = f"/api/runs/{run}/live"
         scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "app": app}
-        await asyncio.gather(*(app(dict(scope), gone, send) for _ in range(2)), return_exceptions=True)
+        asking = (app(dict(scope), gone, send) for _ in range(2))
+        await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
 
     asyncio.run(ask_twice())
     assert sorted(sent) == [(200, 1), (503, 1)]

@@ -249,11 +249,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["LATEST", "step-00000003", "step-00000006"]
 
 
-def test_a_damaged_line_of_metrics_is_named(run):
-    metrics = run / "metrics.jsonl"
-    metrics.write_text("garbage{\n" + metrics.read_text())
+def test_a_damaged_line_of_metrics_is_named_and_stays_where_it_is(run):
+    """A run that goes on reads its metrics from the end, and touches none of those before."""
+    folder = RunFolder(run)
+    before = "garbage{\n" + folder.metrics_file.read_text()
+    folder.metrics_file.write_text(before)
+    fit(folder, tiny("digits", steps=7), Nobody(), resume=True)
+    assert folder.metrics_file.read_text().startswith(before)
     with pytest.raises(ditlab.InputError, match="line 1"):
-        fit(RunFolder(run), tiny("digits", steps=7), Nobody(), resume=True)
+        folder.read_metrics()
 
 
 @pytest.mark.parametrize("name", ["model", "ema"])

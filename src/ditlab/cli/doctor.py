@@ -39,13 +39,18 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def lines(report: Report) -> Iterator[str]:
     """The report for people."""
-    width = max(len(check.name) for check in report.checks)
-    for check in report.checks:
-        yield from _lines(check, width)
+    yield from table(report.checks)
     ill = [check.name for check in report.checks if check.mark == "bad"]
     named = f": {', '.join(ill)}" if ill else ""
     yield ""
     yield printable(f"{report.run}, step {report.step:,} of {report.steps:,}: {WORDS[report.verdict]}{named}")
+
+
+def table(checks: Sequence[Check]) -> Iterator[str]:
+    """Checks for people, some lines each."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        yield from _lines(check, width)
 
 
 def _lines(check: Check, width: int) -> Iterator[str]:
@@ -55,7 +60,8 @@ def _lines(check: Check, width: int) -> Iterator[str]:
     if check.mark in ("warning", "bad", "info") and check.reason:
         yield from _wrapped(indent, check.reason, indent)
     if check.mark in ("warning", "bad"):
-        yield from _wrapped(indent, f"expected: {check.expected}", indent)
+        if check.expected is not None:
+            yield from _wrapped(indent, f"expected: {check.expected}", indent)
         yield from _wrapped(f"{indent}→ ", check.advice or "", f"{indent}  ")
 
 

@@ -14,6 +14,7 @@ from ditlab.errors import InputError, pasted, printable
 
 if TYPE_CHECKING:
     from ditlab.data.images.check import Report
+    from ditlab.data.images.store import Examined
 
 USAGE = "usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help tells what it reports and takes."
 ROWS = 40  # classes on the sheet
@@ -35,6 +36,7 @@ def check(arguments: Sequence[str]) -> int:
         raise InputError("--image-size takes one number for a square, or height and width")
     from ditlab.data.images.check import check
     from ditlab.data.images.locate import located, open_source
+    from ditlab.data.images.store import caches_of, examine
 
     out = Path(options.out)
     if out.suffix != ".png" or not out.absolute().parent.is_dir():
@@ -46,8 +48,12 @@ def check(arguments: Sequence[str]) -> int:
 
     with watching() as watcher:
         found = check(open_source(options.path), size, watcher.preparing)
+        caches = [examine(folder, progress=watcher.preparing) for folder in caches_of(found.location)]
     drawn = _draw(found, out)
-    report(_figures(found, drawn, options.as_json), options.as_json)
+    report(_figures(found, drawn, options.as_json) | _prepared(caches, options.as_json), options.as_json)
+    for cache in caches:
+        if cache.damaged:
+            raise InputError(f"{cache.damaged[0]}; remove {cache.folder}, and what is needed again is prepared anew")
     if found.bad_share > options.bad_share:
         raise InputError(
             f"{len(found.rejected):,} of {found.usable + len(found.rejected):,} files cannot be used, above the share "
@@ -139,6 +145,14 @@ def _figures(found: Report, drawn: str | None, whole: bool) -> dict[str, Any]:
     figures["notes"] = printable("; ".join(found.notes))
     figures["path"] = printable(found.location)
     return {name: value for name, value in figures.items() if value not in ({}, "", None)}
+
+
+def _prepared(caches: list[Examined], whole: bool) -> dict[str, Any]:
+    """What is printed of prepared images that are kept, of any size."""
+    if whole:
+        return {"prepared": [{**cache._asdict(), "folder": str(cache.folder)} for cache in caches]}
+    words = [f"{cache.folder}: {'damaged' if cache.damaged else cache.unknown or 'whole'}" for cache in caches]
+    return {"prepared": printable("; ".join(words))} if words else {}
 
 
 def _shortened(counts: dict[str, int], most: int = 20) -> dict[str, int]:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from ditlab.cli.options import LabOptions, parse
 from ditlab.cli.verbs import report, say
-from ditlab.errors import InputError
+from ditlab.errors import InputError, printable
 
 if TYPE_CHECKING:
     from ditlab.cli.progress import Bar, Lines
@@ -110,14 +111,16 @@ def _serve(options: LabOptions) -> int:
     app = Guard(create_app(library, worker), allowed_hosts(options.host, sock.getsockname()[1]), token)
 
     with suppress(InputError):  # loaded before the page is, which then paints at once; a damaged run says so there
-        library.describe(next(iter(library.folders())), None, "ema")
+        library.describe(library.first, None, "ema")
 
     def announce(address: str) -> None:
         url = address if token is None else f"{address}?token={token}"
-        runs = [str(folder.path) for folder in library.folders().values()]
         if options.as_json:
+            runs = [str(folder.path) for folder in library.folders().values()]
             print(json.dumps({"url": url, "runs": runs}), flush=True)
-        say(f"The lab looks at {', '.join(runs)}.\nOpen {url} in a browser. Ctrl-C stops it.")
+        looked_at = f"the runs in {library.root}" if library.several else str(library.root)
+        say(f"The lab looks at {looked_at}.\nOpen {url} in a browser. Ctrl-C stops it.")
+        Thread(target=_survey, args=(library,), daemon=True).start()
         if options.browser and not options.as_json:
             open_browser(url)
 
@@ -126,3 +129,9 @@ def _serve(options: LabOptions) -> int:
     finally:
         worker.close()
         sys.stdout.flush()
+
+
+def _survey(library: Library) -> None:
+    """Look through all runs, so that a list of them is there when a page asks, and say which are damaged."""
+    for name, why in library.damaged():
+        say(printable(f"{library.root / name} is damaged and left out: {why}"))

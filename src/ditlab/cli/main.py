@@ -18,6 +18,7 @@ from typing import NoReturn, TextIO
 
 from ditlab.cli import averages, images, interop, verbs
 from ditlab.cli.bench import bench
+from ditlab.cli.check import check
 from ditlab.cli.doctor import doctor
 from ditlab.cli.faults import in_words
 from ditlab.cli.lab import lab
@@ -32,6 +33,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "eval": (verbs.evaluate, "measure a run's samples"),
     "ema": (averages.ema, "make averages of any length of a run's weights"),
     "doctor": (doctor, "say whether a run is healthy"),
+    "check": (check, "see that everything in a run is as it was written"),
     "lab": (lab, "look inside a run, in a browser"),
     "bench": (bench, "measure how fast this machine trains and samples, beside peers"),
     "data": (images.data, "check PATH: look at images or latents before training"),

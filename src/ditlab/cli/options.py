@@ -11,11 +11,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName
-from ditlab.config import (
-    Config,
-    Width,
-)
+from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName, Width
+from ditlab.config import Config
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
 from ditlab.errors import InputError
@@ -132,6 +129,17 @@ class DoctorOptions(Section):
     run: RunName
     n: int = Field(1024, ge=64, le=10**6, description="samples that losses are measured on")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
+    as_json: Json = False
+
+
+class CheckOptions(Section):
+    """See that everything in a run is as it was written: configuration, metrics, checkpoints, recordings, pictures.
+
+    Its data, too: the prepared images, or the store of latents. Nothing is changed. Status 0, or 1 if something is
+    damaged.
+    """
+
+    run: RunName
     as_json: Json = False
 
 

@@ -28,10 +28,11 @@ from ditlab.cli.options import (
 from ditlab.cli.training import parse_train
 from ditlab.config import Config, SamplingConfig
 from ditlab.data.latents.survey import StoreSurvey
-from ditlab.disk import discard, remove, write_atomically
+from ditlab.disk import discard, remove, unfinished, write_atomically
 from ditlab.errors import InputError, pasted, printable, speaks
 from ditlab.recipes import RECIPES
 from ditlab.section import Section
+from ditlab.training.metrics import newest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ def demo(arguments: Sequence[str]) -> int:
     if options.fresh and folder.path.exists():
         with folder.locked():  # nobody trains it
             remove(folder.path)
-    for leftover in RUNS.glob(".demo.*.tmp"):  # of a deletion that was killed
+    for leftover in unfinished(RUNS, "demo"):  # of a deletion that was killed
         discard(leftover)
     started = folder.config_file.exists()
     config = folder.read_config() if started else RECIPES["circles"]()
@@ -323,7 +324,7 @@ def _measure(run: Run, options: EvalOptions, ranks: Ranks) -> Measured:
 
 
 def _last_loss(folder: RunFolder) -> float | None:
-    return next((line["loss"] for line in reversed(folder.read_metrics()) if "loss" in line), None)
+    return next((line["loss"] for line in newest(folder.metrics_file) if "loss" in line), None)
 
 
 def report(figures: dict[str, Any], as_json: bool) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sized
+from itertools import chain
 from pathlib import Path
 
 import torch
 
+from ditlab import disk
 from ditlab.config import Config
 from ditlab.data.datasets import Dataset
 from ditlab.data.latents.dataset import Latents
 from ditlab.doctor.checks import Check, unknown
 from ditlab.doctor.losses import Trials
 from ditlab.doctor.subject import Subject
+from ditlab.errors import InputError
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import LATEST, saved_steps
+from ditlab.training.checkpoint import LATEST, saved_steps, step_of
 
 FEW = 32  # samples
+MOST_OF_A_LINE = 2**16  # bytes
 DISTINCT = 0.9  # share of samples
 
 
@@ -76,25 +80,29 @@ def bad_images(folder: RunFolder, config: Config, dataset: Dataset | None) -> Ch
     if config.data.kind not in ("images", "latents"):
         return None
     name = "bad images"
-    if not folder.quarantine_file.is_file():
+    try:
+        with disk.opened(folder.quarantine_file, folder.path) as stream:
+            first = stream.readline(MOST_OF_A_LINE)
+            bad = sum(1 for line in chain([first], stream) if line.strip())
+    except FileNotFoundError:
         return unknown(name, f"there is no {folder.quarantine_file}")
-    text = folder.quarantine_file.read_text(errors="replace")
-    bad = sum(1 for line in text.splitlines() if line.strip())
+    except InputError as error:
+        return unknown(name, str(error))
     good = len(dataset) if isinstance(dataset, Sized) else None
     share = None if good is None else bad / max(1, bad + good)
     value, expected = {"bad": bad, "share": share}, "none"
     figure = f"{bad:,} files cannot be used" + ("" if share is None else f", {share:.2%} of them")
     if bad:
-        reason = _first_reason(text)
+        reason = _first_reason(first)
         return Check(name, "warning", figure, value, expected, reason, f"see {folder.quarantine_file}")
     return Check(name, "ok", figure, value, expected)
 
 
-def _first_reason(text: str) -> str:
+def _first_reason(line: bytes) -> str:
     try:
-        first = json.loads(text.splitlines()[0])
+        first = json.loads(line)
         return f"the first is {first['path']}: {first['reason']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "the list is damaged"
 
 
@@ -106,14 +114,14 @@ def _time(file: Path) -> float:
 def interruptions(subject: Subject) -> Check:
     """Did training hang, or give up?"""
     name, folder = "interruptions", subject.folder
-    failures = sorted(folder.failures.glob("step-*.json"))
+    failures = [file for file in folder.made("failures") if file.suffix == ".json"]
     stalled = sorted(folder.path.glob("stalled*.txt"))  # one of each process
     now = [
         file for file in stalled if _time(file) > max(_time(folder.metrics_file), _time(folder.checkpoints / LATEST))
     ]
     value = {"failures": [file.name for file in failures], "stalled": bool(now), "stacks": [f.name for f in stalled]}
     if failures:
-        reason = f"training gave up at step {int(failures[-1].stem.removeprefix('step-')):,}"
+        reason = f"training gave up at step {step_of(failures[-1]):,}"
         advice = f"see {failures[-1]}: it tells what the step was made of"
         return Check(name, "bad", f"{len(failures)} in failures/", value, "none", reason, advice)
     if now:

@@ -7,14 +7,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
 from ditlab.doctor import curve, data, fit
 from ditlab.doctor.checks import Check, Verdict, unknown, verdict
+from ditlab.doctor.files import prepared
 from ditlab.doctor.labels import labels
 from ditlab.doctor.losses import bounds, squared_errors, training_trials
 from ditlab.doctor.subject import Subject, read_subject
 from ditlab.doctor.weights import averaged_weights, gradient_noise
 
 NEED_WEIGHTS = ("loss by time", "averaged weights", "gradient noise", "labels")
+MOST_READ = 2**30  # bytes of prepared data: about a second
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ def examine(run: str | Path, n: int = 1024, device: str = "auto") -> Report:
     """
     subject = read_subject(run, device)
     checks = [data.checkpoint(subject), *_of_metrics(subject), *_of_weights(subject, n)]
+    if isinstance(subject.dataset, Images | Latents):
+        checks.append(prepared(subject.folder, subject.config, most=MOST_READ))
     more = [data.bad_images(subject.folder, subject.config, subject.dataset), data.interruptions(subject)]
     checks += [check for check in more if check is not None]
     return Report(str(subject.folder.path), subject.step, subject.config.steps, checks)
@@ -58,7 +64,7 @@ def examine(run: str | Path, n: int = 1024, device: str = "auto") -> Report:
 def _of_metrics(subject: Subject) -> list[Check]:
     if "metrics" in subject.problems:
         return [unknown("training curve", subject.problems["metrics"])]
-    return curve.from_metrics(subject.config, subject.metrics)
+    return curve.from_metrics(subject.config, subject.course)
 
 
 def _of_weights(subject: Subject, n: int) -> list[Check]:

@@ -7,7 +7,6 @@ import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,10 +16,12 @@ from ditlab.data.datasets import Dataset
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
 from ditlab.diffusion.process import Process
+from ditlab.doctor.curve import Course
 from ditlab.errors import CheckpointWarning, InputError
 from ditlab.run import RunFolder
+from ditlab.training import metrics
 from ditlab.training.checkpoint import newest_whole, read_facts, read_part, saved_steps, step_name, verified
-from ditlab.training.loading import load_weights
+from ditlab.training.loading import foresee, load_weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Subject:
 
     folder: RunFolder
     config: Config
-    metrics: list[dict[str, Any]]
+    course: Course  # what the metrics tell
     dataset: Dataset | None
     weights: Weights | None
     problems: dict[str, str]  # of "metrics", "data", "checkpoint"
@@ -54,8 +55,7 @@ class Subject:
     @property
     def step(self) -> int:
         """How far training has come, as far as is known."""
-        last = int(self.metrics[-1]["step"]) if self.metrics else 0
-        return max(last, self.weights.step if self.weights else 0)
+        return max(self.course.step, self.weights.step if self.weights else 0)
 
 
 def read_subject(name: str | Path, device: str) -> Subject:
@@ -65,10 +65,10 @@ def read_subject(name: str | Path, device: str) -> Subject:
         InputError: there is none, or its configuration is damaged; the device is not there.
     """
     folder = RunFolder.find(name)
-    config, problems, metrics = folder.read_config(), dict[str, str](), list[dict[str, Any]]()
+    config, problems, course = folder.read_config(), dict[str, str](), Course()
     resolve_device(device)
     try:
-        metrics = folder.read_metrics()
+        course = Course.of(metrics.read(folder.metrics_file))
     except InputError as error:
         problems["metrics"] = str(error)
     dataset = _prepared(config, problems)
@@ -82,7 +82,7 @@ def read_subject(name: str | Path, device: str) -> Subject:
     passed_over += [str(warning.message) for warning in said if issubclass(warning.category, CheckpointWarning)]
     if weights is None:
         problems.setdefault("checkpoint", "no checkpoint yet")
-    return Subject(folder, config, metrics, dataset, weights, problems, passed_over)
+    return Subject(folder, config, course, dataset, weights, problems, passed_over)
 
 
 def _prepared(config: Config, problems: dict[str, str]) -> Dataset | None:
@@ -102,21 +102,23 @@ def _prepared(config: Config, problems: dict[str, str]) -> Dataset | None:
 
 def _read_weights(folder: RunFolder, config: Config, device: str) -> Weights | None:
     """The newest whole checkpoint's networks, or None without any."""
-    blank = build_dataset(config)
-    initial = initial_network(config, blank).eval().requires_grad_(False)
-    averaged, raw = copy.deepcopy(initial), copy.deepcopy(initial)
+    dataset = build_dataset(config)
 
-    def take(step: int) -> int:
+    def take(step: int) -> tuple[int, nn.Module, list[nn.Module]]:
         checkpoint = verified(folder.checkpoints, step)
-        load_weights(averaged, checkpoint, "ema", config)
-        load_weights(raw, checkpoint, "model", config)
-        return step
+        foresee(config, dataset, checkpoint)
+        initial = initial_network(config, dataset).eval().requires_grad_(False)
+        loaded = [copy.deepcopy(initial), copy.deepcopy(initial)]
+        for network, name in zip(loaded, ("ema", "model"), strict=True):
+            load_weights(network, checkpoint, name, config)
+        return step, initial, loaded
 
-    step = newest_whole(folder.checkpoints, take)
-    if step is None:
+    taken = newest_whole(folder.checkpoints, take)
+    if taken is None:
         return None
+    step, initial, loaded = taken
     where = resolve_device(device)
-    processes = [build_process(config, network.to(where)).eval().requires_grad_(False) for network in (averaged, raw)]
+    processes = [build_process(config, network.to(where)).eval().requires_grad_(False) for network in loaded]
     width = read_facts(folder.checkpoints / step_name(step)).get("sigma_rel")
     return Weights(
         step,

@@ -135,7 +135,7 @@ def read_model_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model that diffusers saved as safetensors, in one file or in parts with an index.
 
     Raises:
-        InputError: no such files, or a damaged one.
+        InputError: no such files, a damaged one, or one that holds other tensors than the index says.
     """
     name = "diffusion_pytorch_model.safetensors"
     whole, index = folder / name, folder / f"{name}.index.json"
@@ -154,7 +154,10 @@ def read_model_folder(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{index} names no files beside it")
     tensors: dict[str, Tensor] = {}
     for part in sorted(set(parts.values())):
-        tensors |= read_safetensors(folder / part)
+        found = read_safetensors(folder / part)
+        if other := sorted(found.keys() ^ {name for name, place in parts.items() if place == part}):
+            raise InputError(f"{folder / part} does not hold what {index.name} says of it: {shortened(other)}")
+        tensors |= found
     return tensors
 
 

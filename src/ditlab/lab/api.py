@@ -20,7 +20,6 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
-from torch import Tensor
 
 from ditlab.choices import SolverName
 from ditlab.errors import InputError, Missing
@@ -31,10 +30,8 @@ from ditlab.lab.images import from_file, from_pixels
 from ditlab.lab.lens import MAX_STEPS, Lens
 from ditlab.lab.library import Library
 from ditlab.lab.live import Watch, stream
-from ditlab.lab.recordings import gate_recordings, losses, previews
+from ditlab.lab.recordings import picture
 from ditlab.lab.worker import Busy, Worker
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import step_name
 
 PAGE = Path(__file__).parent / "static"
 MAX_IMAGES, MAX_POINTS = 16, 2000  # samples in one trajectory
@@ -178,8 +175,8 @@ def create_app(library: Library, worker: Worker) -> Starlette:
         Route("/runs/{run}/config", _settings),
         Route("/runs/{run}/quality", _quality),
         Route("/runs/{run}/pictures", _decode, methods=["POST"]),
-        Route("/runs/{run}/gates", _recorded(gate_recordings)),
-        Route("/runs/{run}/losses", _recorded(losses)),
+        Route("/runs/{run}/gates", _recorded(Library.gates)),
+        Route("/runs/{run}/losses", _recorded(Library.losses)),
         Route("/runs/{run}/live", _live),
         *[Route(f"/runs/{{run}}/{name}", _asking(*question)) for name, question in QUESTIONS.items()],
     ]
@@ -214,21 +211,21 @@ def _asking(model: type[Query], ask: Ask) -> Callable[[Request], Awaitable[Respo
 async def _settings(request: Request) -> Response:
     """A run's configuration: its network is not loaded."""
     Nothing.model_validate(_single(request))
-    folder = request.app.state.library.folder(request.path_params["run"])
+    folder = await run_in_threadpool(request.app.state.library.folder, request.path_params["run"])
     return answer(request, await run_in_threadpool(configuration, folder))
 
 
-def _recorded(read: Callable[[RunFolder, int], dict[str, Tensor]]) -> Callable[[Request], Awaitable[Response]]:
+def _recorded(read: Callable[[Library, str, int], Answer]) -> Callable[[Request], Awaitable[Response]]:
     """The endpoint that reads what a run wrote down, which is there before any checkpoint."""
 
     async def endpoint(request: Request) -> Response:
         after = Recorded.model_validate(_single(request)).after
-        folder = request.app.state.library.folder(request.path_params["run"])
+        library: Library = request.app.state.library
 
-        def job() -> Answer:
-            return Answer(read(folder, after), previews=repr(previews(folder)))
+        def job(_: Look) -> Answer:
+            return read(library, request.path_params["run"], after)
 
-        return answer(request, await run_in_threadpool(job))
+        return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
 
     return endpoint
 
@@ -238,7 +235,8 @@ async def _live(request: Request) -> Response:
     # A browser that comes again repeats the first address, and says in a header how far it got.
     got = request.headers.get("last-event-id")
     query = Recorded.model_validate({**_single(request), **({"after": got} if got else {})})
-    watch = Watch(request.app.state.library.folder(request.path_params["run"]), query.after)
+    folder = await run_in_threadpool(request.app.state.library.folder, request.path_params["run"])
+    watch = Watch(folder, query.after)
     state = request.app.state
     if state.streams >= MAX_STREAMS:
         raise Busy(f"{state.streams} pages watch already; close one")
@@ -323,14 +321,13 @@ async def _quality(request: Request) -> Response:
 
 async def _picture(request: Request) -> Response:
     """A preview that the run recorded; only steps it has are looked up."""
-    folder = request.app.state.library.folder(request.path_params["run"])
+    folder = await run_in_threadpool(request.app.state.library.folder, request.path_params["run"])
     step = request.path_params["step"]
     if re.fullmatch(r"[0-9]{1,8}", step) is None:
         raise Missing("a picture goes by the step it was made at")
-    file = folder.samples / f"{step_name(int(step))}.png"
     try:
-        body = await run_in_threadpool(file.read_bytes)
-    except OSError:
+        body = await run_in_threadpool(picture, folder, int(step))
+    except (InputError, OSError):
         raise Missing(f"no picture was made at step {step}") from None
     return Response(body, media_type="image/png", headers={"Cache-Control": "no-cache"})
 

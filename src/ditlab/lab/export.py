@@ -25,9 +25,8 @@ from ditlab.lab.comparing import configuration
 from ditlab.lab.lens import Lens
 from ditlab.lab.library import Library, describe_run
 from ditlab.lab.maps import WHOLE
-from ditlab.lab.recordings import losses, recorded
+from ditlab.lab.recordings import losses, picture, recorded
 from ditlab.lab.scenes import affordable, evaluations_of
-from ditlab.training.checkpoint import step_name
 
 INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -74,8 +73,7 @@ def embed(library: Library, name: str, told: Callable[[str], None] = silent) -> 
     paths[f"{base}/config"] = _packed({key: value for key, value in settings.items() if not key.startswith("data.")})
     paths[f"{base}/losses"] = _packed(Answer(losses(folder)))
     for step in run["previews"]:
-        picture = (lens.run.folder.samples / f"{step_name(step)}.png").read_bytes()
-        paths[f"{base}/samples/{step}"] = {"type": "image", "body": _base64(picture)}
+        paths[f"{base}/samples/{step}"] = {"type": "image", "body": _base64(picture(folder, step))}
     return {"paths": paths, "choices": choices}
 
 
@@ -86,6 +84,7 @@ def page_of_part(lens: Lens, section: Part) -> str:
         InputError: the attention maps are too large for a page, or a trajectory takes too long.
     """
     run = describe_run(lens.run.folder, lens)
+    run["path"] = run["name"]  # but not where it lies on this machine
     choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
     paths = _paths(run, _attention_alone(lens, run, choices) if section == "attention" else _walks(lens, run, choices))
     embedded = {"paths": paths, "choices": choices, "section": section}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections import OrderedDict
@@ -12,24 +11,26 @@ from typing import Any, NamedTuple
 import torch
 
 from ditlab.build import resolve_device
-from ditlab.config import Config
 from ditlab.errors import InputError, Missing
-from ditlab.lab.answer import Look
+from ditlab.lab.answer import Answer, Look
+from ditlab.lab.catalogue import Catalogue, opaque
 from ditlab.lab.comparing import quality
 from ditlab.lab.decoding import Decoding
 from ditlab.lab.describe import describe, describe_waiting
 from ditlab.lab.images import OwnImages
 from ditlab.lab.lens import Lens
-from ditlab.lab.recordings import last_loss, previews, recorded
+from ditlab.lab.recordings import Losses, gate_recordings, last_loss, previews, recorded
 from ditlab.machine.threads import limit
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import RunFolder, load
+from ditlab.training import metrics
 from ditlab.training.checkpoint import saved_steps, step_name
 
 LOADED = 3  # lenses kept in memory, however large
 MOST_LOADED = 12  # lenses kept while their weights together take no more than MOST_BYTES: columns that are compared
 MOST_BYTES = 1e9
 MEASURED = 1000  # figures of checkpoints that are remembered
+COURSES = 8  # runs whose losses are remembered
 MOST_OF_A_LINE = 1000  # bytes
 THREADS = min(torch.get_num_threads(), limit())
 WORTH_THREADS = 1e8  # multiply-accumulates of a pass from which more than one thread pays, also beside a training run
@@ -54,6 +55,8 @@ class Library:
 
     Raises:
         InputError: there is no run that has a checkpoint or is on its way to one.
+
+    Damaged runs are left out, and told of by ``damaged``; ``first`` is the name of the first of the others.
     """
 
     def __init__(self, path: str | Path, device: str = "auto") -> None:
@@ -68,30 +71,60 @@ class Library:
         self._figures: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
         self._whole: dict[tuple[str, int, int], int] = {}  # the newest checkpoint of a run → the step to take instead
         self._lock = threading.Lock()
+        self._courses: OrderedDict[str, Losses] = OrderedDict()
+        self._there = Catalogue(self.root, self.several)
         if not self.several:
             RunFolder(self.root).read_config()
-        if not self.folders():
-            raise InputError(f"no run in {self.root} has a checkpoint yet; train one: ditlab demo")
-
-    def _configured(self) -> dict[str, RunFolder]:
-        """Opaque name → run, of all that have a configuration, which is not read."""
-        paths = sorted(file.parent for file in self.root.glob("*/config.json")) if self.several else [self.root]
-        return {_opaque(path): RunFolder(path) for path in paths}
+        self.first = next((name for name, _, found in self._there.folders() if found.why is None), "")
+        if not self.first:
+            reasons = "".join(f"; {name} is damaged: {why}" for name, why in self.damaged()[:3])
+            raise InputError(f"no run in {self.root} has a checkpoint yet{reasons}; train one: ditlab demo")
 
     def folders(self) -> dict[str, RunFolder]:
-        """Opaque name → run, of those that can be looked at; see ``_config``."""
-        return {name: run for name, run in self._configured().items() if _config(run) is not None}
+        """Opaque name → run, of those that can be looked at."""
+        return {name: folder for name, folder, found in self._there.folders() if found.why is None}
+
+    def damaged(self) -> list[tuple[str, str]]:
+        """Name of the folder and reason, of the runs that cannot be looked at."""
+        there = self._there.folders()
+        return [(folder.path.name, found.why) for _, folder, found in there if found.why is not None]
 
     def folder(self, name: str) -> RunFolder:
         """The run of that opaque name.
 
         Raises:
             Missing: there is none.
+            InputError: it is damaged.
         """
-        folder = self._configured().get(name)
-        if folder is None or _config(folder) is None:
-            raise Missing("no such run; reload the page")
-        return folder
+        return self._there.folder(name)
+
+    def losses(self, name: str, after: int = -1) -> Answer:
+        """The losses beyond a step, see ``Losses.after``, and the steps of pictures.
+
+        Raises:
+            Missing: no such run.
+        """
+        folder = self.folder(name)
+        return Answer(self._course(name, folder).after(after), previews=repr(previews(folder)))
+
+    def gates(self, name: str, after: int = -1) -> Answer:
+        """What was recorded of gates beyond a step, see ``gate_recordings``, and the steps of pictures.
+
+        Raises:
+            Missing: no such run.
+            InputError: nothing was recorded.
+        """
+        folder = self.folder(name)
+        return Answer(gate_recordings(folder, after, self._course(name, folder)), previews=repr(previews(folder)))
+
+    def _course(self, name: str, folder: RunFolder) -> Losses:
+        """The losses of a run as far as they were read before."""
+        with self._lock:
+            course = self._courses.setdefault(name, Losses(folder))
+            self._courses.move_to_end(name)
+            if len(self._courses) > COURSES:
+                self._courses.popitem(last=False)
+            return course
 
     def lens(self, name: str, step: int | None = None, weights: str = "ema") -> Lens:
         """A lens on a run, loaded or from among the last ones; those outlive their checkpoint, not their run.
@@ -192,13 +225,11 @@ class Library:
             return self._whole[key]
 
     def catalogue(self) -> dict[str, Any]:
-        """The runs, a few words about each."""
+        """The runs, a few words about each, and the damaged ones with the reason."""
+        there = [({"id": name, "name": folder.path.name}, found) for name, folder, found in self._there.folders()]
         return {
-            "runs": [
-                {"id": name, "name": folder.path.name, "step": folder.step, **_kinds(config)}
-                for name, folder in self._configured().items()
-                if (config := _config(folder)) is not None
-            ]
+            "runs": [run | {"step": found.step, **found.kinds} for run, found in there if found.why is None],
+            "damaged": [{"name": run["name"], "why": found.why} for run, found in there if found.why is not None],
         }
 
     def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
@@ -213,7 +244,7 @@ class Library:
 def describe_run(folder: RunFolder, lens: Lens | None) -> dict[str, Any]:
     """All about a run, which has no lens before its first checkpoint."""
     return {
-        "id": _opaque(folder.path),
+        "id": opaque(folder.path),
         "name": folder.path.name,
         "path": str(folder.path),
         "checkpoints": saved_steps(folder.checkpoints),
@@ -232,9 +263,11 @@ def use_threads(macs: float) -> None:
 def _begun(folder: RunFolder) -> bytes:
     """The first line of a run's metrics, whose seconds tell it from another run of that name; empty without."""
     try:
+        if not metrics.there(folder.metrics_file):
+            return b""
         with folder.metrics_file.open("rb") as stream:
             return stream.readline(MOST_OF_A_LINE)
-    except OSError:
+    except (InputError, OSError):
         return b""
 
 
@@ -249,20 +282,3 @@ def _written(folder: RunFolder, step: int) -> int | None:
 def _bytes(lens: Lens) -> int:
     """What the weights of a lens take in memory."""
     return sum(weight.nbytes for weight in lens.process.parameters())
-
-
-def _opaque(path: Path) -> str:
-    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-
-
-def _config(folder: RunFolder) -> Config | None:
-    """The configuration of a run that can be looked at, or None: with nothing written down yet, or damaged."""
-    try:
-        begun = folder.step is not None or folder.metrics_file.exists() or folder.is_locked
-        return folder.read_config() if begun else None
-    except (InputError, OSError):
-        return None
-
-
-def _kinds(config: Config) -> dict[str, str]:
-    return {"data": config.data.kind, "network": config.network.kind, "process": config.process.kind}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from ditlab.errors import InputError
-from ditlab.lab.recordings import previews, recorded
+from ditlab.lab.recordings import outline, previews, recorded
 from ditlab.run import RunFolder
+from ditlab.training import metrics
 from ditlab.training.checkpoint import saved_steps
 
 SECONDS_BETWEEN_LOOKS = 1.0
 HEARTBEAT = 15  # quiet looks after which a comment goes out, so that a client which is gone is found out
-KNOWN_AGAIN = 256  # bytes at the end of what was read of a file, by which it is known again
 SETTLED = 2.0  # seconds after which a change of a folder is certain to have another time than the last one
 
 
@@ -38,11 +39,11 @@ class Watch:
     def __init__(self, folder: RunFolder, after: int = -1) -> None:
         self.folder = folder
         self._metrics = _Metrics(folder.metrics_file, after)
-        self._config = _Remembered(folder.config_file, folder.read_config)
+        self._config = Remembered(folder.config_file, folder.read_config)
         self._steps = {
-            "checkpoints": _Remembered(folder.checkpoints, lambda: saved_steps(folder.checkpoints)),
-            "previews": _Remembered(folder.samples, lambda: previews(folder)),
-            "recordings": _Remembered(folder.probes, lambda: recorded(folder)),
+            "checkpoints": Remembered(folder.checkpoints, lambda: saved_steps(folder.checkpoints)),
+            "previews": Remembered(folder.samples, lambda: previews(folder)),
+            "recordings": Remembered(folder.probes, lambda: recorded(folder)),
         }
         self._told: dict[str, Any] = {}
 
@@ -57,7 +58,8 @@ class Watch:
         ``training`` (whether a process holds the run's lock), ``steps`` (how far it is to go), ``step`` and ``loss`` of
         the last line, ``seconds_left`` (null where nobody trains, or no speed is known yet), ``checkpoints`` and
         ``previews`` (their steps), ``recorded`` (the last step whose gates were recorded), ``losses`` ((step, loss),
-        new ones alone), and ``cut`` where steps that had been told of are no longer there.
+        new ones alone, and of many those by which a line is drawn), and ``cut`` where steps that had been told of are
+        no longer there.
 
         Raises:
             InputError, OSError: the run is gone, or its configuration damaged.
@@ -100,79 +102,77 @@ async def stream(watch: Watch, left: Callable[[], Awaitable[bool]]) -> AsyncIter
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-class _Remembered:
-    """What was made of a file or folder, until its time of change is another."""
+class Remembered:
+    """What was made of a file or folder, until its size or its times of change are others."""
 
     def __init__(self, path: Path, make: Callable[[], Any]) -> None:
         self._path, self._make = path, make
-        self._changed: int | None = -1
+        self._seen: tuple[int, ...] | None = ()
         self._value: Any = None
 
     def __call__(self) -> Any:
         try:
-            changed = self._path.stat().st_mtime_ns
-        except FileNotFoundError:
-            changed = None
-        if changed != self._changed:
+            found = self._path.stat()
+            seen = (found.st_size, found.st_ctime_ns, found.st_mtime_ns)
+        except OSError:
+            seen = None
+        if seen != self._seen:
             self._value = self._make()
-            settled = changed is None or time.time_ns() - changed > SETTLED * 1e9
-            self._changed = changed if settled else -1  # a second change may bear the same time: look again
+            settled = seen is None or time.time_ns() - max(seen[1:]) > SETTLED * 1e9
+            self._seen = seen if settled else ()  # a second change may bear the same time: look again
         return self._value
 
 
 class _Metrics:
-    """The lines that were added to a run's metrics."""
+    """The losses that were added to a run's metrics."""
 
     def __init__(self, file: Path, after: int) -> None:
         self._file, self.last = file, after
         self._seen: tuple[int, ...] | None = None  # inode, size and time of change at the last look
-        self._read, self._end = 0, b""  # how many bytes were read, and what the last of them were
+        self._lines = metrics.Growing(file)
         self.line: dict[str, Any] = {}  # the newest value of each name
 
     def read(self) -> tuple[list[tuple[int, float]], bool]:
         """Step and loss of new lines, and whether lines that were told of are gone: then all come again."""
         try:
-            found = self._file.stat()
+            found = self._file.lstat()
+            seen = (found.st_ino, found.st_size, found.st_mtime_ns)
+            if seen == self._seen:
+                return [], False
+            cut = self._seen is None and self._begin()
+            lines = self._lines.added()
+            if lines is None:
+                cut = self._forget()
+                lines = self._lines.added() or iter(())
         except FileNotFoundError:
             return [], self._forget()
-        seen = (found.st_ino, found.st_size, found.st_mtime_ns)
-        if seen == self._seen:
-            return [], False
+        losses = self._take(lines)
         self._seen = seen
-        begun, cut = self._read > 0, False
-        lines = self._added()
-        if lines is None or (not begun and self.last > max((line["step"] for line in lines), default=-1)):
-            cut = self._forget()
-            lines = self._added() or []
+        return losses, cut
+
+    def _begin(self) -> bool:
+        """Go to the lines that the one who asks does not know; whether some of those that it knows are gone."""
+        newest = next(metrics.newest(self._file), {"step": -1})
+        if newest["step"] < self.last:
+            return self._forget()
+        if self.last >= 0:
+            self._lines.pass_over(self.last)
+        return False
+
+    def _take(self, lines: Iterator[dict[str, Any]]) -> list[tuple[int, float]]:
+        """The losses of lines beyond the last step that was told of: of many, those by which a line is drawn."""
+        steps, losses = array("q"), array("d")
         for line in lines:
             self.line |= {name: line[name] for name in ("step", "loss", "images_per_s") if name in line}
-        losses = [(line["step"], line["loss"]) for line in lines if "loss" in line and line["step"] > self.last]
-        self.last = max((step for step, _ in losses), default=self.last)
-        return losses, cut
+            if "loss" in line and line["step"] > self.last:
+                steps.append(line["step"])
+                losses.append(line["loss"])
+        self.last = max(steps, default=self.last)
+        return [(steps[i], losses[i]) for i in outline(losses)]
 
     def _forget(self) -> bool:
         """Begin anew; whether anything had been told."""
         told = self.last >= 0
-        self._seen, self._read, self._end, self.line, self.last = None, 0, b"", {}, -1
+        self._seen, self.line, self.last = None, {}, -1
+        self._lines.forget()
         return told
-
-    def _added(self) -> list[dict[str, Any]] | None:
-        """Whole lines from where reading stopped, without damaged ones; None if what was read is no longer there.
-
-        Lines end in seconds of training, so that another file, also one that took this one's inode and has gone
-        further, has others where reading stopped.
-        """
-        with self._file.open("rb") as stream:
-            stream.seek(self._read - len(self._end))
-            if stream.read(len(self._end)) != self._end:
-                return None
-            text, newline, _ = stream.read().rpartition(b"\n")
-        self._read += len(text + newline)
-        self._end = (self._end + text + newline)[-KNOWN_AGAIN:]
-        lines = []
-        for one in text.splitlines():
-            with suppress(ValueError, RecursionError):
-                line = json.loads(one)
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    lines.append(line)
-        return lines

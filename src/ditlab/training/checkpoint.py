@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ MANIFEST = "manifest.json"
 PARTS = ("model", "ema", "optimizer")  # of every checkpoint
 FILES = (*(f"{part}.safetensors" for part in PARTS), "state.json")  # as they lie where one process saved them
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a file in a manifest
+ODD = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # content
+REFUSED = re.compile(r"(?:os error |\()(11|12|13|23|24)\)")  # by the system, as libraries say it
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # errors of a file that damage explains
 T = TypeVar("T")
 
@@ -37,6 +40,11 @@ T = TypeVar("T")
 def step_name(step: int) -> str:
     """The name of a step in a run folder: "step-00002000"."""
     return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that what lies in a run folder is named after."""
+    return int(path.stem.removeprefix("step-"))
 
 
 # ---- writing
@@ -162,7 +170,8 @@ def _digests(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _digest(folder: Path, file: Path) -> dict[str, dict[str, Any]]:
-    return {file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}}
+    with file.open("rb") as stream:
+        return {file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(stream)}}
 
 
 def point(folder: Path, step: int) -> None:
@@ -187,18 +196,21 @@ def _link(file: Path, other: Path) -> None:
         shutil.copyfile(file, other)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(stream: BufferedReader) -> str:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---- finding
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, in order."""
-    names = (path.name for path in folder.glob("step-*"))
-    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8}", name))
+    """The steps that have a checkpoint, in order.
+
+    Raises:
+        InputError: the folder is a link, or cannot be read.
+    """
+    there = disk.names(folder, folder.parent)
+    return [int(name.removeprefix("step-")) for name in there if re.fullmatch(r"step-[0-9]{8}", name)]
 
 
 def latest_step(folder: Path) -> int | None:
@@ -209,11 +221,10 @@ def latest_step(folder: Path) -> int | None:
 
 def _named(folder: Path) -> int | None:
     """The step that ``LATEST`` names, there or not."""
-    with suppress(OSError, ValueError):
-        with (folder / LATEST).open() as stream:
-            text = stream.read(100).strip()
-        if re.fullmatch(r"step-[0-9]{8}", text):
-            return int(text.removeprefix("step-"))
+    with suppress(FileNotFoundError, InputError):
+        text = disk.read(folder / LATEST, 100, folder.parent).strip()
+        if re.fullmatch(rb"step-[0-9]{8}", text):
+            return int(text.removeprefix(b"step-"))
     return None
 
 
@@ -243,7 +254,7 @@ def newest_whole(folder: Path, look: Callable[[int], T], *, as_named: bool = Tru
         try:
             found = look(step)
         except InputError as error:
-            if not (folder / step_name(step)).exists():  # deleted while it was read: there is a newer one
+            if not os.path.lexists(folder / step_name(step)):  # deleted while it was read: there is a newer one
                 continue
             if not isinstance(error, DamagedCheckpoint):
                 raise
@@ -282,7 +293,9 @@ def damage(file: Path) -> Iterator[None]:
         raise DamagedCheckpoint(f"{file} is damaged: {error.strerror}") from None
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except ODD as error:
+        if refused := REFUSED.search(str(error)):  # such as too many open files, or no memory: the file is whole
+            raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(file)) from None
         raise DamagedCheckpoint(f"{file} is damaged: {first_line(error)}") from None
 
 
@@ -296,11 +309,11 @@ def verified(folder: Path, step: int) -> Path:
 
     Raises:
         InputError: no such checkpoint.
-        DamagedCheckpoint: a file is missing or has changed; it is named.
+        DamagedCheckpoint: a file is missing, has changed or does not belong there; it is named.
     """
     checkpoint = folder / step_name(step)
-    if not checkpoint.is_dir():
-        raise InputError(f"no checkpoint of step {step} in {folder}; there are {saved_steps(folder)}")
+    if step not in (there := saved_steps(folder)):
+        raise InputError(f"no checkpoint of step {step} in {folder}; there are {there}")
     manifest = read_json(checkpoint / MANIFEST)
     folders = {name.partition("/")[0] for name in manifest if "/" in name}
     needed = [f"{part}.safetensors" for part in PARTS if part not in folders]
@@ -308,10 +321,16 @@ def verified(folder: Path, step: int) -> Path:
         expected, file = manifest.get(name), checkpoint / name
         if not isinstance(expected, dict) or not NAME.fullmatch(name):
             raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it says nothing of {name[:80]}")
-        with damage(file):
-            size = file.stat().st_size  # looked at first: what is too large is not read
-            if not file.is_file() or size != expected.get("size") or _sha256(file) != expected.get("sha256"):
+        with damage(file), disk.opened(file, folder.parent) as stream:
+            size = os.fstat(stream.fileno()).st_size  # looked at first: what is too large is not read
+            if size != expected.get("size") or _sha256(stream) != expected.get("sha256"):
                 raise DamagedCheckpoint(f"{file} is damaged: its content is not what was saved")
+    for name in folders:
+        if f"{name}.safetensors" in manifest:
+            raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it names {name} both whole and in shards")
+        for file in sorted((checkpoint / name).glob("[!.]*.safetensors")):
+            if f"{name}/{file.name}" not in manifest:
+                raise DamagedCheckpoint(f"{file} does not belong to its checkpoint, whose manifest does not name it")
     return checkpoint
 
 
@@ -334,21 +353,30 @@ def read_json(file: Path) -> dict[str, Any]:
         DamagedCheckpoint: there is none.
     """
     with damage(file):
-        if not file.exists():
+        if not os.path.lexists(file):
             raise FileNotFoundError
-        return disk.read_json(file)
+        return disk.read_json(file, file.parents[2])
 
 
 def read_part(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a part: of its file, mapped into memory once its header makes sense, or of its folder of shares.
+    """The tensors of a part: of its file, mapped into memory once its header makes sense, or of its shards.
 
     Raises:
-        DamagedCheckpoint: they cannot be read.
+        DamagedCheckpoint: they cannot be read, or do not make up each tensor exactly.
+    """
+    place = place_of(checkpoint, name)
+    with damage(place):
+        return shards.read(files_of(checkpoint, name)) if place == checkpoint / name else read_tensors(place)
+
+
+def describe_part(checkpoint: Path, name: str) -> dict[str, shards.Entry]:
+    """The tensors of a part by the headers of its files, without their numbers: shapes, types and where they lie.
+
+    Raises:
+        DamagedCheckpoint: as ``read_part``.
     """
     with damage(place_of(checkpoint, name)):
-        return (
-            shards.read(checkpoint / name) if (checkpoint / name).is_dir() else read_tensors(place_of(checkpoint, name))
-        )
+        return shards.described(files_of(checkpoint, name))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -361,7 +389,13 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
 
 
+def files_of(checkpoint: Path, name: str) -> list[Path]:
+    """The files of a part, by the manifest: one, or its shards; none where the checkpoint has no such part."""
+    named = sorted(read_json(checkpoint / MANIFEST))
+    return [checkpoint / file for file in named if file == f"{name}.safetensors" or file.startswith(f"{name}/")]
+
+
 def place_of(checkpoint: Path, name: str) -> Path:
-    """Where a part lies."""
-    folder = checkpoint / name
-    return folder if folder.is_dir() else folder.with_suffix(".safetensors")
+    """Where a part lies, by the manifest: the folder of its shards, or its file."""
+    files = files_of(checkpoint, name)
+    return files[0].parent if files and files[0].parent != checkpoint else checkpoint / f"{name}.safetensors"

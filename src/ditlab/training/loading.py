@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditlab.config import WIDTHS, Config
+from ditlab import disk
+from ditlab.build import most_numbers, network_shapes
+from ditlab.choices import WIDTHS
+from ditlab.config import Config
+from ditlab.data.datasets import Dataset
 from ditlab.errors import DamagedCheckpoint, InputError
 from ditlab.training import shards
 from ditlab.training.averages import tensor_name
 from ditlab.training.checkpoint import (
-    MANIFEST,
     damage,
+    describe_part,
+    files_of,
     first_line,
     place_of,
     read_facts,
-    read_json,
     read_part,
     step_name,
     verified,
 )
 from ditlab.training.loop import TrainState, differences
 from ditlab.training.parallel import shared_like
+
+SMALL = 2**24  # numbers of a network that is built whatever a checkpoint holds
+LOOSELY = 4  # numbers a byte, of a network that may be what a checkpoint holds: 16 times as many as there are in fp32
 
 
 def must_fit(file: Path, problems: list[str]) -> None:
@@ -57,6 +63,33 @@ def other_network(facts: Mapping[str, Any], config: Config) -> list[str]:
     return [f"network.{name} is {str(saved[name])[:40]}, not {own[name]}" for name in changed]
 
 
+def foresee(config: Config, dataset: Dataset, checkpoint: Path, name: str = "model") -> None:
+    """Refuse a network that a checkpoint does not hold before memory is taken for it: by names, shapes and types.
+
+    A network of about the size of what is stored is compared once it is built, by whoever loads it.
+
+    Args:
+        config: what the run's folder says it is.
+        dataset: gives the network its shape and labels.
+        checkpoint: a folder.
+        name: "model" or "ema".
+
+    Raises:
+        InputError: they differ; the differences are listed.
+        DamagedCheckpoint: the checkpoint cannot be read.
+    """
+    place = place_of(checkpoint, name)
+    with damage(place):
+        disk.must_stay(place, checkpoint.parents[1])
+        stored = sum(file.stat().st_size for file in (place.iterdir() if place.is_dir() else [place]))
+    if most_numbers(config, dataset) <= max(SMALL, LOOSELY * stored):
+        return
+    if (network := network_shapes(config, dataset)) is not None:
+        seen = {key: entry.like for key, entry in describe_part(checkpoint, name).items()}
+        told = other_network(read_facts(checkpoint), config)
+        must_fit(place, told + differences(seen, network.state_dict()))
+
+
 def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config) -> None:
     """Load a network's weights, all of them or none.
 
@@ -75,11 +108,6 @@ def load_weights(network: nn.Module, checkpoint: Path, name: str, config: Config
     network.load_state_dict(tensors)
 
 
-def _has(checkpoint: Path, part: str) -> bool:
-    """Whether a checkpoint that was verified has tensors of that name."""
-    return any(re.split("[/.]", name)[0] == part for name in read_json(checkpoint / MANIFEST))
-
-
 def load_average(network: nn.Module, checkpoint: Path, width: float, config: Config) -> None:
     """Load the power-function average of a relative width that was tracked, all of it or nothing.
 
@@ -88,7 +116,7 @@ def load_average(network: nn.Module, checkpoint: Path, width: float, config: Con
         DamagedCheckpoint: they cannot be read.
     """
     file, start = place_of(checkpoint, "averages"), tensor_name(width)
-    stored = read_part(checkpoint, "averages") if _has(checkpoint, "averages") else {}
+    stored = read_part(checkpoint, "averages") if files_of(checkpoint, "averages") else {}
     tensors = {name.removeprefix(start): tensor for name, tensor in stored.items() if name.startswith(start)}
     if not tensors:
         run, tracked = checkpoint.parent.parent, " and ".join(map(str, config.averages))
@@ -103,6 +131,7 @@ def load_average(network: nn.Module, checkpoint: Path, width: float, config: Con
     )
     if buffers := network.state_dict().keys() - tensors.keys():  # which an average has not
         latest = read_part(checkpoint, "model")
+        must_fit(place_of(checkpoint, "model"), differences(latest, network.state_dict()))
         tensors |= {name: latest[name] for name in buffers}
     network.load_state_dict(tensors)
 
@@ -122,7 +151,9 @@ def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool
     """
     checkpoint = folder / step_name(step) if checked else verified(folder, step)
     facts, seen = state.ranks.together(lambda: _fitting(checkpoint, state))
-    parts = {name: _taken(checkpoint, name, tensors, state) for name, tensors in seen.items()}
+    parts = state.ranks.together(
+        lambda: {name: _taken(checkpoint, name, tensors, state) for name, tensors in seen.items()}
+    )
     state.ranks.together(lambda: _take_facts(checkpoint, facts, state))
     state.load_tensors(parts)
 
@@ -130,7 +161,7 @@ def load_checkpoint(folder: Path, state: TrainState, step: int, *, checked: bool
 def _fitting(checkpoint: Path, state: TrainState) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """What a checkpoint says of its training, and its tensors as ``_seen`` gives them, if they fit the state."""
     facts = read_facts(checkpoint)
-    if absent := [name for name in state.tensors() if not _has(checkpoint, name)]:
+    if absent := [name for name in state.tensors() if not files_of(checkpoint, name)]:
         raise InputError(f"{checkpoint} has no {absent[0]}, which config.json asks for: put back what it said before")
     told = other_network(facts, state.config)
     seen = {name: _seen(checkpoint, name, state) for name in state.tensors()}
@@ -150,10 +181,13 @@ def _take_facts(checkpoint: Path, facts: dict[str, Any], state: TrainState) -> N
 
 def _seen(checkpoint: Path, name: str, state: TrainState) -> dict[str, Tensor]:
     """The tensors of a part, or their shapes and types alone where shares of them are to be read."""
-    if not state.sharded or not (checkpoint / name).is_dir():
-        return read_part(checkpoint, name)
-    with damage(checkpoint / name):
-        return shards.described(checkpoint / name)
+    if state.sharded and _in_shards(checkpoint, name):
+        return {key: entry.like for key, entry in describe_part(checkpoint, name).items()}
+    return read_part(checkpoint, name)
+
+
+def _in_shards(checkpoint: Path, name: str) -> bool:
+    return place_of(checkpoint, name) == checkpoint / name
 
 
 def _taken(checkpoint: Path, name: str, seen: dict[str, Tensor], state: TrainState) -> dict[str, Tensor]:
@@ -161,12 +195,12 @@ def _taken(checkpoint: Path, name: str, seen: dict[str, Tensor], state: TrainSta
     if not state.sharded:
         return seen
     likes = {key: state.like(name, key) for key in seen}
-    if not (checkpoint / name).is_dir():
+    if not _in_shards(checkpoint, name):
         return {key: shared_like(tensor, likes[key]) for key, tensor in seen.items()}
     targets = {
         key: torch.empty_like(tensor, device="cpu") if (like := likes[key]) is None else torch.empty_like(like)
         for key, tensor in seen.items()
     }
     with damage(checkpoint / name):
-        shards.load(checkpoint / name, targets)
+        shards.load(files_of(checkpoint, name), targets)
     return targets

@@ -332,6 +332,14 @@ def own(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_shared(tensor) else tensor
 
 
+def own_rows(tensor: Tensor) -> tuple[int, int]:
+    """The first row of this process's share of a tensor, and how many it has; all rows of one that is not shared."""
+    if not _is_shared(tensor):
+        return 0, len(tensor)
+    (piece,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    return piece.offsets[0], piece.sizes[0]
+
+
 def shared_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """This process's share of a tensor that all processes have, if ``like`` is shared."""
     if not _is_shared(like):

@@ -36,7 +36,7 @@ def read_snapshot(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is no such file, or it is not what was written.
     """
-    must_be_file(path)
+    must_be_file(path, path.parent.parent)
     try:
         with safe_open(path, framework="pt") as file:
             told = (file.metadata() or {}).get("sha256")
@@ -135,7 +135,8 @@ def combined(files: Iterable[Path], made_of: Sequence[Combination], widths: Sequ
         for j, width in enumerate(widths):
             start = tensor_name(width)
             found = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-            if not found or any(total and total.keys() != found.keys() for total in sums):
+            shapes = {name: tensor.shape for name, tensor in found.items()}
+            if not found or any(total and {n: t.shape for n, t in total.items()} != shapes for total in sums):
                 raise InputError(f"{file} is no snapshot of averages of {width}: remove it, if it is of another run")
             for name, tensor in found.items():
                 value = tensor.float()

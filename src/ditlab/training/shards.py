@@ -1,26 +1,26 @@
-"""Tensors of which each process has a share, on the disk: safetensors files, through torch's distributed checkpoints.
+"""Tensors of which each process has a share, on the disk: safetensors files that torch's distributed checkpoints write.
 
 Its default storage is a pickle; this one is not. A folder holds a file of each process that had something to save, and
-is read by any number of them.
+is read by any number of them. Torch's reader takes every file of a folder and fills what these happen to hold; the one
+here takes the files that it is told, and no tensor that they do not make up exactly.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from ditlab.training.parallel import own, own_rows
+
+OFFSETS = "DCP_SHARDING_INFO"  # what a file's header says of where its pieces belong
 
 logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
 
@@ -31,10 +31,21 @@ def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: one of the processes could not.
     """
-    if tensors:
-        with _plain_errors(folder):
-            ordered = dict(sorted(tensors.items()))  # a state that was loaded has them in another order
-            save_distributed(ordered, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    if not tensors:
+        return
+    from torch.distributed.checkpoint.api import CheckpointException  # it takes half a second to import
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+    ordered = dict(sorted(tensors.items()))  # a state that was loaded has them in another order
+    try:
+        save_distributed(ordered, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:  # which is not even an ``Exception``: what it was at first
+        causes = [failure[0] for failure in error.failures.values()]
+        for cause in causes:
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(cause.filename or folder)) from None
+        raise RuntimeError(f"{folder}: {causes[0] if causes else error}") from None
 
 
 def settle(file: Path) -> None:
@@ -53,43 +64,103 @@ def settle(file: Path) -> None:
         stream.write(ordered)
 
 
-def described(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder without their numbers: shapes and types alone."""
-    with _plain_errors(folder):
-        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-        for name, entry in found.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+class Piece(NamedTuple):
+    """Rows of a tensor that a file holds: all of it, from ``first`` on, along the first dimension."""
+
+    file: Path
+    first: int
+    shape: tuple[int, ...]
 
 
-def load(folder: Path, targets: Mapping[str, Tensor]) -> None:
-    """Fill tensors from a folder; those of which this process has a share with its share."""
-    if targets:
-        with _plain_errors(folder):
-            alone = not dist.is_initialized()
-            load_distributed(dict(targets), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+class Entry(NamedTuple):
+    """A tensor in files: one on the "meta" device of its shape and type, and the pieces that make it up."""
+
+    like: Tensor
+    pieces: list[Piece]
 
 
-def read(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, whole."""
-    tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in described(folder).items()}
-    with _plain_errors(folder):
-        load_distributed(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+def described(files: Sequence[Path]) -> dict[str, Entry]:
+    """The tensors of a part by its files' headers, once their pieces are seen to cover each element exactly once.
+
+    Raises:
+        ValueError: they leave a gap, overlap, or do not go together; what it is about is named.
+        OSError, SafetensorError, KeyError, TypeError: a header says nothing of the kind.
+    """
+    pieces: dict[str, list[Piece]] = {}
+    types: dict[str, set[torch.dtype]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            told = json.loads((opened.metadata() or {}).get(OFFSETS, "{}"))
+            for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+                view = opened.get_slice(name)
+                shape = tuple(view.get_shape())
+                offsets = told[name]["saved_offsets"] if told else [0] * len(shape)
+                if len(offsets) != len(shape) or any(offsets[1:]):
+                    raise ValueError(f"{file.name} holds a piece of {name} at {offsets}, which are no rows of it")
+                pieces.setdefault(name, []).append(Piece(file, offsets[0] if shape else 0, shape))
+                types.setdefault(name, set()).add((view[:0] if shape else opened.get_tensor(name)).dtype)
+    return {name: Entry(_whole(name, found, types[name]), found) for name, found in pieces.items()}
+
+
+def _whole(name: str, pieces: list[Piece], types: set[torch.dtype]) -> Tensor:
+    """What pieces make up, on the "meta" device.
+
+    Raises:
+        ValueError: they do not cover each element exactly once.
+    """
+    shape = pieces[0].shape
+    if len(types) > 1 or any(piece.shape[1:] != shape[1:] for piece in pieces):
+        raise ValueError(f"the pieces of {name} differ in shape or type")
+    end = 0
+    for piece in sorted((piece for piece in pieces if math.prod(piece.shape)), key=lambda piece: piece.first):
+        if piece.first != end:
+            raise ValueError(f"{name} {'is there twice' if piece.first < end else 'lacks elements'} from row {end} on")
+        end += piece.shape[0] if shape else 1
+    return torch.empty((end, *shape[1:]) if shape else (), dtype=types.pop(), device="meta")
+
+
+def load(files: Sequence[Path], targets: Mapping[str, Tensor]) -> None:
+    """Fill tensors from the files of a part; those of which this process has a share with its share.
+
+    Raises:
+        ValueError, OSError, SafetensorError, KeyError, TypeError: as ``described``, or a tensor is not there.
+    """
+    _load(described(files), targets)
+
+
+def read(files: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of a part, whole.
+
+    Raises:
+        ValueError, OSError, SafetensorError, KeyError, TypeError: as ``described``.
+    """
+    entries = described(files)
+    tensors = {name: torch.empty_like(entry.like, device="cpu") for name, entry in entries.items()}
+    _load(entries, tensors)
     return tensors
 
 
-@contextmanager
-def _plain_errors(folder: Path) -> Iterator[None]:
-    """What torch raises as a kind of its own, which is not even an ``Exception``, as what it was at first."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process is meant
-            yield
-    except CheckpointException as error:
-        causes = [failure[0] for failure in error.failures.values()]
-        for cause in causes:
-            if isinstance(cause, OSError):
-                raise OSError(cause.errno, cause.strerror, str(cause.filename or folder)) from None
-        raise RuntimeError(f"{folder}: {causes[0] if causes else error}") from None
+def _load(entries: Mapping[str, Entry], targets: Mapping[str, Tensor]) -> None:
+    """Fill tensors file by file."""
+    wanted: dict[Path, list[tuple[str, Piece]]] = {}
+    for name in targets:
+        for piece in entries[name].pieces:
+            wanted.setdefault(piece.file, []).append((name, piece))
+    for file, found in wanted.items():
+        with safe_open(file, framework="pt") as opened:
+            for name, piece in found:
+                _fill(targets[name], piece, opened, name)
+
+
+@torch.no_grad()
+def _fill(target: Tensor, piece: Piece, opened: Any, name: str) -> None:
+    """Copy what a piece has of a tensor, or of this process's share of it."""
+    if not piece.shape:
+        own(target).copy_(opened.get_tensor(name))
+        return
+    begin, rows = own_rows(target)
+    first, last = max(begin, piece.first), min(begin + rows, piece.first + piece.shape[0])
+    if first < last:
+        own(target)[first - begin : last - begin].copy_(
+            opened.get_slice(name)[first - piece.first : last - piece.first]
+        )

@@ -11,6 +11,8 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from ditlab import disk
+
 STACKS = "stalled"
 _SCRATCH = ".stacks"  # the workers' own, open for the case that they are asked
 _WORKER = "ditlab worker"
@@ -35,7 +37,10 @@ def call_worker(process: BaseProcess) -> None:
 
 def answer_in(folder: Path) -> None:
     """In a worker: write the stacks of all threads when asked for by SIGUSR1, even if one holds the interpreter."""
-    stream = place(folder, _SCRATCH).open("a")  # stays open as long as the process lives
+    file = place(folder, _SCRATCH)
+    if file.is_symlink():  # which somebody put there: what it points to is not written to
+        file.unlink(missing_ok=True)
+    stream = file.open("a")  # stays open as long as the process lives
     faulthandler.register(signal.SIGUSR1, stream)
 
 
@@ -47,6 +52,7 @@ def clear(folder: Path) -> None:
 def write_stacks(folder: Path, headline: str) -> Path:
     """Write the stacks of this process and of its workers into ``folder/stalled.txt``; return that file."""
     file = place(folder)
+    disk.discard(file)  # never through a link
     with file.open("w") as stream:
         print(headline, "\n\ntraining process:", sep="", file=stream, flush=True)
         faulthandler.dump_traceback(stream)

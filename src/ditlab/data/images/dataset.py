@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ditlab.data.images.decode import decode
 from ditlab.data.images.folder import readable
 from ditlab.data.images.locate import located, open_source
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
-from ditlab.data.images.store import Cache, Store, prepare, prepared, whole, write_rejected
+from ditlab.data.images.store import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
 from ditlab.data.order import coins, sample_order
 from ditlab.errors import InputError
 
@@ -90,6 +91,21 @@ class Images:
         if not Path(located(self.path)).is_absolute():
             return False
         return prepared(self._opened(), self.image_size, self.shape[0], self.cache) is not None
+
+    def examine(self, progress: Progress | None = None, most: float = math.inf) -> Examined | None:
+        """Compare what is prepared with its checksums; None if nothing is, or the images are on the Hub.
+
+        Args:
+            progress: told how many of how many blocks were read.
+            most: bytes that are read; of more it is not known whether they are damaged.
+
+        Raises:
+            InputError: the images are gone.
+        """
+        if not Path(located(self.path)).is_absolute():
+            return None
+        folder = place(self._opened(), self.image_size, self.shape[0], self.cache)
+        return examine(folder, self._opened(), progress, most) if folder.is_dir() else None
 
     @property
     def store(self) -> Store:

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from ditlab import disk
+from ditlab.data.images import checksums
 from ditlab.data.images.reading import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source
+from ditlab.errors import Caution
 
+INDEX = "index.json"
 VERSION = 2  # of the layout and of how files are decoded
 LARGEST = 2**34  # bytes of pixels that are kept without being asked for
 SPARED = 2**30  # bytes of the disk that are left free
@@ -37,6 +43,8 @@ class Strings(Sequence[str]):
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r") if self._ends[-1] else np.empty(0, np.uint8)
         if len(self._bytes) != self._ends[-1]:
             raise ValueError(f"{path} is cut short")
+        if self._ends[0] != 0 or (np.diff(self._ends) < 0).any():
+            raise ValueError(f"{path.name} does not say where its strings end")
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -70,24 +78,57 @@ class Store:
         rejected: the files that cannot be used.
         fingerprint: of names, sizes and labels of the usable images, whatever the time they were written.
         content: sha256 of the pixels of all usable images, as they were decoded.
+        location: of the source.
+        sha256: of each block of each file; None in what earlier versions prepared.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError: it is damaged, or its
+            labels are not those of ``source``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: Source | None = None) -> None:
         self.folder = folder
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / INDEX).read_text())
         self.count: int = index["count"]
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.fingerprint: str = index["fingerprint"]
         self.content: str = index["content"]
-        self.kept = np.load(folder / "kept.npy")
-        self.labels = np.load(folder / "labels.npy") if index["labels"] else None
+        self.location: str = index["location"]
+        self.sha256: dict[str, list[str]] | None = index.get("sha256")
+        if not isinstance(self.fingerprint, str) or not isinstance(self.location, str):
+            raise TypeError(f"{INDEX} does not say what was prepared")
+        self.kept = np.array(_array(folder / "kept.npy", np.int64, (self.count,)))
+        self.labels = np.array(_array(folder / "labels.npy", np.int64, (self.count,))) if index["labels"] else None
         self.names = Strings(folder / "names")
         self.captions = Strings(folder / "captions") if index["captions"] else None
-        self.pixels = None
-        if index["pixels"]:
-            self.pixels = np.load(folder / "pixels.npy", mmap_mode="r" if self.count else None)
+        self.pixels = _array(folder / "pixels.npy", np.uint8, (self.count, *self.shape)) if index["pixels"] else None
         lines = (folder / "rejected.jsonl").read_text().splitlines()
         self.rejected = [Rejected(**json.loads(line)) for line in lines]
+        if any(len(strings) != self.count for strings in (self.names, self.captions) if strings is not None):
+            raise ValueError("it does not have a name for each image")
+        if source is not None:
+            self._compare(source)
+
+    def _compare(self, source: Source) -> None:
+        """See that the usable images are some of the source's, in its order, and have its labels."""
+        ordered = np.concatenate([[-1], self.kept, [len(source.names)]])
+        if (np.diff(ordered) < 1).any():
+            raise ValueError("the numbers of its images are not those of the source")
+        own, wanted = self.labels, None if source.labels is None else np.asarray(source.labels)[self.kept]
+        if not (own is wanted if own is None or wanted is None else np.array_equal(own, wanted)):
+            raise ValueError("its labels are not those of the source")
+
+
+def _array(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a file, memory-mapped where it holds anything.
+
+    Raises:
+        ValueError: it has another type or shape, or is cut short.
+    """
+    array: np.ndarray = np.load(file, mmap_mode="r" if 0 not in shape else None)
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{file.name} holds {array.shape} of {array.dtype}, not {shape} of {np.dtype(dtype)}")
+    return array
 
 
 def prepare(
@@ -107,11 +148,13 @@ def prepare(
     """
     root = disk.cache_for("images")
     folder, keep = _folder(root, source, size, channels, cache)
-    if (ready := whole(folder)) is not None:
+    if (ready := whole(folder, source)) is not None:
         return ready
     with disk.alone(root / f"{folder.name}.lock", "the same images are being prepared"):
-        if (ready := whole(folder)) is None:  # else another process has just prepared them
-            for dead in (folder, *root.glob(f".{folder.name}.*")):
+        if (ready := whole(folder, source)) is None:  # else another process has just prepared them
+            if folder.exists():
+                warnings.warn(f"what was prepared in {folder} is damaged: it is prepared anew", Caution, 2)
+            for dead in (folder, *disk.unfinished(root, re.escape(folder.name))):
                 disk.discard(dead)
             disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress))
             ready = Store(folder)
@@ -121,7 +164,62 @@ def prepare(
 def prepared(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Store | None:
     """What ``prepare`` would find of the same arguments; None if it would have to decode. Nothing is written."""
     root = disk.cache_folder() / "images"
-    return whole(_folder(root, source, size, channels, cache)[0]) if root.is_dir() else None
+    return whole(_folder(root, source, size, channels, cache)[0], source) if root.is_dir() else None
+
+
+def place(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Path:
+    """Where ``prepare`` keeps what it makes of the same arguments, or kept it."""
+    return _folder(disk.cache_for("images"), source, size, channels, cache)[0]
+
+
+class Examined(NamedTuple):
+    """A prepared folder, its bytes, a line for each damaged file, and why damage could not be told if it could not."""
+
+    folder: Path
+    bytes: int
+    damaged: list[str]
+    unknown: str | None
+
+
+def examine(
+    folder: Path, source: Source | None = None, progress: Progress | None = None, most: float = math.inf
+) -> Examined:
+    """Read a prepared folder in whole and compare it with its checksums. Nothing is changed.
+
+    Args:
+        folder: in the cache.
+        source: whose images it holds.
+        progress: told how many of how many blocks were read.
+        most: bytes that are read; of more it is not known whether they are damaged.
+    """
+    files = {file.name: file.stat().st_size for file in folder.iterdir()}
+    size, store = sum(files.values()), whole(folder, source)
+    if store is None:
+        return Examined(folder, size, [f"the files in {folder} do not go together, or not with the images"], None)
+    if store.sha256 is None:
+        return Examined(folder, size, [], "an earlier version prepared them, without checksums")
+    if size > most:
+        return Examined(folder, size, [], f"{size / 1e9:,.1f} GB were not read: ditlab check does")
+    try:
+        if store.sha256.keys() != files.keys() - {INDEX}:
+            return Examined(folder, size, [f"{folder} does not hold the files that its {INDEX} names"], None)
+        return Examined(folder, size, checksums.damaged(folder, store.sha256, progress), None)
+    except (OSError, TypeError, AttributeError) as error:
+        return Examined(folder, size, [f"{folder} is damaged: {str(error)[:120]}"], None)
+
+
+def caches_of(location: str) -> list[Path]:
+    """The folders that hold prepared images of a source, of any size; damaged ones that do not say so are left out."""
+    root = disk.cache_folder() / "images"
+    return [folder for folder in sorted(root.glob("[!.]*/")) if _location(folder) == location]
+
+
+def _location(folder: Path) -> str | None:
+    try:
+        found = json.loads((folder / INDEX).read_text())["location"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _folder(root: Path, source: Source, size: tuple[int, int], channels: int, cache: Cache) -> tuple[Path, bool]:
@@ -147,11 +245,11 @@ def _key(source: Source, size: tuple[int, int], channels: int, keep: bool) -> st
     return digest.hexdigest()[:32]
 
 
-def whole(folder: Path) -> Store | None:
-    """What was prepared there; None if nothing was, or if it is damaged."""
+def whole(folder: Path, source: Source | None = None) -> Store | None:
+    """What was prepared there, of ``source`` if it is given; None if nothing was, or if it is damaged."""
     try:
-        return Store(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        return Store(folder, source)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError, RecursionError):
         return None
 
 
@@ -192,8 +290,9 @@ def _fill(
         "fingerprint": _fingerprint(source, kept),
         "content": content.hexdigest(),
         "location": source.location,
+        "sha256": {file.name: list(checksums.of_file(file)) for file in sorted(folder.iterdir())},
     }
-    (folder / "index.json").write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index))
 
 
 def _fingerprint(source: Source, kept: Sequence[int]) -> str:

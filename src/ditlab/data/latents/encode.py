@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -127,7 +128,7 @@ class Encoding:
         return Plan(**self.index.model_dump(include=set(Plan.model_fields)))
 
     def _begin(self) -> Plan:
-        for left in (*self.work.glob(f".{PLAN}.*"), *self.work.glob(f".{LOOKED}.*")):
+        for left in (*disk.unfinished(self.work, re.escape(PLAN)), *disk.unfinished(self.work, re.escape(LOOKED))):
             disk.discard(left)
         looked, text = _looked(self.source), self.plan.model_dump_json()
         disk.write_atomically(self.work / LOOKED, lambda path: path.write_text(looked))
@@ -185,8 +186,9 @@ class Encoding:
     def _encode(self, shard: int) -> None:
         """Write a shard and its entry; one that was there before, of a shard that is lost, goes first."""
         file, entry = self.folder / shard_file(shard), self._entry(shard)
-        for left in (entry, *file.parent.glob(f".{file.name}.*"), *self.work.glob(f".{entry.name}.*")):
-            disk.discard(left)
+        left = [(parent, re.escape(name)) for parent, name in ((file.parent, file.name), (self.work, entry.name))]
+        for unfinished in (entry, *(found for where, name in left for found in disk.unfinished(where, name))):
+            disk.discard(unfinished)
         kept: list[int] = []
         rejected: list[Rejected] = []
         pieces: dict[str, list[np.ndarray]] = {name: [] for name in columns_of(self.plan)}
@@ -260,7 +262,7 @@ class Encoding:
         return read_index(self.folder)
 
     def _write_index(self, bad_share: float) -> None:
-        for left in (*self.folder.glob(f".{INDEX}.*"), *self.folder.glob(".quarantine.jsonl.*")):
+        for left in disk.unfinished(self.folder, rf"{re.escape(INDEX)}|quarantine\.jsonl"):
             disk.discard(left)
         found = [_read_entry(self._entry(shard)) for shard in range(self.plan.shard_count)]
         entries = [entry for entry in found if entry is not None]

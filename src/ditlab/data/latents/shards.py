@@ -79,10 +79,24 @@ class OpenShard:
             wrong = [name for name, values in self.latents.items() if values.dtype != plan.dtype]
             if wrong:
                 raise ValueError(f"{wrong[0]} is not of type {plan.dtype}")
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            if self.labels is not None and plan.classes is not None:
+                _must_be_labels(self.labels, rows, len(plan.classes))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
             said = " ".join(str(error).split())[:120]
             raise InputError(f"{path} is damaged ({said}): bring it back from a copy, or encode anew") from None
 
     def name(self, row: int) -> str:
         """Of a row's image in the source."""
         return str(self._names[row].as_py())
+
+
+def _must_be_labels(labels: np.ndarray, rows: int, classes: int) -> None:
+    """See that there is a label for each row, of one of the classes.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if labels.dtype != np.int64 or labels.shape != (rows,):
+        raise ValueError(f"it has {labels.shape} labels of type {labels.dtype} for {rows} rows")
+    if rows and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"its labels run from {labels.min()} to {labels.max()}, and there are {classes} classes")

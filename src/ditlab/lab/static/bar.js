@@ -1,6 +1,6 @@
 // The bar: one place for the choices that all sections share.
 
-import { choices } from "./api.js";
+import { choices, json } from "./api.js";
 import { h } from "./dom.js";
 import { onNews } from "./live.js";
 import { slider } from "./player.js";
@@ -30,8 +30,13 @@ function choice(id, label, options, read, write, key, title) {
   return h("div", { class: "field", title }, h("label", { for: id }, label), list);
 }
 
-/** @param {RunSummary[]} runs */
-const runChoice = (runs) => choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
+/** All runs; those that are damaged cannot be chosen, and say why. @param {RunSummary[]} runs */
+function runChoice(runs) {
+  const field = choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
+  void json("/api/runs").then(({ damaged = [] }) => field.querySelector("select")?.append(
+    ...damaged.map((/** @type {{name: string, why: string}} */ { name, why }) => h("option", { disabled: true, title: why }, `${name} (damaged: ${why})`))));
+  return field;
+}
 
 /** The checkpoints of a run, and the one that is shown, which training may have removed since. @param {Run} run @param {number | null} shown @returns {[string, string][]} */
 export function stepOptions({ checkpoints }, shown) {

@@ -1,0 +1,139 @@
+"""How long does it take to look at a folder of 2,000 runs, and at a run with a million lines of metrics?
+
+    python benchmarks/folders.py        some minutes on two CPU cores, and 2 GB of disk for as long
+
+Each row is a command in a process of its own, beside the same with one run or few lines: seconds by the clock, seconds
+of processor time, and the most memory that the process held. It needs Linux, and of ditlab its command line alone, so
+that PYTHONPATH may name the src of another version. What came out is in docs/lab.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+RUNS, LINES, ASKED, QUESTIONS, LISTS = 2000, 10**6, 200_000, 30, 3
+CALL = [sys.executable, "-m", "ditlab"]
+TRAIN = ["train", "points", "--name", "run", "--steps", "2", "--checkpoint-every", "2", "--preview-every", "100000000"]
+PATIENCE = 600  # seconds
+
+
+def show(what: str, clock: float, processor: float, megabytes: float) -> None:
+    """A row."""
+    print(f"{what:<44} {clock:8.2f} s {processor:8.2f} s of processor {megabytes:8,.0f} MB", flush=True)
+
+
+def called(what: str, *words: str) -> None:
+    """Run a command to its end, and show what it took."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([*CALL, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) not in (0, 1):  # the doctor says by 1 that a run is ill
+        raise SystemExit(said)
+    show(what, time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3)
+
+
+def with_lines(run: Path, to: Path, count: int, step: int | None) -> Path:
+    """A copy of a run with so many lines of metrics, all of one step or each of its own."""
+    shutil.copytree(run, to)
+    with (to / "metrics.jsonl").open("w") as stream:
+        for i in range(1, count + 1):
+            loss = (1 + i * 7919 % 1000 / 1000) / i**0.1
+            stream.write(
+                f'{{"step": {step or i}, "loss": {loss}, "lr": 0.001, "grad_norm": 0.53125, "images_per_s": 1234.5, '
+                f'"seconds": {i / 8}}}\n'
+            )
+    return to
+
+
+@contextmanager
+def lab(what: str, path: Path) -> Iterator[tuple[int, str]]:
+    """The process and address of a lab, once it answers."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([*CALL, "lab", str(path), "--port", "0"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        url = None
+        while url is None:
+            url = re.search(r"http://\S+", process.stderr.readline())
+        show(f"{what}: up", time.perf_counter() - begun, *used_by(process.pid))
+        yield process.pid, url[0]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def used_by(pid: int) -> tuple[float, float]:
+    """Seconds of processor and the most megabytes of a process that runs."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert peak is not None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(peak[1]) / 1e3
+
+
+def fetched(url: str) -> int:
+    """How many bytes come back."""
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        return len(answer.read())
+
+
+def asked(what: str, pid: int, urls: list[str]) -> None:
+    """Ask all at once, and show what that took."""
+    begun, before = time.perf_counter(), used_by(pid)[0]
+    with ThreadPoolExecutor(len(urls)) as pool:
+        largest = max(pool.map(fetched, urls))
+    processor, megabytes = used_by(pid)
+    show(f"{what} ({largest / 1e3:,.0f} kB)", time.perf_counter() - begun, processor - before, megabytes)
+
+
+def folder_of_runs(here: Path, run: Path) -> None:
+    """A lab on one run, and on many."""
+    for count in (1, RUNS):
+        runs = here / f"runs-{count}"
+        for i in range(count):
+            shutil.copytree(run, runs / f"run-{i:04}", ignore=shutil.ignore_patterns("probes", "averages", "samples"))
+        time.sleep(3)  # what was changed just now is looked at again
+        with lab(f"lab on {count:,} runs", runs) as (pid, url):
+            for i in range(LISTS):
+                asked(f"lab on {count:,} runs: list {i + 1}", pid, [f"{url}api/runs"])
+
+
+def long_runs(here: Path, run: Path) -> None:
+    """The doctor, a resumption and a lab on metrics with many lines."""
+    for count in (10, LINES):
+        long = with_lines(run, here / f"lines-{count}", count, step=2)
+        called(f"doctor on {count:,} lines", "doctor", str(long), "--n", "64")
+        called(f"train --resume on {count:,} lines", "train", "--resume", str(long), "--steps", "4")
+    for count in (10, ASKED):
+        long = with_lines(run, here / f"asked-{count}", count, step=None)
+        with lab(f"lab on {count:,} lines", long) as (pid, url):
+            name = re.search(rb'"id": ?"(\w+)"', urllib.request.urlopen(f"{url}api/runs").read())
+            assert name is not None
+            losses = f"{url}api/runs/{name[1].decode()}/losses"
+            asked(f"lab on {count:,} lines: {QUESTIONS} questions", pid, [losses] * QUESTIONS)
+
+
+def main() -> None:
+    """Make the folders, and show what each command takes."""
+    with tempfile.TemporaryDirectory() as temporary:
+        here = Path(temporary)
+        subprocess.run([*CALL, *TRAIN], cwd=here, check=True, capture_output=True)
+        folder_of_runs(here, here / "runs" / "run")
+        long_runs(here, here / "runs" / "run")
+
+
+if __name__ == "__main__":
+    main()

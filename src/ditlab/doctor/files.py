@@ -1,0 +1,309 @@
+"""Whether everything that a run left is as it was written: what ``ditlab check`` says. Nothing is changed."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from ditlab.build import build_dataset, build_network
+from ditlab.config import Config, ExternalData
+from ditlab.data.images.dataset import Images
+from ditlab.data.images.source import Progress
+from ditlab.data.latents.check import check_store
+from ditlab.data.latents.dataset import Latents
+from ditlab.disk import must_be_file
+from ditlab.doctor.checks import Check, unknown
+from ditlab.errors import DamagedCheckpoint, InputError
+from ditlab.evaluation_record import FILE, read_evaluations
+from ditlab.networks.counts import on_meta
+from ditlab.run import RunFolder
+from ditlab.training.averages import PowerAverages
+from ditlab.training.checkpoint import (
+    LATEST,
+    describe_part,
+    files_of,
+    read_facts,
+    read_tensors,
+    saved_steps,
+    step_name,
+    verified,
+)
+from ditlab.training.loop import differences
+from ditlab.training.optim import Optimizers
+from ditlab.training.posthoc import read_snapshot
+
+NAMED = 3  # damaged files in a line
+PARTS = ("model", "ema", "optimizer", "averages")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found in a run."""
+
+    run: str
+    checks: list[Check]
+
+    @property
+    def damaged(self) -> list[str]:
+        """The names of the checks that found damage."""
+        return [check.name for check in self.checks if check.mark == "bad"]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report for a program."""
+        head = {"run": self.run, "verdict": "damaged" if self.damaged else "whole"}
+        return head | {"checks": [check.as_json() for check in self.checks]}
+
+
+def verify(run: str | Path, progress: Progress | None = None) -> Verified:
+    """Compare all that a run left with what its checksums and formats say; it may be training meanwhile.
+
+    Args:
+        run: its folder, or its name in ``runs/``.
+        progress: told how much of how much of its data was read.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    folder = RunFolder.find(run)
+    config, network, configuration = _configuration(folder)
+    checks = [configuration]
+    checks.append(_metrics(folder))
+    checks += _checkpoints(folder, config, network)
+    checks.append(_each("snapshots", folder.averages, ".safetensors", lambda file: _snapshot(file, config, network)))
+    checks.append(_each("recordings", folder.probes, ".safetensors", _recording))
+    checks.append(_each("pictures", folder.samples, ".png", _picture))
+    if (folder.path / FILE).exists():
+        checks.append(_evaluations(folder))
+    if config is not None:
+        checks.append(prepared(folder, config, progress))
+    return Verified(str(folder.path), checks)
+
+
+def said(error: Exception) -> str:
+    """What an error says of the file that it is about."""
+    if isinstance(error, DamagedCheckpoint):
+        return error.reason
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _configuration(folder: RunFolder) -> tuple[Config | None, nn.Module | None, Check]:
+    """The configuration, and on the "meta" device the network that it asks for, as far as there are any."""
+    name = "configuration"
+    try:
+        config = folder.read_config()
+    except (InputError, OSError) as error:
+        advice = f"bring {folder.config_file} back from a copy"
+        return None, None, Check(name, "bad", "damaged", reason=said(error), advice=advice)
+    try:
+        network = on_meta(lambda: build_network(config, build_dataset(config)))
+    except (InputError, OSError) as error:
+        return config, None, unknown(name, f"no network can be made of it: {said(error)}")
+    return config, network, Check(name, "ok", f"{config.network.kind} on {config.data.kind}")
+
+
+def _metrics(folder: RunFolder) -> Check:
+    try:
+        lines = folder.read_metrics()
+    except (InputError, OSError) as error:
+        advice = "bring the line or the file back from a copy, or delete it"
+        return Check("metrics", "bad", "damaged", reason=said(error), advice=advice)
+    return Check("metrics", "ok", f"{len(lines):,} {'line' if len(lines) == 1 else 'lines'}", {"lines": len(lines)})
+
+
+# ---- checkpoints
+
+
+def _checkpoints(folder: RunFolder, config: Config | None, network: nn.Module | None) -> Iterator[Check]:
+    """A check of each, and of what names the newest."""
+    try:
+        if folder.checkpoints.exists():
+            os.listdir(folder.checkpoints)  # noqa: PTH208 - a glob would say nothing of what it cannot read
+    except OSError as error:
+        yield Check("checkpoints", "bad", "not readable", reason=said(error), advice="make it readable")
+        return
+    steps = saved_steps(folder.checkpoints)
+    if not steps:
+        yield unknown("checkpoints", "there is none yet")
+    for step in steps:
+        check = _checkpoint(folder, step, config, network)
+        if check is not None:
+            yield check
+    named = folder.checkpoints / LATEST
+    if steps and not _names_one(named, folder.checkpoints):
+        advice = f"ditlab train --resume {folder.path} writes it anew"
+        yield Check("newest", "bad", "not named", reason=f"{named} names no checkpoint that is there", advice=advice)
+
+
+def _names_one(file: Path, checkpoints: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        name = stream.read(100).strip()
+    return name in [step_name(step).encode() for step in saved_steps(checkpoints)]
+
+
+def _checkpoint(folder: RunFolder, step: int, config: Config | None, network: nn.Module | None) -> Check | None:
+    """Every byte against the manifest, every tensor against its pieces and the configuration; None if it went away."""
+    name, checkpoint = f"checkpoint {step:,}", folder.checkpoints / step_name(step)
+    try:
+        verified(folder.checkpoints, step)
+        read_facts(checkpoint)
+        parts = {part: describe_part(checkpoint, part) for part in PARTS if files_of(checkpoint, part)}
+        likes = {part: {key: entry.like for key, entry in entries.items()} for part, entries in parts.items()}
+        if config is not None and network is not None:
+            _must_fit(likes, config, network)
+    except (InputError, OSError) as error:
+        if not checkpoint.exists():  # whoever trains has deleted it
+            return None
+        advice = "remove it, or bring it back from a copy: an older or a newer one is used"
+        return Check(name, "bad", "damaged", reason=said(error), advice=advice)
+    files = [file for part in parts for file in files_of(checkpoint, part)]
+    size, tensors = sum(file.stat().st_size for file in files), sum(map(len, parts.values()))
+    figure = f"{tensors:,} tensors in {len(files)} files, {size / 1e6:,.1f} MB"
+    return Check(name, "ok", figure, {"tensors": tensors, "files": len(files), "bytes": size})
+
+
+def _must_fit(parts: Mapping[str, Mapping[str, Tensor]], config: Config, network: nn.Module) -> None:
+    """See that the tensors of a checkpoint are those that the configuration asks for, as to names, shapes and types.
+
+    Raises:
+        InputError: they are not; the first difference is named.
+    """
+    wanted = {"model": network.state_dict(), "ema": network.state_dict()}
+    if config.averages:
+        wanted["averages"] = PowerAverages(network, config.averages).state_dict()
+    for part, own in wanted.items():
+        if part not in parts:
+            raise InputError(f"it has no {part}, which the configuration asks for")
+        if problems := differences(parts[part], own):
+            raise InputError(f"{part} does not fit the configuration: {problems[0][:160]}")
+    if problems := Optimizers(network, config).differences(dict(parts.get("optimizer", {}))):
+        raise InputError(f"optimizer does not fit the configuration: {problems[0][:160]}")
+
+
+# ---- what else a run leaves
+
+
+def _each(name: str, folder: Path, suffix: str, look: Callable[[Path], object]) -> Check:
+    """Whether each file of a step can be read."""
+    found = sorted(file for file in folder.glob(f"step-*{suffix}") if re.fullmatch(r"step-[0-9]{8}", file.stem))
+    wrong = []
+    for file in found:
+        try:
+            must_be_file(file)
+            look(file)
+        except Exception as error:  # whatever a damaged file makes a reader raise
+            if file.exists():
+                named = "" if isinstance(error, InputError) else f"{file} is damaged: "
+                wrong.append(f"{named}{said(error)}"[:240])
+    value = {"files": len(found), "damaged": len(wrong)}
+    if wrong:
+        reason = "; ".join(wrong[:NAMED]) + (f" and {len(wrong) - NAMED:,} more" if len(wrong) > NAMED else "")
+        figure = f"{len(wrong):,} of {len(found):,} damaged"
+        return Check(name, "bad", figure, value, reason=reason, advice="remove them")
+    return Check(name, "ok", f"{len(found):,}" if found else "none", value)
+
+
+def _snapshot(file: Path, config: Config | None, network: nn.Module | None) -> None:
+    tensors = read_snapshot(file)
+    if config is not None and network is not None:
+        own = {name: tensor.half() for name, tensor in PowerAverages(network, config.averages).state_dict().items()}
+        if problems := differences(tensors, own):
+            raise InputError(f"{file} is of another run: {problems[0][:160]}")
+
+
+def _recording(file: Path) -> None:
+    tensors = read_tensors(file)
+    gate = tensors.get("gate")
+    times = 0 if gate is None else len(gate)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    blocks = tuple(gate.shape) if gate is not None else ()
+    wanted = {"t": (times,), "gate": blocks, "contribution": blocks, "effective_depth": (times,)}
+    if len(blocks) != 3 or shapes != wanted:
+        raise InputError(f"{file} is no recording of gates")
+
+
+def _picture(file: Path) -> None:
+    with Image.open(file) as picture:
+        picture.verify()
+
+
+def _evaluations(folder: RunFolder) -> Check:
+    try:
+        found = read_evaluations(folder.path)
+    except (InputError, OSError) as error:
+        return Check("evaluations", "bad", "damaged", reason=said(error), advice=f"remove {folder.path / FILE}")
+    return Check("evaluations", "ok", f"{len(found):,}", {"evaluations": len(found)})
+
+
+# ---- data
+
+
+def prepared(folder: RunFolder, config: Config, progress: Progress | None = None, most: float = math.inf) -> Check:
+    """Whether what was prepared of the data is as it was, and is what the run was trained on.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        progress: told how much of how much was read.
+        most: bytes that are read; of more it is not known.
+    """
+    name = "prepared data"
+    if isinstance(config.data, ExternalData):
+        return unknown(name, "it was trained elsewhere: its data are not here")
+    dataset = build_dataset(config)
+    try:
+        if isinstance(dataset, Images):
+            return _images(name, folder, dataset, progress, most)
+        if isinstance(dataset, Latents):
+            return _latents(name, folder, dataset, progress, most)
+    except (InputError, OSError) as error:
+        if isinstance(dataset, Latents) and Path(dataset.path).exists():
+            return Check(name, "bad", "damaged", reason=said(error), advice="bring the store back from a copy")
+        return unknown(name, said(error))
+    return Check(name, "ok", "none: they are made as they are needed")
+
+
+def _images(name: str, folder: RunFolder, dataset: Images, progress: Progress | None, most: float) -> Check:
+    found = dataset.examine(progress, most)
+    if found is None:
+        return unknown(name, "these images are not prepared here: training does it")
+    figure, value = f"{found.bytes / 1e6:,.1f} MB", {"folder": str(found.folder), "bytes": found.bytes}
+    if found.damaged:
+        advice = f"remove {found.folder}: what is needed again is prepared again"
+        return Check(name, "bad", "damaged", value, "its checksums", "; ".join(found.damaged), advice)
+    if found.unknown is not None:
+        return unknown(name, f"{found.folder}: {found.unknown}")
+    return _trained_on(Check(name, "ok", figure, value), folder, dataset.prepare())
+
+
+def _latents(name: str, folder: RunFolder, dataset: Latents, progress: Progress | None, most: float) -> Check:
+    size = sum(shard.bytes for shard in dataset.index.shards)
+    if size > most:
+        return unknown(name, f"{size / 1e9:,.1f} GB were not read: ditlab check does")
+    found = check_store(dataset.path, progress)
+    value = {"folder": dataset.path, "bytes": size}
+    if found.damaged:
+        reason, advice = found.damaged[0], "bring it back from a copy, or encode it anew with the same command"
+        return Check(name, "bad", f"{len(found.damaged):,} shards damaged", value, "its checksums", reason, advice)
+    return _trained_on(Check(name, "ok", f"{size / 1e6:,.1f} MB", value), folder, dataset.fingerprint)
+
+
+def _trained_on(check: Check, folder: RunFolder, fingerprint: str) -> Check:
+    """The check, or a warning where the newest checkpoint was trained on other data."""
+    then = None
+    with suppress(InputError, OSError):
+        then = read_facts(folder.checkpoints / step_name(folder.step or 0)).get("fingerprint")
+    if then in (None, fingerprint):
+        return check
+    reason = f"they are not those that were trained on: their fingerprint was {str(then)[:80]} and is {fingerprint}"
+    return replace(check, mark="warning", reason=reason, advice="bring those back before you go on with this run")
