@@ -212,7 +212,7 @@ def names(folder: Path, within: Path | None = None) -> list[str]:
         return sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
         return []
-    except OSError as error:
+    except (PermissionError, NotADirectoryError) as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
 
 
