@@ -190,8 +190,9 @@ def test_flipped_bytes_in_prepared_pixels_are_noticed(trained, capsys):
     assert main(["doctor", "images", "--n", "64", "--json"]) == 1
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["prepared data"]["verdict"] == "bad"
-    shutil.rmtree(trained)
+    shutil.rmtree("cache")
     assert "not prepared here" in checked(capsys, "runs/images")[1]["prepared data"]["reason"]
+    assert not Path("cache").exists()
     assert main(["train", "--resume", "images", "--steps", "3"]) == 0
     assert checked(capsys, "runs/images")[0] == 0
 

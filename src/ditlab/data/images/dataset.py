@@ -105,7 +105,7 @@ class Images:
         if not Path(located(self.path)).is_absolute():
             return None
         folder = place(self._opened(), self.image_size, self.shape[0], self.cache)
-        return examine(folder, self._opened(), progress, most) if folder.is_dir() else None
+        return None if folder is None else examine(folder, self._opened(), progress, most)
 
     @property
     def store(self) -> Store:

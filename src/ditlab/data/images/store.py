@@ -163,13 +163,17 @@ def prepare(
 
 def prepared(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Store | None:
     """What ``prepare`` would find of the same arguments; None if it would have to decode. Nothing is written."""
+    folder = place(source, size, channels, cache)
+    return None if folder is None else whole(folder, source)
+
+
+def place(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Path | None:
+    """Where ``prepare`` keeps what it makes of the same arguments, if anything was kept there; nothing is written."""
     root = disk.cache_folder() / "images"
-    return whole(_folder(root, source, size, channels, cache)[0], source) if root.is_dir() else None
-
-
-def place(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Path:
-    """Where ``prepare`` keeps what it makes of the same arguments, or kept it."""
-    return _folder(disk.cache_for("images"), source, size, channels, cache)[0]
+    if not root.is_dir():
+        return None
+    folder = _folder(root, source, size, channels, cache)[0]
+    return folder if folder.is_dir() else None
 
 
 class Examined(NamedTuple):
