@@ -177,6 +177,18 @@ def test_the_curve_of_a_long_training():
     assert time.process_time() - begun < 4  # 9 s and more where each mean is summed anew
 
 
+def test_spikes_and_least_means_are_those_of_plain_medians_and_sums():
+    draw = np.random.default_rng(0)
+    for n in range(4, 60):
+        losses = draw.lognormal(0, 1, n)
+        losses[n // 3] = 1e30
+        spikes = sum(losses[i] > 3 * statistics.median(losses[max(0, i - 5) : i]) for i in range(1, n))
+        value = training_curve(tiny(), course(losses.tolist())).value
+        width = max(2, n // 10)
+        least = min(statistics.fmean(losses[i : i + width]) for i in range(n - width + 1))
+        assert (value["spikes"], value["least"]) == (spikes, least)
+
+
 def test_steps_that_were_skipped():
     config, skip = tiny(bad_steps=3), {"skipped": "loss is nan", "seconds": 1.0}
     few = [*metrics([1.0] * 20), {**skip, "step": 1001}]

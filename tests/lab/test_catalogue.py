@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ditlab.cli.main import main
 from ditlab.errors import InputError, Missing
 from ditlab.lab import live
 from ditlab.lab.api import create_app
@@ -20,6 +21,7 @@ from ditlab.lab.worker import Worker
 from ditlab.run import RunFolder
 from ditlab.training import metrics
 from tests.lab.shell import PATIENCE, ask, eventually, serving
+from tests.lab.test_page import opened, serve
 from tests.lab.test_worker import Gate, here
 from tests.training.test_fit import tiny
 
@@ -67,6 +69,36 @@ def test_one_damaged_run_keeps_no_others_from_being_served(tmp_path, damage):
     assert name == "a"
     assert "config.json" in why
     assert "\n" not in why
+
+
+def test_the_terminal_and_the_page_say_which_runs_are_damaged(tmp_path, monkeypatch, capfd):
+    """Once the lab is up: nobody waits for it."""
+    unknown_kind(begun(tmp_path / "a"))
+    begun(tmp_path / "b")
+
+    def served(app, sock, on_ready):
+        sock.close()
+        on_ready("http://here/")
+        return 0
+
+    monkeypatch.setattr("ditlab.lab.serve.serve", served)
+    assert main(["lab", str(tmp_path), "--port", "0"]) == 0
+    said = []
+    eventually(lambda: said.append(capfd.readouterr().err) or "left out" in "".join(said))
+    lines = "".join(said).splitlines()
+    assert lines[0] == f"The lab looks at the runs in {tmp_path}."
+    assert lines[2].startswith(f"{tmp_path}/a is damaged and left out: {tmp_path}/a/config.json: ")
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_offered_and_cannot_be_chosen(chromium, runs, tmp_path):
+    (tmp_path / "good").symlink_to(runs / "points")
+    unknown_kind(begun(tmp_path / "bad"))
+    with serve(tmp_path) as url, opened(chromium, url, viewport={"width": 375, "height": 800}) as page:
+        option = page.get_by_role("combobox", name="Run").locator("option:disabled")
+        option.wait_for(state="attached")
+        assert option.inner_text().startswith("bad (damaged: ")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
 def test_a_run_that_may_not_be_read_is_listed_as_damaged(tmp_path, monkeypatch):

@@ -159,9 +159,10 @@ def test_a_sweep_can_be_stopped_too(checkpoints, tmp_path):
     save(folder, state)
     (folder / ".step-00000009.7.tmp").mkdir()
     (folder / ".step-00000009.7.tmp/model.safetensors").write_bytes(b"half")
-    before = tree(folder)
+    before, metrics = tree(folder), tmp_path / "metrics.jsonl"
     for n in range(20):
         put_back(folder, before)
+        metrics.write_text('{"step": 2, "seconds": 1.0}\n{"step": 3, "seconds": 2.0}\n')
 
         def action(n=n):
             disk.before = At(n, die)
@@ -172,6 +173,7 @@ def test_a_sweep_can_be_stopped_too(checkpoints, tmp_path):
         assert RunFolder(tmp_path).step in saved_steps(folder)
         RunFolder(tmp_path).cut(2)
         assert saved_steps(folder) == [2]
+        assert metrics.read_text() == '{"step": 2, "seconds": 1.0}\n'
         assert (folder / LATEST).read_text().strip() == "step-00000002"
         assert not [name for name in tree(folder) if name.startswith(".")]
         if ended == 0:

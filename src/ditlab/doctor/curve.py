@@ -88,7 +88,7 @@ def _least_mean(values: np.ndarray, width: int) -> float:
 def _spikes(losses: np.ndarray) -> int:
     """How many are more than ``SPIKE`` times the median of the five before, or of as many as there are."""
     early = sum(losses[i] > SPIKE * np.median(losses[:i]) for i in range(1, min(5, len(losses))))
-    below = sum((SPIKE * losses[k : k - 5] < losses[5:]).astype(int) for k in range(5))
+    below = sum((SPIKE * losses[k : k - 5] < losses[5:]).astype(np.int8) for k in range(5))
     return int(early + np.count_nonzero(np.asarray(below) >= 3))
 
 

@@ -161,7 +161,7 @@ def cut(file: Path, step: int) -> None:
     if not whole:
         if file.stat().st_nlink > 1:  # another name of the same file, such as a backup's, keeps all of it
             disk.write_atomically(file, partial(shutil.copyfile, file))
-        disk.before("write", file)
+        disk.before("delete", file)
         os.truncate(file, keep)
 
 
