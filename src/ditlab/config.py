@@ -19,11 +19,13 @@ from ditlab.choices import (
     Interval,
     Place,
     Positive,
+    Repeats,
     Shape,
     Signed,
     Size,
     SolverName,
     Widths,
+    Window,
 )
 from ditlab.errors import ConfigError
 from ditlab.section import Section
@@ -62,7 +64,13 @@ class ImagesData(Section):
         description="folder of images (sub-folders are classes), parquet or tar files, or a name on the Hub",
     )
     image_size: ImageSize = Field(description="in pixels: the side of a square, or height and width")
-    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour")
+    channels: int = Field(3, ge=1, le=1024, description="1 is grey, 3 colour, others are of the files' bands as stored")
+    window: Window = Field(
+        None,
+        description="LOW HIGH: values of over 8 bits that become black and white; auto is those used; None 0 65535",
+    )
+    image_column: str | None = Field(None, description="of a table's images, or their suffix in a tar; None: the first")
+    repeats: Repeats = Field({}, description="times that an epoch has a class's images; once where it is not named")
     classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(
         None, min_length=1, description="names of the labels, in order; None is without labels"
     )

@@ -101,7 +101,7 @@ WRONG = [
     (["train", "images", "--data.path", "../nope"], "../nope: there is no such folder or file"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "x"], "--data.image-size"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "1", "2", "3"], "height and width"),
-    (["train", "images", "--data.path", "pictures", "--data.channels", "2"], "--data.channels"),
+    (["train", "images", "--data.path", "pictures", "--data.channels", "0"], "--data.channels"),
     (["train", "images", "--data.path", "pictures", "--data.bad-share", "2"], "data.bad_share=2"),
     (["train", "images", "--data.path", "pictures", "--data.kind", "circles"], "--data.kind"),
     (["train", "images", "--data.path", "pictures/cat/0000.png"], "is a file"),

@@ -23,12 +23,14 @@ from filelock import FileLock
 
 from ditlab import disk
 from ditlab.data.images import checksums
+from ditlab.data.images.decode import CONVERTED, is_plain
 from ditlab.data.images.reading import decode_all
-from ditlab.data.images.source import Progress, Rejected, Source
+from ditlab.data.images.source import Progress, Rejected, Source, Unusable
+from ditlab.data.images.wide import Window
 from ditlab.errors import Caution
 
 INDEX = "index.json"
-VERSION = 1  # of the layout and of how files are decoded
+VERSION = 2  # of the layout and of how files are decoded: 1 knew no colour profiles
 LARGEST = 2**34  # bytes of pixels that are kept without being asked for
 SPARED = 2**30  # bytes of the disk that are left free
 HEADER = 128  # bytes of an .npy file's header
@@ -131,14 +133,19 @@ def _array(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.nd
 
 
 def prepare(
-    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", progress: Progress | None = None
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    cache: Cache = "auto",
+    progress: Progress | None = None,
+    window: Window | None = None,
 ) -> Store:
     """Images of a source, brought to one size: from the cache, or decoded into it.
 
     Args:
         source: where they come from.
         size: height and width.
-        channels: 1 or 3.
+        channels, window: see ``decode``.
         cache: whether to keep their pixels; "auto" does so up to 16 GiB, where the disk has room for them.
         progress: told how many of how many are done.
 
@@ -146,29 +153,37 @@ def prepare(
         InputError: the cache is no folder, or may not be written to.
     """
     root = disk.cache_for("images")
-    folder, keep = _folder(root, source, size, channels, cache)
+    folder, keep = _folder(root, source, size, channels, cache, window)
     if (ready := whole(folder, source)) is not None:
         return ready
     with FileLock(root / f"{folder.name}.lock"):
         if (ready := whole(folder, source)) is None:  # else another process has just prepared them
+            before = root / _key(source, size, channels, keep, window, version=1)
+            if (old := whole(before, source)) is not None and _still_right(old, source, progress):
+                disk.rename(before, folder)
+                return Store(folder, source)
             if folder.exists():
                 warnings.warn(f"what was prepared in {folder} is damaged: it is prepared anew", Caution, 2)
             for dead in (folder, *disk.unfinished(root, re.escape(folder.name))):
                 disk.discard(dead)
-            disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress))
+            disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress, window))
             ready = Store(folder)
     return ready
 
 
-def prepared(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Store | None:
+def prepared(
+    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", window: Window | None = None
+) -> Store | None:
     """What ``prepare`` would find of the same arguments; None if it would have to decode. Nothing is written."""
     root = disk.cache_folder() / "images"
-    return whole(_folder(root, source, size, channels, cache)[0], source) if root.is_dir() else None
+    return whole(_folder(root, source, size, channels, cache, window)[0], source) if root.is_dir() else None
 
 
-def place(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Path:
+def place(
+    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", window: Window | None = None
+) -> Path:
     """Where ``prepare`` keeps what it makes of the same arguments, or kept it."""
-    return _folder(disk.cache_for("images"), source, size, channels, cache)[0]
+    return _folder(disk.cache_for("images"), source, size, channels, cache, window)[0]
 
 
 class Examined(NamedTuple):
@@ -221,10 +236,12 @@ def _location(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _folder(root: Path, source: Source, size: tuple[int, int], channels: int, cache: Cache) -> tuple[Path, bool]:
+def _folder(
+    root: Path, source: Source, size: tuple[int, int], channels: int, cache: Cache, window: Window | None
+) -> tuple[Path, bool]:
     """Where a source is prepared, and whether its pixels are kept there."""
     needed = len(source.names) * channels * size[0] * size[1]
-    folders = {keep: root / _key(source, size, channels, keep) for keep in (True, False)}
+    folders = {keep: root / _key(source, size, channels, keep, window) for keep in (True, False)}
     fits = needed <= LARGEST and needed + SPARED <= shutil.disk_usage(root).free
     keep = cache == "on" or (cache == "auto" and (fits or folders[True].is_dir()))
     return folders[keep], keep
@@ -236,12 +253,35 @@ def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     disk.write_atomically(path, lambda file: file.write_text(text))
 
 
-def _key(source: Source, size: tuple[int, int], channels: int, keep: bool) -> str:
+def _key(
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    keep: bool,
+    window: Window | None,
+    version: int = VERSION,
+) -> str:
     """A name for all that decides what is prepared."""
-    digest = hashlib.sha256(repr((VERSION, source.location, size, channels, keep, source.stamp)).encode())
+    decided = (version, source.location, size, channels, keep, source.stamp, *(window or ()))
+    digest = hashlib.sha256(repr(decided).encode())
     for part in (source.names, source.sizes, source.labels, sorted(source.captions.items()), source.rejected):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:32]
+
+
+def _still_right(old: Store, source: Source, progress: Progress | None) -> bool:
+    """Whether what version 1 prepared would be the same now: no image needs, or may need, what is new since."""
+    kept = set(old.kept.tolist())
+    for i in range(len(source.names)):
+        try:
+            plain = is_plain(source.read(i))
+        except Unusable:
+            plain = None
+        if plain is not (True if i in kept else None):
+            return False
+        if progress is not None:
+            progress(i + 1, len(source.names))
+    return True
 
 
 def whole(folder: Path, source: Source | None = None) -> Store | None:
@@ -253,18 +293,26 @@ def whole(folder: Path, source: Source | None = None) -> Store | None:
 
 
 def _fill(
-    folder: Path, source: Source, size: tuple[int, int], channels: int, keep: bool, progress: Progress | None
+    folder: Path,
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    keep: bool,
+    progress: Progress | None,
+    window: Window | None,
 ) -> None:
     """Write the files of a store."""
     shape = (channels, *size)
-    kept, rejected = [], list(source.rejected)
+    kept, rejected, converted = [], list(source.rejected), set()
     with (folder / "pixels.npy").open("wb") as stream:
         stream.write(bytes(HEADER))
-        for i, picture in enumerate(decode_all(source, size, channels, progress)):
+        for i, picture in enumerate(decode_all(source, size, channels, progress, window=window)):
             if isinstance(picture, Rejected):
                 rejected.append(picture)
                 continue
             kept.append(i)
+            if CONVERTED in picture.header.remarks:
+                converted.add(i)
             if keep:
                 stream.write(picture.pixels.tobytes())
         _write_header(stream, (len(kept), *shape))
@@ -284,18 +332,19 @@ def _fill(
         "pixels": keep,
         "labels": labels is not None,
         "captions": bool(source.captions),
-        "fingerprint": _fingerprint(source, kept),
+        "fingerprint": _fingerprint(source, kept, converted, window),
         "location": source.location,
         "sha256": {file.name: list(checksums.of_file(file)) for file in sorted(folder.iterdir())},
     }
     (folder / INDEX).write_text(json.dumps(index))
 
 
-def _fingerprint(source: Source, kept: Sequence[int]) -> str:
-    digest = hashlib.sha256(json.dumps(source.classes).encode())
+def _fingerprint(source: Source, kept: Sequence[int], converted: set[int], window: Window | None) -> str:
+    """What was trained on; a converted image is another one than it was to versions that knew no profiles."""
+    digest = hashlib.sha256(json.dumps(source.classes if window is None else [source.classes, window]).encode())
     for i in kept:
         label = None if source.labels is None else source.labels[i]
-        digest.update(json.dumps([source.names[i], source.sizes[i], label]).encode())
+        digest.update(json.dumps([source.names[i], source.sizes[i], label, *(["sRGB"] * (i in converted))]).encode())
     return digest.hexdigest()
 
 
