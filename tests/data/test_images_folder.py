@@ -227,7 +227,7 @@ def test_labels_of_some_images_alone_are_said_and_not_used(tmp_path):
         "a/metadata.jsonl: 1 of 2 lines tell nothing of an image here",
         "metadata.csv: line 2 cannot be read: field larger than field limit (131072)",
         "metadata.csv: 1 of 1 lines tell nothing of an image here",
-        "1 of 12 images have a label in a/metadata.jsonl: these are not used",
+        "1 of 12 images have a label in metadata.csv and metadata.jsonl: these are not used",
     ]
 
 

@@ -142,12 +142,13 @@ class Folder:
 
     def _label(self, given: dict[int, int | str]) -> Labels:
         """The classes' names, and the label of each image: given if each has one, else by folder."""
+        told = " and ".join(sorted(set(map(posixpath.basename, self._metadata))))
         if given and len(given) == len(self.names):
-            self.notes.append(f"labels are those of {' and '.join(sorted(map(posixpath.basename, self._metadata)))}")
+            self.notes.append(f"labels are those of {told}")
             return numbered([given[i] for i in range(len(given))])
         if given:
             self.notes.append(
-                f"{len(given):,} of {len(self.names):,} images have a label in {self._metadata[0]}: these are not used"
+                f"{len(given):,} of {len(self.names):,} images have a label in {told}: these are not used"
             )
         return by_folder(self.names, self.notes)
 
