@@ -84,7 +84,7 @@ class Archive:
                         stream.members = []  # type: ignore[attr-defined] # which would hold all of them
                         named = KEY.fullmatch(member.name.removeprefix("./"))
                         if not member.isreg() or member.issparse() or named is None or _is_hidden(member.name):
-                            self.other["" if member.isreg() else "no file"] += not member.isdir()
+                            self.other.update([] if member.isdir() else ["" if member.isreg() else "no file"])
                             continue
                         piece = (number, member.offset_data, member.size)
                         samples.setdefault((number, named[1]), {})[named[2].lower()] = piece
