@@ -60,14 +60,11 @@ class ImagesData(Section):
 
     prefix: ClassVar[str] = "data."
     kind: Annotated[Literal["images"], tyro.conf.Suppress] = "images"
-    path: Place = Field(
-        description="folder of images (sub-folders are classes), parquet or tar files, or a name on the Hub",
-    )
+    path: Place = Field(description="folder of images (sub-folders are classes), parquet, tars, or a name on the Hub")
     image_size: ImageSize = Field(description="in pixels: the side of a square, or height and width")
     channels: int = Field(3, ge=1, le=1024, description="1 is grey, 3 colour, others are of the files' bands as stored")
     window: Window = Field(
-        None,
-        description="LOW HIGH: values of over 8 bits that become black and white; auto is those used; None 0 65535",
+        None, description="LOW HIGH: values above 8 bits that become black and white; auto: all used"
     )
     image_column: str | None = Field(None, description="of a table's images, or their suffix in a tar; None: the first")
     repeats: Repeats = Field({}, description="times that an epoch has a class's images; once where it is not named")
