@@ -117,3 +117,49 @@ def odd_but_good(root):
     for name, body in good.items():
         write(root / name, body)
     return set(good)
+
+
+def icc(space="RGB ", gamma=2.19921875, primaries=None):
+    """A colour profile with one curve, x ** gamma (ICC.1:2022): of grey, or of primaries whose columns are D50's XYZ.
+
+    The primaries are those of Adobe RGB (1998) as published, unless others are given.
+    """
+    adobe = [[0.60974, 0.31111, 0.01947], [0.20528, 0.62567, 0.06087], [0.14919, 0.06322, 0.74457]]
+
+    def xyz(values):
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    tags = {b"wtpt": xyz([0.9642, 1.0, 0.8249])}
+    if space == "GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        for name, values in zip("rgb", adobe if primaries is None else primaries, strict=True):
+            tags[f"{name}XYZ".encode()], tags[f"{name}TRC".encode()] = xyz(values), curve
+    table, body, at = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name + struct.pack(">II", at + len(body), len(value))
+        body += value
+    size = at + len(body)
+    head = struct.pack(">I4xI", size, 0x02400000) + b"mntr" + space.encode() + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 63190, 65536, 54061)  # the illuminant D50
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def png16(values):
+    """A PNG file of 16 bits of values (H, W, C), for 3 or 4 channels, which Pillow does not write."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def progressive(scans, size=(1500, 1500)):
+    """A progressive JPEG whose last scan comes again so often: a few bytes each, and a pass over all pixels."""
+    body = encoded(Image.new("RGB", size, (200, 30, 90)), "JPEG", progressive=True)
+    last, end = body.rindex(b"\xff\xda"), body.rindex(b"\xff\xd9")
+    return body[:end] + body[last:end] * scans + body[end:]

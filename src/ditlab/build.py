@@ -52,7 +52,8 @@ def build_dataset(config: Config) -> Dataset:
             return Digits()
         case ImagesData() as data:
             size = (data.image_size[0], data.image_size[-1])
-            return Images(data.path, size, data.channels, data.classes, data.flip, data.bad_share, data.cache)
+            read = (data.window, data.image_column, data.repeats)
+            return Images(data.path, size, data.channels, data.classes, data.flip, data.bad_share, data.cache, *read)
         case LatentsData() as data:
             scale, shift = data.latent_scale, data.latent_shift
             return Latents(data.path, data.shape, data.classes, data.flip, scale, shift, data.vae, data.vae_digest)

@@ -65,6 +65,16 @@ def _rising(interval: tuple[float, float]) -> tuple[float, float]:
 Interval = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 
 
+def _low_and_high(window: tuple[float, float] | Literal["auto"] | None) -> tuple[float, float] | Literal["auto"] | None:
+    if isinstance(window, tuple) and not window[0] < window[1]:
+        raise ValueError("the first must be below the second")
+    return window
+
+
+Window = Annotated[tuple[Signed, Signed] | Literal["auto"] | None, AfterValidator(_low_and_high)]
+Repeats = Annotated[dict[str, Annotated[int, Field(ge=1, le=10**6)]], tyro.conf.arg(metavar="CLASS N [CLASS N ...]")]
+
+
 def _height_and_width(size: tuple[int, ...]) -> tuple[int, int]:
     if len(size) not in (1, 2):
         raise ValueError("give one number for a square, or height and width")

@@ -19,11 +19,13 @@ from ditlab.choices import (
     Interval,
     Place,
     Positive,
+    Repeats,
     Shape,
     Signed,
     Size,
     SolverName,
     Widths,
+    Window,
 )
 from ditlab.errors import ConfigError
 from ditlab.section import Section
@@ -58,11 +60,12 @@ class ImagesData(Section):
 
     prefix: ClassVar[str] = "data."
     kind: Annotated[Literal["images"], tyro.conf.Suppress] = "images"
-    path: Place = Field(
-        description="folder of images (sub-folders are classes), parquet or tar files, or a name on the Hub",
-    )
+    path: Place = Field(description="folder of images (sub-folders are classes), parquet, tars, or a name on the Hub")
     image_size: ImageSize = Field(description="in pixels: the side of a square, or height and width")
-    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for colour")
+    channels: int = Field(3, ge=1, le=1024, description="1 is grey, 3 colour, others are of the files' bands as stored")
+    window: Window = Field(None, description="LOW HIGH: values over 8 bits that become black and white; auto is all")
+    image_column: str | None = Field(None, description="of a table's images, or their suffix in a tar; None: the first")
+    repeats: Repeats = Field({}, description="times that an epoch has a class's images; once where it is not named")
     classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(
         None, min_length=1, description="names of the labels, in order; None is without labels"
     )
@@ -80,9 +83,7 @@ class ExternalData(Section):
     kind: Annotated[Literal["external"], tyro.conf.Suppress] = "external"
     shape: Shape = Field((4, 32, 32), description="of a sample: channels, height, width")
     num_classes: int | None = Field(None, ge=1, le=2**22, description="number of labels")
-    latent_scale: Positive | None = Field(
-        None, description="samples are (latents − latent_shift)·latent_scale of an autoencoder; None is images"
-    )
+    latent_scale: Positive | None = Field(None, description="see LatentsData; None where samples are images")
     latent_shift: Signed = Field(0.0, description="see latent_scale")
     vae: Place | None = Field(None, description="folder of the autoencoder that decodes the latents")
 

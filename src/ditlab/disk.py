@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Operation = Literal["write", "append", "fsync", "rename", "delete"]
 HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the same file system
+WINDOWS = os.name == "nt"
 MOST_JSON = 2**22  # bytes of a JSON file that are read
 BEFORE_A_WORD = 1.0  # seconds that a lock is waited for in silence
 
@@ -65,9 +66,11 @@ def write(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk; Windows opens no folder, and keeps names itself."""
     before("fsync", path)
-    descriptor = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes only what may be written
     try:
         os.fsync(descriptor)
     except OSError as error:  # fsync does not know the name

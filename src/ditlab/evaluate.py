@@ -179,7 +179,8 @@ def _other_data(run: Run, path: str, decode: Decode | None) -> Images | Latents:
             raise InputError(f"--data {path} holds latents of {index.shape}, and the run's are of {data.shape}")
     else:
         channels, *size = run.shape if decode is None else decode(torch.zeros(1, *run.shape)).shape[1:]
-        other = Images(located(path), (size[0], size[1]), channels)
+        window = data.window if isinstance(data, ImagesData) else None
+        other = Images(located(path), (size[0], size[1]), channels, window=window)
     other.prepare()
     return other
 

@@ -19,14 +19,16 @@ TILE = 64  # smallest side of an image in a grid, in pixels
 def save_picture(path: str | Path, samples: Tensor, columns: int | None = None) -> None:
     """Write images (n, C, H, W) as a grid, or points (n, 2) as a scatter plot, as a PNG.
 
+    Of more than three channels the first three are shown, as colours; of two the first.
+
     Raises:
         InputError: samples of a shape that has no picture.
     """
     samples = samples.detach().float().cpu()
     if samples.shape[1:] == (2,):
         _scatter(samples.numpy(), path)
-    elif samples.dim() == 4 and samples.shape[1] in (1, 3):
-        image_grid(samples, columns).save(path)
+    elif samples.dim() == 4:
+        image_grid(samples[:, : 3 if samples.shape[1] >= 3 else 1], columns).save(path)
     else:
         raise InputError(f"samples of shape {tuple(samples.shape[1:])} have no picture; write them with --out FILE.npz")
 

@@ -93,7 +93,7 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
         text = config.model_dump_json(indent=2) + "\n"
-        disk.write_atomically(self.config_file, lambda path: path.write_text(text))
+        disk.write_atomically(self.config_file, lambda path: path.write_text(text, encoding="utf-8"))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to the metrics."""

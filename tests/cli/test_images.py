@@ -43,6 +43,7 @@ def test_a_folder_trains_by_one_command(trained, capsys, monkeypatch):
     assert config["data"] == {
         "kind": "images", "path": str(trained / "pictures"), "image_size": [8, 8], "channels": 3,
         "classes": ["cat", "dog", "owl"], "flip": False, "bad_share": 0.01, "cache": "auto",
+        "window": None, "image_column": None, "repeats": {},
     }  # fmt: skip
     assert (trained / "runs/images/quarantine.jsonl").read_text() == ""
     status, out, _ = call(capsys, "eval", "images", "--n", 10, "--steps", 2, "--json")
@@ -63,7 +64,7 @@ def test_it_says_what_it_saw_and_chose(folder, capsys):
     assert json.loads(out)["steps"] == 4
     assert err.splitlines() == [
         "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other file is left out",
-        "note: cat/metadata.jsonl: 1 of 2 lines give no caption to an image here",
+        "note: cat/metadata.jsonl: 1 of 2 lines tell nothing of an image here",
         f"A DiT of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image "
         "1.3 times; ditlab train images --help tells how to choose otherwise",
     ]
@@ -101,7 +102,7 @@ WRONG = [
     (["train", "images", "--data.path", "../nope"], "../nope: there is no such folder or file"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "x"], "--data.image-size"),
     (["train", "images", "--data.path", "pictures", "--data.image-size", "1", "2", "3"], "height and width"),
-    (["train", "images", "--data.path", "pictures", "--data.channels", "2"], "--data.channels"),
+    (["train", "images", "--data.path", "pictures", "--data.channels", "0"], "data.channels=0: should be greater"),
     (["train", "images", "--data.path", "pictures", "--data.bad-share", "2"], "data.bad_share=2"),
     (["train", "images", "--data.path", "pictures", "--data.kind", "circles"], "--data.kind"),
     (["train", "images", "--data.path", "pictures/cat/0000.png"], "is a file"),

@@ -137,3 +137,26 @@ def test_a_file_that_changes_while_it_is_needed_is_named(root):
     write(root / "a" / "0003.png", b"spoilt")
     with pytest.raises(InputError, match=r"has changed: a/0003.png could be used before, but now: no image"):
         data.images(range(12))
+
+
+def test_repeated_classes_come_so_many_times_an_epoch(root):
+    """Each epoch has all of them, in another order; mirrored copies of one image are tossed for each by itself."""
+    data = Images(str(root), (8, 8), classes=("a", "b"), repeats={"b": 4})
+    epochs = [sorted(data.indices(0, start, 30).tolist()) for start in (0, 30, 60)]
+    assert epochs == [sorted([*range(6), *(i for i in range(6, 12) for _ in range(4))])] * 3
+    assert data.indices(0, 0, 30).tolist() != data.indices(0, 30, 30).tolist()
+    batch = data.batch(0, 10, 50)
+    assert batch.cond["label"].tolist() == [int(i) // 6 for i in data.indices(0, 10, 50)]
+    assert torch.equal(batch.x0, data.images(data.indices(0, 10, 50).numpy()))
+    assert torch.equal(pickle.loads(pickle.dumps(data)).batch(0, 10, 50).x0, batch.x0)
+    assert len(data) == 12
+    flipped = Images(str(root), (8, 8), classes=("a", "b"), repeats={"b": 4}, flip=True)
+    tossed = {tuple(image.flatten().tolist()) for image in flipped.batch(0, 0, 30).x0}
+    assert len(tossed) > 12
+
+
+def test_repeats_of_an_unknown_class_name_those_that_there_are(root):
+    with pytest.raises(InputError, match=r"^--data.repeats names c, d, and the classes are a, b$"):
+        Images(str(root), (8, 8), classes=("a", "b"), repeats={"d": 2, "a": 2, "c": 3})
+    with pytest.raises(InputError, match=r"the classes are none, for there are no labels"):
+        Images(str(root), (8, 8), repeats={"a": 2})

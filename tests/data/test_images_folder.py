@@ -152,7 +152,7 @@ def test_captions_are_kept_with_their_images(tmp_path):
     write(root / "metadata.jsonl", b'{"file_name": "b/0003.png", "text": "deeper"}\n')
     source = Folder(root)
     assert source.captions == {0: "a cat", 1: "half ? a sign", 3: "deeper"}
-    assert source.notes == ["a/metadata.jsonl: 4 of 6 lines give no caption to an image here"]
+    assert source.notes == ["a/metadata.jsonl: 4 of 6 lines tell nothing of an image here"]
     assert not source.other
 
 
@@ -197,3 +197,52 @@ def test_a_path_is_kept_in_full_and_a_name_on_the_hub_as_it_is(tmp_path, monkeyp
     assert len(open_source("r").names) == 12
     with pytest.raises(InputError, match="no such folder or file"):
         located("nowhere")
+
+
+def test_labels_in_metadata_are_the_classes_where_every_image_has_one(tmp_path):
+    """Numbers in their order and words in theirs, from lines of JSON and from a table of spreadsheets."""
+    lines = [{"file_name": f"{i:04d}.png", "label": [10, 9, "7"][i % 3]} for i in range(6)]
+    write(folder_of(tmp_path / "lines", ()) / "metadata.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    source = Folder(tmp_path / "lines")
+    assert (source.classes, source.labels) == (("7", "9", "10"), [2, 1, 0] * 2)
+    assert source.notes == ["labels are those of metadata.jsonl"]
+    rows = "file_name,text,label\n" + "".join(
+        f'{k}/{i:04d}.png,"a, ""b""",{"dog" if i % 2 else "cat"}\n' for i, k in enumerate("aaabbb")
+    )
+    write(folder_of(tmp_path / "rows", each=3) / "metadata.csv", b"\xef\xbb\xbf" + rows.encode())
+    source = Folder(tmp_path / "rows")
+    assert (source.classes, source.labels) == (("cat", "dog"), [0, 1] * 3)
+    assert source.captions == dict.fromkeys(range(6), 'a, "b"')
+    assert survey(str(tmp_path / "rows")).classes == ("cat", "dog")
+
+
+def test_labels_of_some_images_alone_are_said_and_not_used(tmp_path):
+    root = folder_of(tmp_path / "r")
+    lines = [{"file_name": "0000.png", "label": "x"}, {"file_name": "0001.png", "label": True}]
+    write(root / "a" / "metadata.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    write(root / "metadata.csv", b'file_name,label\nb/0006.png,\n"' + b"x" * 200_000)
+    source = Folder(root)
+    assert source.classes == ("a", "b")
+    assert source.notes == [
+        "a/metadata.jsonl: 1 of 2 lines tell nothing of an image here",
+        "metadata.csv: line 2 cannot be read: field larger than field limit (131072)",
+        "metadata.csv: 1 of 1 lines tell nothing of an image here",
+        "1 of 12 images have a label in metadata.csv and metadata.jsonl: these are not used",
+    ]
+
+
+def test_folders_called_like_images_make_no_bad_files(tmp_path):
+    """What a network drive or a Mac puts beside pictures is left alone; any other folder is looked into, and said."""
+    root = folder_of(tmp_path / "r")
+    for name in (
+        "a/@eaDir/0000.png/SYNOPHOTO_THUMB_M.png",
+        "__MACOSX/a/0000.png",
+        "b/cat.png/1.png",
+        "b/dog.png/2.png",
+    ):
+        write(root / name, png(0))
+    (root / "a" / "@eaDir" / "0001.png").mkdir()
+    source = Folder(root)
+    assert source.classes == ("a", "b", "b/cat.png", "b/dog.png")
+    assert (source.rejected, source.other) == ([], {"@eaDir": 1, "__MACOSX": 1})
+    assert source.notes == ["2 folders are called like images, such as b/cat.png: the images in it are read as any"]

@@ -48,6 +48,7 @@ def parquet(path, entries, **features):
 
 
 def tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as stream:
         for name, body in members.items():
             info = tarfile.TarInfo(name)
@@ -122,6 +123,66 @@ def test_tars_whose_names_have_several_dots(tmp_path, names):
     else:
         with pytest.raises(InputError, match=r"names like img.0.png make one sample of many images"):
             open_source(path)
+
+
+def test_tars_of_class_folders_are_labelled_as_folders_are(tmp_path):
+    members = {f"./{name}/{i}.jpg": png(i) for i, name in enumerate(["owls", "ants", "owls/snowy", "ants"])}
+    members |= {"README": b"x", "._0.jpg": b"junk", "ants/.hidden.png": b"junk", "ants/notes.md": b"x"}
+    source = assert_holds(tar(tmp_path / "w.tar", members), [1, 0, 2, 0], ("ants", "owls", "owls/snowy"), {})
+    assert source.names == ["owls/0", "ants/1", "owls/snowy/2", "ants/3"]
+    assert source.notes == ["1 of 5 samples have no image"]
+    tar(tmp_path / "f" / "0.tar", dict(list(members.items())[:2]))
+    tar(tmp_path / "f" / "1.tar", dict(list(members.items())[2:4]))
+    assert_holds(tmp_path / "f", [1, 0, 2, 0], ("ants", "owls", "owls/snowy"), {})
+
+
+def test_tars_of_images_of_several_suffixes_are_read_whole(tmp_path):
+    """Pictures are JPEG or PNG as they come; a segmentation beside them is no picture, unless it is asked for."""
+    members = {f"{i}.{suffix}": png(i) for i, suffix in enumerate(["jpg", "png", "JPEG", "png"])}
+    members |= {f"{i}.seg.png": png(7 + i) for i in range(4)} | {"0.txt": b"first", "0.json": b"{}"}
+    path = tar(tmp_path / "w.tar", members)
+    source = open_source(str(path))
+    assert ([source.read(i) for i in range(4)], source.captions) == ([png(i) for i in range(4)], {0: "first"})
+    assert source.notes == [
+        "the images .jpg and .png and .jpeg are used, and not 4 .seg.png: --data.image-column chooses"
+    ]
+    assert source.other == {".json": 1}
+    source = open_source(str(path), "seg.png")
+    assert [source.read(i) for i in range(4)] == [png(7 + i) for i in range(4)]
+    assert survey(str(path), "png").count == 2
+    with pytest.raises(InputError, match=r"has no files \*\.webp, but \.seg\.png, \.png"):
+        open_source(str(path), "webp")
+
+
+def test_a_damaged_or_odd_tar_takes_nothing_of_this_machine(tmp_path):
+    whole = tar(tmp_path / "w.tar", {f"{i}.png": png(i) for i in range(3)}).read_bytes()
+    cut = open_source(str(write(tmp_path / "cut.tar", whole[: len(whole) - 10240 - 100])))
+    assert len(cut.names) <= 3
+    with tarfile.open(tmp_path / "links.tar", "w") as stream:
+        for kind, target in (
+            (tarfile.SYMTYPE, "/etc/passwd"),
+            (tarfile.LNKTYPE, "/etc/passwd"),
+            (tarfile.FIFOTYPE, ""),
+        ):
+            info = tarfile.TarInfo(f"{kind.decode()}.png")
+            info.type, info.linkname = kind, target
+            stream.addfile(info)
+    with pytest.raises(InputError, match="has no rows"):
+        open_source(str(tmp_path / "links.tar"))
+    with tarfile.open(tmp_path / "z.tar", "w:gz") as stream:
+        stream.add(tmp_path / "w.tar", "w.tar")
+    with pytest.raises(InputError, match="a compressed tar has to be unpacked first"):
+        open_source(str(tmp_path / "z.tar"))
+
+
+def test_the_column_of_images_goes_by_its_name(tmp_path):
+    entries = [{"image": png(i), "thumb": png(9), "picture": png(3 + i)} for i in range(2)]
+    path = str(parquet(tmp_path / "a.parquet", entries))
+    assert open_source(path, "picture").read(1) == png(4)
+    assert Images(path, (8, 8), column="thumb").images([0]).shape == (1, 3, 8, 8)
+    assert survey(path, "thumb").count == 2
+    with pytest.raises(InputError, match="has no column img, only image, thumb, picture"):
+        open_source(path, "img")
 
 
 def test_labels_that_are_none_say_why(tmp_path):

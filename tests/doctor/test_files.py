@@ -197,21 +197,6 @@ def test_flipped_bytes_in_prepared_pixels_are_noticed(trained, capsys):
     assert checked(capsys, "runs/images")[0] == 0
 
 
-def test_a_cache_without_checksums_works_and_is_said_to_have_none(trained, capsys):
-    """As earlier versions prepared it."""
-    index = json.loads((trained / "index.json").read_text())
-    del index["sha256"]
-    (trained / "index.json").write_text(json.dumps(index))
-    status, found = checked(capsys, "runs/images")
-    assert status == 0
-    assert "without checksums" in found["prepared data"]["reason"]
-    stamp = (trained / "pixels.npy").stat().st_mtime_ns
-    assert main(["train", "--resume", "images", "--steps", "3"]) == 0
-    assert (trained / "pixels.npy").stat().st_mtime_ns == stamp
-    assert main(["data", "check", "photos", "--json"]) == 0
-    assert "without checksums" in json.loads(capsys.readouterr().out.splitlines()[-1])["prepared"][0]["unknown"]
-
-
 def test_damaged_labels_are_prepared_anew_in_a_line(trained, capsys):
     """And where the images have gone, training ends in one."""
     for steps, status in ((3, 0), (4, 2)):

@@ -49,7 +49,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory_gib() -> float:
+def _memory_gib() -> float | None:
+    """Of the machine; None where the system does not tell, as Windows."""
+    if not hasattr(os, "sysconf"):
+        return None
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 

@@ -25,7 +25,7 @@ def _of_images(config: Config, seen: Survey) -> Iterator[str]:
     data = config.data
     assert data.kind == "images"
     size = f"{data.image_size[0]}×{data.image_size[-1]}"
-    grey = "grey" if data.channels == 1 else "colour"
+    grey = {1: "grey", 3: "colour"}.get(data.channels, f"{data.channels}-band")
     noun = "image" if seen.count == 1 else "images"
     captions = f", {seen.captions:,} with captions, which are not used yet" if seen.captions else ""
     other = f"; {seen.other:,} other {'file is' if seen.other == 1 else 'files are'} left out" if seen.other else ""

@@ -37,6 +37,7 @@ def check(arguments: Sequence[str]) -> int:
     from ditlab.data.images.check import check
     from ditlab.data.images.locate import located, open_source
     from ditlab.data.images.store import caches_of, examine
+    from ditlab.data.images.survey import seen_window
 
     out = Path(options.out)
     if out.suffix != ".png" or not out.absolute().parent.is_dir():
@@ -47,7 +48,9 @@ def check(arguments: Sequence[str]) -> int:
     from ditlab.cli.progress import watching
 
     with watching() as watcher:
-        found = check(open_source(options.path), size, watcher.preparing)
+        source = open_source(options.path, options.image_column)
+        window = seen_window(source) if options.window == "auto" else options.window
+        found = check(source, size, watcher.preparing, options.channels, window)
         caches = [examine(folder, progress=watcher.preparing) for folder in caches_of(found.location)]
     drawn = _draw(found, out)
     report(_figures(found, drawn, options.as_json) | _prepared(caches, options.as_json), options.as_json)

@@ -32,6 +32,7 @@ def encode(arguments: Sequence[str]) -> int:
         raise InputError("--data.image-size takes one number for a square, or height and width")
     out = Path(options.out if options.out is not None else f"latents/{Path(options.data_path).stem}")
     from ditlab.data.images.locate import located, open_source
+    from ditlab.data.images.survey import seen_window
 
     if Path(located(options.data_path)) in (out.absolute(), *out.absolute().parents):
         raise InputError(f"--out {out} lies among the images and would be one of them: choose another place")
@@ -43,13 +44,15 @@ def encode(arguments: Sequence[str]) -> int:
 
     begun = time.perf_counter()
     autoencoder = load_vae(options.vae)
-    source = open_source(options.data_path)
+    source = open_source(options.data_path, options.image_column)
     if not source.names:
         raise InputError(f"none of the images in {source.location} can be read as a file: ditlab data check tells why")
+    window = seen_window(source) if options.window == "auto" else options.window
     plan = make_plan(
         source,
         autoencoder,
         (options.image_size[0], options.image_size[-1]),
+        window=window,
         **options.model_dump(include={"scale", "shift", "mirrored", "dtype", "precision", "batch_size", "shard_size"}),
     )
     autoencoder.model.to(_device(options.device))

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName, Width
+from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName, Width, Window
 from ditlab.config import Config
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
@@ -255,6 +255,9 @@ class DataCheckOptions(Section):
     image_size: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="S|H W")] = Field(
         None, description="pixels of the pictures on the sheet; None is 64"
     )
+    channels: int | None = Field(None, ge=1, le=1024, description="as --data.channels of training; None is 3, or all")
+    window: Window = Field(None, description="as --data.window of training")
+    image_column: str | None = Field(None, description="as --data.image-column of training")
     out: str = Field("contact-sheet.png", description="picture to write, of some images of each class")
     bad_share: float = Field(0.01, ge=0, le=1, description="share of bad files above which training would refuse")
     as_json: Json = False
@@ -279,6 +282,12 @@ class LatentsEncodeOptions(Section):
     )
     shift: float | None = Field(None, description="see --scale; None is the VAE's own, or 0")
     mirrored: bool = Field(True, description="encode each image mirrored left to right, too")
+    window: Annotated[Window, tyro.conf.arg(name="data.window")] = Field(
+        None, description="which values of more than 8 bits become black and white: LOW HIGH; auto is what images use"
+    )
+    image_column: Annotated[str | None, tyro.conf.arg(name="data.image-column")] = Field(
+        None, description="of the images in a table, or their suffix in a tar; None is the first"
+    )
     dtype: Literal["float16", "float32"] = Field("float16", description="of the numbers that are kept")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the VAE's matrix products")
     batch_size: int = Field(16, ge=1, le=2**16, description="images encoded together")
@@ -306,7 +315,10 @@ class TrainOptions(Config):
     @property
     def config(self) -> Config:
         """The configuration alone."""
-        return Config(**{name: getattr(self, name) for name in Config.model_fields})
+        values = {name: getattr(self, name) for name in Config.model_fields}
+        if self.data.kind == "images" and self.data.window == "auto" and isinstance(self.survey, Survey):
+            values["data"] = self.data.model_copy(update={"window": self.survey.window})  # the run keeps the numbers
+        return Config(**values)
 
 
 class LatentsTrainOptions(TrainOptions):

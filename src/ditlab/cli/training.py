@@ -50,7 +50,8 @@ def _defaults(recipe: str, words: list[str]) -> TrainOptions:
     kinds = {name: take_kind(words, name) for name in KINDS}
     if recipe == "images":
         path = _data_path(words, recipe)
-        seen = None if path is None else survey(path)
+        windowed = find(words, "--data.window") is not None
+        seen = None if path is None else survey(path, _named(words, "--data.image-column"), windowed)
         base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(words))
         return _with_kinds(base, kinds).model_copy(update={"survey": seen})
     if recipe not in ON_LATENTS:
@@ -103,6 +104,12 @@ def _image_size(words: list[str]) -> tuple[int, ...] | None:
     if not any(found[1]) or 0 in numbers:
         raise InputError(f"--data.image-size {' '.join(found[1])} is no size: give one as --data.image-size 32")
     return numbers or (32,)
+
+
+def _named(words: list[str], flag: str) -> str | None:
+    """The word after a flag, which stays where it is."""
+    found = find(words, flag)
+    return None if found is None or not found[1] else found[1][0]
 
 
 def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:

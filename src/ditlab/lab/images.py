@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 import warnings
 from collections import OrderedDict
@@ -11,10 +10,15 @@ from collections import OrderedDict
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ditlab.data.images.bounds import Bounded, refuse_scans
+from ditlab.data.images.decode import flatten
+from ditlab.data.images.source import Unusable
+from ditlab.data.images.wide import narrow
 from ditlab.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 16_000_000
+MAX_WORK = 2**28  # scans times pixels: two or three seconds, for one worker answers everybody
 
 
 class OwnImages:
@@ -60,8 +64,8 @@ def from_file(body: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """A PNG, JPEG or WebP file, turned upright, cropped to the network's proportions and scaled to its size.
 
     Raises:
-        InputError: another format, a damaged file, more than 16 million pixels, or a network that takes no grey or
-            colour images.
+        InputError: another format, a damaged file, more than 16 million pixels, one that takes seconds to decode, or
+            a network that takes no grey or colour images.
     """
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"this network takes data of shape {shape}, which no picture file holds")
@@ -69,15 +73,17 @@ def from_file(body: bytes, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
+            with Image.open(Bounded(body), formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise InputError(
                         f"the picture has {picture.width}×{picture.height} pixels; send one of at most 16 million"
                     )
-                upright = ImageOps.exif_transpose(picture)
-                flat = _on_black(upright).convert("L" if channels == 1 else "RGB")
+                refuse_scans(body, picture.width * picture.height, MAX_WORK)
+                flat = _opaque(picture).convert("L" if channels == 1 else "RGB")
     except InputError:
         raise
+    except Unusable as error:
+        raise InputError(f"the picture cannot be used: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError("the picture has too many pixels; send one of at most 16 million") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, MemoryError):
@@ -86,9 +92,10 @@ def from_file(body: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1).copy()
 
 
-def _on_black(picture: Image.Image) -> Image.Image:
-    """The picture without transparency."""
-    if not picture.has_transparency_data:
-        return picture
-    layered = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layered.size, (0, 0, 0, 255)), layered)
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture upright, in 8 bits and in sRGB, on black where it is transparent."""
+    upright = ImageOps.exif_transpose(picture)
+    profile = upright.info.get("icc_profile")
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray(narrow(np.asarray(upright), None))
+    return flatten(upright, profile, "black")[0]

@@ -9,7 +9,6 @@ import logging
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,10 +148,10 @@ class Server(uvicorn.Server):
 
 def _affordable(limits: Limits) -> Limits:
     """As many connections as there may be open files for: a third of them, for a burst is accepted before it is cut."""
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # on Windows, which has no such limit
         return limits
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * limits.connections
     if soft != resource.RLIM_INFINITY and soft < wanted:

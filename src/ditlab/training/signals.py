@@ -50,6 +50,9 @@ def collected(*, patient: bool = False) -> Iterator[list[int]]:
 @contextmanager
 def blocked() -> Iterator[None]:
     """Keep them back for a moment: a process started meanwhile is born deaf to them, until it says otherwise."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where workers start to ignore them a moment later
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -61,4 +64,5 @@ def ignore() -> None:
     """In a worker: leave it to the training process to stop."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -36,7 +36,12 @@ def call_worker(process: BaseProcess) -> None:
 
 
 def answer_in(folder: Path) -> None:
-    """In a worker: write the stacks of all threads when asked for by SIGUSR1, even if one holds the interpreter."""
+    """In a worker: write the stacks of all threads when asked for by SIGUSR1, even if one holds the interpreter.
+
+    Windows has no such signal: there the stacks of the training process are all there is.
+    """
+    if not hasattr(signal, "SIGUSR1"):
+        return
     file = place(folder, _SCRATCH)
     if file.is_symlink():  # which somebody put there: what it points to is not written to
         file.unlink(missing_ok=True)
@@ -56,7 +61,7 @@ def write_stacks(folder: Path, headline: str) -> Path:
     with file.open("w") as stream:
         print(headline, "\n\ntraining process:", sep="", file=stream, flush=True)
         faulthandler.dump_traceback(stream)
-        if asked := workers():
+        if (asked := workers()) and hasattr(signal, "SIGUSR1"):
             for pid in [process.pid for process in asked if process.pid is not None]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGUSR1)

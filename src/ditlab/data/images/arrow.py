@@ -1,4 +1,4 @@
-"""Images in parquet files, webdataset tars and data sets on the Hub, through Hugging Face ``datasets``.
+"""Images in parquet files and data sets on the Hub, through Hugging Face ``datasets``.
 
 They are turned into Arrow files once and read from there, memory-mapped. Of a row only the bytes of its image are
 used, and decoded as those of any file are; no code that comes with data is run.
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import errno
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, numbered
 from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, read_file
 from ditlab.disk import cache_folder, cache_for
 from ditlab.errors import InputError
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
-LABELS = ("label", "labels", "cls", "class", "fine_label")
-CAPTIONS = ("text", "caption", "txt")
 NAMES = ("__key__", "file_name")
 PATIENCE = 10.0  # seconds for the Hub to answer
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,14 +29,15 @@ class Table:
 
     Args:
         location: what a person named: a file, a folder or ``owner/name``.
-        kind: "parquet", "webdataset" or "hub".
+        kind: "parquet" or "hub".
         files: in order; none for the Hub.
+        column: of the images; None is the first that holds images.
 
     Raises:
         InputError: ``datasets`` is missing, the data cannot be had, or no column holds images.
     """
 
-    def __init__(self, location: str, kind: str, files: Sequence[str]) -> None:
+    def __init__(self, location: str, kind: str, files: Sequence[str], column: str | None = None) -> None:
         self.location = location
         self._kind = kind
         self.rejected: list[Rejected] = []
@@ -47,7 +46,7 @@ class Table:
         rows = _load(location, kind, files)
         if not rows.num_rows:
             raise InputError(f"{location} has no rows")
-        self._column = self._choose_column(rows)
+        self._column = self._choose_column(rows, column)
         rows = _as_bytes(rows, self._column, location)
         self._images = rows.select_columns([self._column])
         self.stamp = f"{rows._fingerprint} {[Path(file).stat().st_mtime_ns for file in files]}"
@@ -72,25 +71,26 @@ class Table:
             raise Unusable(f"too large: {len(body):,} bytes, and {MAX_BYTES:,} are the limit")
         return bytes(body)
 
-    def _choose_column(self, rows: Any) -> str:
+    def _choose_column(self, rows: Any, asked: str | None) -> str:
         """The column of images that is used; others are noted."""
         import datasets
 
+        if asked is not None:
+            if asked not in rows.column_names:
+                raise InputError(f"{self.location} has no column {asked}, only {', '.join(rows.column_names)}")
+            return asked
         images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-        dotted = [name for name in images if "." in name]
-        if self._kind == "webdataset" and len(dotted) > 1 and (len(dotted) >= rows.num_rows or _are_numbers(dotted)):
-            raise InputError(
-                f"{self.location}: names like img.{dotted[0]} make one sample of many images, for a sample's name ends "
-                f"at its first dot; name them img-{dotted[0]}, or unpack them into a folder"
-            )
         images += [name for name in IMAGES if name in rows.column_names and name not in images]
         if not images:
-            raise InputError(f"{self.location} has no column of images, only {', '.join(rows.column_names)}")
+            raise InputError(
+                f"{self.location} has no column of images, only {', '.join(rows.column_names)}; --data.image-column "
+                f"names one of bytes"
+            )
         if others := images[1:]:
             self.notes.append(f"the images of column {images[0]} are used, and not those of {', '.join(others)}")
         return images[0]
 
-    def _label(self, rows: Any) -> tuple[tuple[str, ...] | None, list[int] | None]:
+    def _label(self, rows: Any) -> Labels:
         """The classes' names, and the label of each image, if each has one."""
         import datasets
 
@@ -114,13 +114,7 @@ class Table:
                 self.notes.append(f"not every row has a {name}: trained without labels")
                 return None, None
             return tuple(feature.names), values
-        if all(str(value).strip().isdecimal() for value in values):  # a webdataset's .cls may be text
-            values = [int(value) for value in values]
-        classes = sorted(set(values))
-        if len(classes) < 2:
-            return None, None
-        number = {value: i for i, value in enumerate(classes)}
-        return tuple(map(str, classes)), [number[value] for value in values]
+        return numbered(values)
 
 
 def _is_fetched(path: str) -> bool:
@@ -157,29 +151,22 @@ def _load(location: str, kind: str, files: Sequence[str]) -> Any:
         causes = [error, error.__cause__, error.__context__]
         if full := next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in FULL), None):
             raise full from None
-        if files and all(_is_empty(kind, file) for file in files):
+        if files and all(_is_empty(file) for file in files):
             raise InputError(f"{location} has no rows") from None
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         missing = f"there is no folder {location}, and from the Hub: " if kind == "hub" else f"cannot read {location}: "
         raise InputError(missing + reason) from None
 
 
-def _is_empty(kind: str, file: str) -> bool:
+def _is_empty(file: str) -> bool:
     """Whether a file is whole and holds nothing, which its reader takes ill."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        if kind == "parquet":
-            return bool(parquet.read_metadata(file).num_rows == 0)
-        with tarfile.open(file) as stream:
-            return stream.next() is None
-    except (OSError, pa.ArrowException, tarfile.TarError):
+        return bool(parquet.read_metadata(file).num_rows == 0)
+    except (OSError, pa.ArrowException):
         return False
-
-
-def _are_numbers(columns: Sequence[str]) -> bool:
-    return all(name.partition(".")[0].isdecimal() for name in columns)
 
 
 def _as_bytes(rows: Any, column: str, location: str) -> Any:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ditlab.data.images.folder import readable
+from ditlab.data.images.labels import readable
 from ditlab.data.images.reading import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source
+from ditlab.data.images.survey import Findings
+from ditlab.data.images.wide import Window
 
 SIDE = 64  # pixels of a picture on the sheet
 SHOWN = 10  # pictures of a class
@@ -54,20 +56,35 @@ class Report:
         return Counter(reason.partition(":")[0] for _, reason in self.rejected)
 
 
-def check(source: Source, size: tuple[int, int] | None = None, progress: Progress | None = None) -> Report:
-    """Decode every image of a source at a size, 64×64 unless one is asked for, and report."""
+def check(
+    source: Source,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    channels: int | None = None,
+    window: Window | None = None,
+) -> Report:
+    """Decode every image of a source at a size, 64×64 unless one is asked for, and report.
+
+    Args:
+        source: where they come from.
+        size: height and width.
+        progress: told how many of how many are done.
+        channels, window: see ``decode``.
+    """
     report = Report(source.location, rejected=list(source.rejected), other=source.other, notes=list(source.notes))
     names = source.classes or ("",)
     report.classes = dict.fromkeys(source.classes or (), 0)
     report.captions = len(source.captions)
     report.shown = {name: [] for name in names}
     wanted = _spread(source.labels or [0] * len(source.names))
-    for i, picture in enumerate(decode_all(source, size or (SIDE, SIDE), 3, progress)):
+    found = Findings()
+    for i, picture in enumerate(decode_all(source, size or (SIDE, SIDE), channels, progress, window=window)):
         if isinstance(picture, Rejected):
             report.rejected.append(picture)
             continue
         label = names[source.labels[i] if source.labels is not None else 0]
         report.usable += 1
+        found.add(picture)
         if source.classes is not None:
             report.classes[label] += 1
         height, width = picture.header.size
@@ -75,9 +92,15 @@ def check(source: Source, size: tuple[int, int] | None = None, progress: Progres
         report.formats[picture.header.format] += 1
         report.modes[picture.header.mode] += 1
         if i in wanted:
-            report.shown[label].append(picture.pixels)
+            report.shown[label].append(_colored(picture.pixels))
+    report.notes += found.notes(window is not None)
     report.rejected.sort(key=lambda entry: readable(entry.path))
     return report
+
+
+def _colored(pixels: np.ndarray) -> np.ndarray:
+    """The first three bands of a picture, or the first of two or one, as colours."""
+    return pixels[:3] if len(pixels) >= 3 else pixels[[0, 0, 0]]
 
 
 def _spread(labels: list[int]) -> set[int]:

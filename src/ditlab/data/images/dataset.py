@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,14 +14,17 @@ from torch import Tensor
 
 from ditlab.data.datasets import Batch
 from ditlab.data.images.decode import decode
-from ditlab.data.images.folder import readable
+from ditlab.data.images.labels import readable
 from ditlab.data.images.locate import located, open_source
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.store import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
+from ditlab.data.images.survey import seen_window
+from ditlab.data.images.wide import Window
 from ditlab.data.order import coins, sample_order
 from ditlab.errors import InputError
 
 NAMED = 3  # bad files in a message
+SHOWN = 20  # classes in a message
 
 
 class Images:
@@ -30,11 +33,18 @@ class Images:
     Args:
         path: a folder of images, parquet or tar files, or a name on the Hub.
         image_size: height and width in pixels.
-        channels: 1 for grey, 3 for colour.
+        channels: 1 for grey, 3 for colour; another number is of the bands that the files have.
         classes: names of the labels, in order; None is without labels.
         flip: whether to mirror half of the images, each epoch other ones.
         bad_share: the share of files that cannot be used, above which ``prepare`` refuses.
         cache: whether to keep the decoded images on disk: "on", "off", or "auto", up to 16 GiB.
+        window: which values of more than 8 bits become black and white; "auto" is what 256 of the images use; None is
+            0 and 65,535.
+        column: of the images in a table, or their suffix in a tar; None is found out.
+        repeats: how many times an epoch has the images of a class, by its name; once where it is not named.
+
+    Raises:
+        InputError: classes that are repeated are not there.
     """
 
     levels: int | None = 256
@@ -48,11 +58,20 @@ class Images:
         flip: bool = False,
         bad_share: float = 0.01,
         cache: Cache = "auto",
+        window: Window | Literal["auto"] | None = None,
+        column: str | None = None,
+        repeats: Mapping[str, int] | None = None,
     ) -> None:
         self.path, self.image_size, self.classes = path, image_size, classes
         self.flip, self.bad_share, self.cache = flip, bad_share, cache
         self.shape: tuple[int, ...] = (channels, *image_size)
         self.num_classes = None if classes is None else len(classes)
+        self.column, self.repeats = column, dict(repeats or {})
+        self._window = window
+        self._numbers: np.ndarray | None = None  # of the images in an epoch before it is shuffled, where some repeat
+        if unknown := sorted(set(self.repeats) - set(classes or ())):
+            there = ", ".join((classes or ("none, for there are no labels",))[:SHOWN])
+            raise InputError(f"--data.repeats names {', '.join(unknown[:NAMED])}, and the classes are {there}")
         self._store: Store | None = None
         self._folder: Path | None = None  # of the store, in another process
         self._source: Source | None = None
@@ -72,7 +91,7 @@ class Images:
             raise InputError(
                 f"the classes in {self.path} are not those of this run: {_difference(source, self.classes)}"
             )
-        store = prepare(source, self.image_size, self.shape[0], self.cache, progress)
+        store = prepare(source, self.image_size, self.shape[0], self.cache, progress, self.window)
         if quarantine is not None:
             write_rejected(quarantine, store.rejected)
         self._check(store, quarantine)
@@ -90,7 +109,18 @@ class Images:
             return True
         if not Path(located(self.path)).is_absolute():
             return False
-        return prepared(self._opened(), self.image_size, self.shape[0], self.cache) is not None
+        return prepared(self._opened(), self.image_size, self.shape[0], self.cache, self.window) is not None
+
+    @property
+    def window(self) -> Window | None:
+        """Which values become black and white; "auto" is found out when it is first needed.
+
+        Raises:
+            InputError: the images are gone, or cannot be used.
+        """
+        if self._window == "auto":
+            self._window = seen_window(self._opened())
+        return self._window
 
     def examine(self, progress: Progress | None = None, most: float = math.inf) -> Examined | None:
         """Compare what is prepared with its checksums; None if nothing is, or the images are on the Hub.
@@ -104,7 +134,7 @@ class Images:
         """
         if not Path(located(self.path)).is_absolute():
             return None
-        folder = place(self._opened(), self.image_size, self.shape[0], self.cache)
+        folder = place(self._opened(), self.image_size, self.shape[0], self.cache, self.window)
         return None if folder is None else examine(folder, self._opened(), progress, most)
 
     @property
@@ -140,12 +170,27 @@ class Images:
 
     def indices(self, seed: int, position: int, size: int) -> Int[Tensor, " size"]:
         """The numbers of the images in ``batch`` of the same arguments."""
-        return sample_order(seed, position, size, len(self))
+        return torch.from_numpy(self._places(seed, position, size)[1])
+
+    def _places(self, seed: int, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places in an epoch before it is shuffled, and the images that lie there: the same, unless some repeat."""
+        places = sample_order(seed, position, size, self._epoch).numpy()
+        return places, places if self._numbers is None else self._numbers[places]
+
+    @property
+    def _epoch(self) -> int:
+        """How many images an epoch has, repeated ones again each time."""
+        if not self.repeats:
+            return len(self)
+        if self._numbers is None:
+            times = np.array([self.repeats.get(name, 1) for name in self.classes or ()])
+            self._numbers = np.repeat(np.arange(len(self)), times[self.store.labels])
+        return len(self._numbers)
 
     def batch(self, seed: int, position: int, size: int) -> Batch:
-        chosen = self.indices(seed, position, size).numpy()
-        epoch = (position + np.arange(size)) // len(self)
-        mirrored = coins(seed, epoch, chosen) if self.flip else None
+        places, chosen = self._places(seed, position, size)
+        epoch = (position + np.arange(size)) // self._epoch
+        mirrored = coins(seed, epoch, places) if self.flip else None
         labels = self.store.labels
         cond = {} if labels is None or self.classes is None else {"label": torch.from_numpy(labels[chosen])}
         return Batch(self.images(chosen, mirrored), cond)
@@ -166,13 +211,13 @@ class Images:
         if self._source is None:
             if Path(self.path).is_absolute() and not Path(self.path).exists():
                 raise InputError(f"the images are not at {self.path} any more: bring them back there")
-            self._source = open_source(self.path)
+            self._source = open_source(self.path, self.column)
         return self._source
 
     def _decode(self, index: int) -> np.ndarray:
         try:
             body = self._opened().read(int(self.store.kept[index]))
-            return decode(body, self.image_size, self.shape[0]).pixels
+            return decode(body, self.image_size, self.shape[0], self.window).pixels
         except Unusable as error:
             raise InputError(
                 f"{self.path} has changed: {readable(self.name(index))} could be used before, but now: {error}"

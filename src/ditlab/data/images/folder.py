@@ -4,33 +4,32 @@ The label of an image is the folder that holds it, named by its path from the ro
 ``birds/crow/b.png`` in ``birds/crow``, and an image that lies in the root beside such folders in class ``.``. Classes
 are numbered in the order of their names. Where one folder holds all images there are no labels.
 
-A folder is looked into once, however many links lead to it, so links that lead in circles end. Hidden files and files
-whose suffix is no image's are not read; they are counted.
+Where metadata.jsonl or metadata.csv give every image a label, these are the classes instead.
+
+A folder is looked into once, however many links lead to it, so links that lead in circles end. Hidden files, what
+systems put beside people's files, and files whose suffix is no image's are not read; they are counted. Arrays (.npy)
+are images where there are no others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import os
 import posixpath
 import stat
 from array import array
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from ditlab.data.images.source import Rejected, Unusable, kind_of, read_file, why_unreadable
+from ditlab.data.images.labels import Labels, by_folder, numbered, read_metadata, readable
+from ditlab.data.images.source import PHONES, SUFFIXES, Rejected, Unusable, kind_of, read_file, why_unreadable
 from ditlab.errors import InputError
 
-SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-    ".pnm",
-}  # fmt: skip
-TABLES = {".parquet": "parquet", ".tar": "webdataset"}  # suffix: how ``datasets`` calls it
-CAPTIONS = "metadata.jsonl"
-SPLITS = {"train", "test", "val", "valid", "validation"}
+TABLES = {".parquet": "parquet", ".tar": "tar"}  # suffix: what it is
+METADATA = ("metadata.jsonl", "metadata.csv")
+ARRAYS = ".npy"
+JUNK = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # of systems, not of people
 
 
 class Folder:
@@ -49,15 +48,18 @@ class Folder:
         self.other: Counter[str] = Counter()
         self.notes: list[str] = []
         self.tables: list[str] = []
-        self._captions: list[str] = []  # files of them
-        found = sorted(self._walk(), key=lambda entry: os.fsencode(entry[0]))
+        self._metadata: list[str] = []  # files of it
+        self._arrays: list[tuple[str, int, int]] = []
+        self._like_images: list[str] = []  # folders
+        found = sorted(self._walk() or self._take_arrays(), key=lambda entry: os.fsencode(entry[0]))
         self.rejected.sort(key=lambda entry: os.fsencode(entry.path))
         self.tables.sort(key=os.fsencode)
         self.names = [name for name, _, _ in found]
         self.sizes = [size for _, size, _ in found]
         self.stamp = hashlib.sha256(array("q", [changed for _, _, changed in found]).tobytes()).hexdigest()
-        self.classes, self.labels = self._label()
-        self.captions = self._read_captions()
+        self.captions, labels = self._read_metadata()
+        self.classes, self.labels = self._label(labels)
+        self._note_oddities()
 
     def read(self, index: int) -> bytes:
         return read_file(self._path(self.names[index]))
@@ -86,6 +88,8 @@ class Folder:
                 continue
             if not entries and suffix_of(name) in SUFFIXES:
                 self.rejected.append(Rejected(name, "no file: a folder"))
+            elif suffix_of(name) in SUFFIXES and not again:
+                self._like_images.append(name)
             elif again:
                 self.notes.append(f"{name} leads to a folder that is looked into under another name")
             for entry in entries:
@@ -99,8 +103,8 @@ class Folder:
     def _sort_out(self, entry: os.DirEntry[str], name: str, found: list[tuple[str, int, int]]) -> str | None:
         """Put an entry where it belongs; the name of a folder is returned."""
         suffix = suffix_of(name)
-        if entry.name.startswith("."):
-            self.other["hidden"] += 1
+        if entry.name.startswith(".") or entry.name in JUNK:
+            self.other["hidden" if entry.name.startswith(".") else entry.name] += 1
             return None
         try:
             info = entry.stat()
@@ -115,9 +119,11 @@ class Folder:
         if stat.S_ISDIR(info.st_mode):
             return name
         if suffix not in SUFFIXES:
-            if entry.name == CAPTIONS:
-                self._captions.append(name)
+            if entry.name in METADATA:
+                self._metadata.append(name)
             else:
+                if suffix == ARRAYS and stat.S_ISREG(info.st_mode):
+                    self._arrays.append((name, info.st_size, info.st_mtime_ns))
                 if suffix in TABLES and stat.S_ISREG(info.st_mode):
                     self.tables.append(name)
                 self.other[suffix] += 1
@@ -127,64 +133,57 @@ class Folder:
             self.rejected.append(Rejected(name, f"no file: {kind_of(info.st_mode)}"))
         return None
 
-    def _label(self) -> tuple[tuple[str, ...] | None, list[int] | None]:
-        """The classes' names, and the label of each image."""
-        folders = [posixpath.dirname(name) or "." for name in self.names]
-        classes = sorted(set(folders), key=os.fsencode)
-        if len(classes) < 2:
-            return None, None
-        if "." in classes:
-            inside = folders.count(".")
-            some = "1 image lies" if inside == 1 else f"{inside:,} images lie"
-            self.notes.append(f"{some} beside the folders of the classes, in a class '.'")
-        if splits := sorted(SPLITS & {name.split("/")[0] for name in classes}):
-            self.notes.append(f"{' and '.join(splits)} became classes or parts of them: name one to use it alone")
-        number = {name: i for i, name in enumerate(classes)}
-        return tuple(readable(name) for name in classes), [number[name] for name in folders]
+    def _take_arrays(self) -> list[tuple[str, int, int]]:
+        """The arrays, as images."""
+        if self.rejected:
+            return []
+        del self.other[ARRAYS]
+        return self._arrays
 
-    def _read_captions(self) -> dict[int, str]:
-        """The captions in files of lines ``{"file_name": ..., "text": ...}``, relative to the file's own folder."""
+    def _label(self, given: dict[int, int | str]) -> Labels:
+        """The classes' names, and the label of each image: given if each has one, else by folder."""
+        told = " and ".join(sorted(set(map(posixpath.basename, self._metadata))))
+        if given and len(given) == len(self.names):
+            self.notes.append(f"labels are those of {told}")
+            return numbered([given[i] for i in range(len(given))])
+        if given:
+            self.notes.append(
+                f"{len(given):,} of {len(self.names):,} images have a label in {told}: these are not used"
+            )
+        return by_folder(self.names, self.notes)
+
+    def _read_metadata(self) -> tuple[dict[int, str], dict[int, int | str]]:
+        """Captions and labels, by the numbers of the images, in the files beside them."""
         captions: dict[int, str] = {}
-        if not self._captions:
-            return captions
-        index = {name: i for i, name in enumerate(self.names)}
-        for table in sorted(self._captions):
+        labels: dict[int, int | str] = {}
+        index = {name: i for i, name in enumerate(self.names)} if self._metadata else {}
+        for table in sorted(self._metadata):
+            lines, unknown = 0, 0
             try:
-                lines = read_file(self._path(table)).splitlines()
+                for name, text, label in read_metadata(table, read_file(self._path(table))):
+                    lines += 1
+                    at = index.get(posixpath.normpath(posixpath.join(posixpath.dirname(table), name)))
+                    if at is None or (text is None and label is None):
+                        unknown += 1
+                        continue
+                    captions |= {} if text is None else {at: text}
+                    labels |= {} if label is None else {at: label}
             except Unusable as error:
                 self.notes.append(f"{table}: {error}")
-                continue
-            unknown = 0
-            for line in filter(None, lines):
-                name, text = _caption(line)
-                at = index.get(posixpath.normpath(posixpath.join(posixpath.dirname(table), name)))
-                if at is None or text is None:
-                    unknown += 1
-                else:
-                    captions[at] = text
             if unknown:
-                self.notes.append(f"{table}: {unknown:,} of {len(lines):,} lines give no caption to an image here")
-        return captions
+                self.notes.append(f"{table}: {unknown:,} of {lines:,} lines tell nothing of an image here")
+        return captions, labels
+
+    def _note_oddities(self) -> None:
+        if self._like_images:
+            count, first = len(self._like_images), min(self._like_images, key=os.fsencode)
+            called = "folder is called like an image" if count == 1 else "folders are called like images"
+            self.notes.append(f"{count:,} {called}, such as {readable(first)}: the images in it are read as any")
+        if phones := sum(self.other[suffix] for suffix in PHONES):
+            files, them = ("file is", "it") if phones == 1 else ("files are", "them")
+            self.notes.append(f"{phones:,} HEIC {files} left out: pip install 'ditlab[heic]' to read {them}")
 
 
 def suffix_of(name: str) -> str:
     """The suffix of a file's name, with its dot and in small letters."""
     return posixpath.splitext(name)[1].lower()
-
-
-def readable(name: str) -> str:
-    r"""A name as text: bytes that are no UTF-8 become ``\xff`` and the like."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _caption(line: bytes) -> tuple[str, str | None]:
-    try:
-        entry: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        return "", None
-    if not isinstance(entry, dict):
-        return "", None
-    name, text = entry.get("file_name"), entry.get("text", entry.get("caption"))
-    if not isinstance(name, str) or not isinstance(text, str):
-        return "", None
-    return name, text.encode("utf-8", "replace").decode()  # JSON can hold halves of characters

@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ditlab.data.images.folder import SUFFIXES, TABLES, Folder, readable, suffix_of
-from ditlab.data.images.source import Source
+from ditlab.data.images.folder import TABLES, Folder, suffix_of
+from ditlab.data.images.labels import readable
+from ditlab.data.images.source import SUFFIXES, Source
 from ditlab.errors import InputError
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # and no ./name or ../name
@@ -30,26 +31,32 @@ def located(path: str) -> str:
     raise InputError(f"{path}: there is no such folder or file (a data set on the Hub is named owner/name)")
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, column: str | None = None) -> Source:
     """The images that a path names: a folder of images, parquet or tar files, or a data set on the Hub.
+
+    Args:
+        path: a folder, a file, or a name on the Hub.
+        column: of the images in a table, or their suffix in a tar; None is found out.
 
     Raises:
         InputError: there are none, or what reads them is not installed.
     """
     location = located(path)
     if not Path(location).is_absolute():
-        return _table(location, "hub", ())
+        return _table(location, "hub", (), column)
     if not Path(location).is_dir():
         if suffix_of(location) not in TABLES:
             raise InputError(f"{path} is a file: name a folder of images, a .parquet or a .tar")
-        return _table(location, TABLES[suffix_of(location)], [location])
+        return _table(location, TABLES[suffix_of(location)], [location], column)
     folder = Folder(location)
     if folder.names or folder.rejected:
+        if column is not None:
+            folder.notes.append(f"--data.image-column {column} is for tables and tars: a folder's files have none")
         return folder
     for suffix, kind in TABLES.items():
         if names := [name for name in folder.tables if suffix_of(name) == suffix]:
             used = _of_training(names)
-            table = _table(location, kind, [f"{location}/{name}" for name in used])
+            table = _table(location, kind, [f"{location}/{name}" for name in used], column)
             if len(used) < len(names):
                 table.notes.append(f"{len(used):,} of {len(names):,} files are used: those whose names say train")
             table.other.update({other: count for other, count in folder.other.items() if other != suffix})
@@ -69,7 +76,11 @@ def _of_training(names: Sequence[str]) -> list[str]:
     return train if train and any(split - TRAIN for split in splits) else list(names)
 
 
-def _table(location: str, kind: str, files: Sequence[str]) -> Source:
+def _table(location: str, kind: str, files: Sequence[str], column: str | None) -> Source:
+    if kind == "tar":
+        from ditlab.data.images.archive import Archive
+
+        return Archive(location, files, column)
     from ditlab.data.images.arrow import Table
 
-    return Table(location, kind, files)
+    return Table(location, kind, files, column)

@@ -10,6 +10,7 @@ from itertools import islice
 
 from ditlab.data.images.decode import Picture, decode
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
+from ditlab.data.images.wide import Window
 
 CHUNK = 2**22  # bytes of pixels that a thread decodes before it hands them on
 MOST = 64  # images
@@ -18,9 +19,10 @@ MOST = 64  # images
 def decode_all(
     source: Source,
     size: tuple[int, int],
-    channels: int,
+    channels: int | None,
     progress: Progress | None = None,
     numbers: range | None = None,
+    window: Window | None = None,
 ) -> Iterator[Picture | Rejected]:
     """Every image of a source in order, or why it cannot be used.
 
@@ -29,19 +31,19 @@ def decode_all(
     Args:
         source: where the images come from.
         size: height and width to bring them to.
-        channels: 1 or 3.
+        channels, window: see ``decode``.
         progress: told how many of how many are done.
         numbers: which images; None is all.
     """
 
     def one(i: int) -> Picture | Rejected:
         try:
-            return decode(source.read(i), size, channels)
+            return decode(source.read(i), size, channels, window)
         except Unusable as error:
             return Rejected(source.names[i], str(error))
 
     wanted = range(len(source.names)) if numbers is None else numbers
-    chunk = max(1, min(MOST, CHUNK // (channels * size[0] * size[1])))
+    chunk = max(1, min(MOST, CHUNK // ((channels or 3) * size[0] * size[1])))
     chunks = (wanted[first : first + chunk] for first in range(0, len(wanted), chunk))
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")

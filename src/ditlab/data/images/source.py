@@ -7,12 +7,22 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".avif",
+}  # fmt: skip
+PHONES = {".heic", ".heif"}  # which pillow-heif reads
+if find_spec("pillow_heif"):
+    SUFFIXES |= PHONES
 MAX_BYTES = 2**28  # of one file
 
 Progress = Callable[[int, int], None]  # told how many of how many are done
+
+FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")  # of those the system has: a named pipe would block
 
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this process or machine: no fault of the file
 
@@ -65,7 +75,7 @@ def read_file(path: str | Path) -> bytes:
         Unusable: it cannot be opened, is no regular file, or has more than 2²⁸ bytes.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe would block
+        descriptor = os.open(path, sum((getattr(os, flag, 0) for flag in FLAGS), os.O_RDONLY))
         with os.fdopen(descriptor, "rb") as stream:
             info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):

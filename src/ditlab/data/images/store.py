@@ -22,12 +22,14 @@ import numpy as np
 
 from ditlab import disk
 from ditlab.data.images import checksums
+from ditlab.data.images.decode import CONVERTED
 from ditlab.data.images.reading import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source
+from ditlab.data.images.wide import Window
 from ditlab.errors import Caution
 
 INDEX = "index.json"
-VERSION = 2  # of the layout and of how files are decoded
+VERSION = 2  # of the layout and of how files are decoded: 1 knew no colour profiles
 LARGEST = 2**34  # bytes of pixels that are kept without being asked for
 SPARED = 2**30  # bytes of the disk that are left free
 HEADER = 128  # bytes of an .npy file's header
@@ -79,7 +81,7 @@ class Store:
         fingerprint: of names, sizes and labels of the usable images, whatever the time they were written.
         content: sha256 of the pixels of all usable images, as they were decoded.
         location: of the source.
-        sha256: of each block of each file; None in what earlier versions prepared.
+        sha256: of each block of each file.
 
     Raises:
         OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError: it is damaged, or its
@@ -94,7 +96,7 @@ class Store:
         self.fingerprint: str = index["fingerprint"]
         self.content: str = index["content"]
         self.location: str = index["location"]
-        self.sha256: dict[str, list[str]] | None = index.get("sha256")
+        self.sha256: dict[str, list[str]] = index["sha256"]
         if not all(isinstance(text, str) for text in (self.fingerprint, self.content, self.location)):
             raise TypeError(f"{INDEX} does not say what was prepared")
         self.kept = np.array(_array(folder / "kept.npy", np.int64, (self.count,)))
@@ -132,14 +134,19 @@ def _array(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.nd
 
 
 def prepare(
-    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", progress: Progress | None = None
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    cache: Cache = "auto",
+    progress: Progress | None = None,
+    window: Window | None = None,
 ) -> Store:
     """Images of a source, brought to one size: from the cache, or decoded into it.
 
     Args:
         source: where they come from.
         size: height and width.
-        channels: 1 or 3.
+        channels, window: see ``decode``.
         cache: whether to keep their pixels; "auto" does so up to 16 GiB, where the disk has room for them.
         progress: told how many of how many are done.
 
@@ -147,7 +154,7 @@ def prepare(
         InputError: the cache is no folder, or may not be written to.
     """
     root = disk.cache_for("images")
-    folder, keep = _folder(root, source, size, channels, cache)
+    folder, keep = _folder(root, source, size, channels, cache, window)
     if (ready := whole(folder, source)) is not None:
         return ready
     with disk.alone(root / f"{folder.name}.lock", "the same images are being prepared"):
@@ -156,23 +163,27 @@ def prepare(
                 warnings.warn(f"what was prepared in {folder} is damaged: it is prepared anew", Caution, 2)
             for dead in (folder, *disk.unfinished(root, re.escape(folder.name))):
                 disk.discard(dead)
-            disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress))
+            disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress, window))
             ready = Store(folder)
     return ready
 
 
-def prepared(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Store | None:
+def prepared(
+    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", window: Window | None = None
+) -> Store | None:
     """What ``prepare`` would find of the same arguments; None if it would have to decode. Nothing is written."""
-    folder = place(source, size, channels, cache)
+    folder = place(source, size, channels, cache, window)
     return None if folder is None else whole(folder, source)
 
 
-def place(source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto") -> Path | None:
+def place(
+    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", window: Window | None = None
+) -> Path | None:
     """Where ``prepare`` keeps what it makes of the same arguments, if anything was kept there; nothing is written."""
     root = disk.cache_folder() / "images"
     if not root.is_dir():
         return None
-    folder = _folder(root, source, size, channels, cache)[0]
+    folder = _folder(root, source, size, channels, cache, window)[0]
     return folder if folder.is_dir() else None
 
 
@@ -200,8 +211,6 @@ def examine(
     size, store = sum(files.values()), whole(folder, source)
     if store is None:
         return Examined(folder, size, [f"the files in {folder} do not go together, or not with the images"], None)
-    if store.sha256 is None:
-        return Examined(folder, size, [], "an earlier version prepared them, without checksums")
     if size > most:
         return Examined(folder, size, [], f"{size / 1e9:,.1f} GB were not read: ditlab check does")
     try:
@@ -226,10 +235,12 @@ def _location(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _folder(root: Path, source: Source, size: tuple[int, int], channels: int, cache: Cache) -> tuple[Path, bool]:
+def _folder(
+    root: Path, source: Source, size: tuple[int, int], channels: int, cache: Cache, window: Window | None
+) -> tuple[Path, bool]:
     """Where a source is prepared, and whether its pixels are kept there."""
     needed = len(source.names) * channels * size[0] * size[1]
-    folders = {keep: root / _key(source, size, channels, keep) for keep in (True, False)}
+    folders = {keep: root / _key(source, size, channels, keep, window) for keep in (True, False)}
     fits = needed <= LARGEST and needed + SPARED <= shutil.disk_usage(root).free
     keep = cache == "on" or (cache == "auto" and (fits or folders[True].is_dir()))
     return folders[keep], keep
@@ -241,9 +252,16 @@ def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     disk.write_atomically(path, lambda file: file.write_text(text))
 
 
-def _key(source: Source, size: tuple[int, int], channels: int, keep: bool) -> str:
+def _key(
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    keep: bool,
+    window: Window | None,
+) -> str:
     """A name for all that decides what is prepared."""
-    digest = hashlib.sha256(repr((VERSION, source.location, size, channels, keep, source.stamp)).encode())
+    decided = (VERSION, source.location, size, channels, keep, source.stamp, *(window or ()))
+    digest = hashlib.sha256(repr(decided).encode())
     for part in (source.names, source.sizes, source.labels, sorted(source.captions.items()), source.rejected):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:32]
@@ -258,20 +276,28 @@ def whole(folder: Path, source: Source | None = None) -> Store | None:
 
 
 def _fill(
-    folder: Path, source: Source, size: tuple[int, int], channels: int, keep: bool, progress: Progress | None
+    folder: Path,
+    source: Source,
+    size: tuple[int, int],
+    channels: int,
+    keep: bool,
+    progress: Progress | None,
+    window: Window | None,
 ) -> None:
     """Write the files of a store."""
     shape = (channels, *size)
-    kept, rejected, content = [], list(source.rejected), hashlib.sha256()
+    kept, rejected, converted, content = [], list(source.rejected), set(), hashlib.sha256()
     with (folder / "pixels.npy").open("wb") as stream:
         stream.write(bytes(HEADER))
-        for i, picture in enumerate(decode_all(source, size, channels, progress)):
+        for i, picture in enumerate(decode_all(source, size, channels, progress, window=window)):
             if isinstance(picture, Rejected):
                 rejected.append(picture)
                 continue
             kept.append(i)
             pixels = picture.pixels.tobytes()
             content.update(pixels)
+            if CONVERTED in picture.header.remarks:
+                converted.add(i)
             if keep:
                 stream.write(pixels)
         _write_header(stream, (len(kept), *shape))
@@ -291,7 +317,7 @@ def _fill(
         "pixels": keep,
         "labels": labels is not None,
         "captions": bool(source.captions),
-        "fingerprint": _fingerprint(source, kept),
+        "fingerprint": _fingerprint(source, kept, converted, window),
         "content": content.hexdigest(),
         "location": source.location,
         "sha256": {file.name: list(checksums.of_file(file)) for file in sorted(folder.iterdir())},
@@ -299,11 +325,12 @@ def _fill(
     (folder / INDEX).write_text(json.dumps(index))
 
 
-def _fingerprint(source: Source, kept: Sequence[int]) -> str:
-    digest = hashlib.sha256(json.dumps(source.classes).encode())
+def _fingerprint(source: Source, kept: Sequence[int], converted: set[int], window: Window | None) -> str:
+    """What was trained on; a converted image is another one than it was to versions that knew no profiles."""
+    digest = hashlib.sha256(json.dumps(source.classes if window is None else [source.classes, window]).encode())
     for i in kept:
         label = None if source.labels is None else source.labels[i]
-        digest.update(json.dumps([source.names[i], source.sizes[i], label]).encode())
+        digest.update(json.dumps([source.names[i], source.sizes[i], label, *(["sRGB"] * (i in converted))]).encode())
     return digest.hexdigest()
 
 

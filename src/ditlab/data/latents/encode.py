@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from ditlab import disk
 from ditlab.data.images.decode import Picture
-from ditlab.data.images.folder import readable
+from ditlab.data.images.labels import readable
 from ditlab.data.images.reading import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.store import write_rejected
@@ -276,7 +276,7 @@ class Encoding:
         _bear(rejected, count, bad_share, self.folder)
         index = Index(**self.plan.model_dump(), count=count, shards=shards)
         text = index.model_dump_json(indent=1) + "\n"
-        disk.write_atomically(self.folder / INDEX, lambda path: path.write_text(text))
+        disk.write_atomically(self.folder / INDEX, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _looked(source: Source) -> str:
@@ -315,7 +315,7 @@ def _groups(
 
     A group is a fixed range of numbers: which of them can be used changes no other group.
     """
-    pictures = decode_all(source, plan.image_size, channels, numbers=numbers)
+    pictures = decode_all(source, plan.image_size, channels, numbers=numbers, window=plan.window)
     for first in numbers[:: plan.batch_size]:
         yield first, list(islice(pictures, plan.batch_size))
 

@@ -58,6 +58,7 @@ class Plan(_Entry):
         precision: of the autoencoder's matrix products.
         batch_size: images encoded together.
         shard_size: files of the source that make a shard.
+        window: of the images' values; see ``Images``.
     """
 
     version: Literal[1] = 1  # of the layout, and of how images are decoded and encoded
@@ -74,6 +75,7 @@ class Plan(_Entry):
     precision: Precision
     batch_size: Positive
     shard_size: Positive
+    window: tuple[float, float] | None = None
 
     @property
     def shard_count(self) -> int:

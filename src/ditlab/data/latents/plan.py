@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.data.images.source import Source
+from ditlab.data.images.wide import Window
 from ditlab.data.latents.index import MOST_SHARDS, VAE, Dtype, Plan, Precision
 from ditlab.data.latents.vae import Autoencoder
 from ditlab.errors import InputError
@@ -21,6 +22,7 @@ OPTIONS = {
     "precision": "--precision",
     "batch_size": "--batch-size",
     "shard_size": "--shard-size",
+    "window": "--data.window",
 }
 
 
@@ -44,6 +46,7 @@ def make_plan(
     precision: Precision = "fp32",
     batch_size: int = 16,
     shard_size: int = 1024,
+    window: Window | None = None,
 ) -> Plan:
     """What a store will be.
 
@@ -52,7 +55,7 @@ def make_plan(
         autoencoder: encodes them.
         image_size: height and width that images are brought to.
         scale, shift: of latents to train on, (z − shift)·scale; None is the autoencoder's own.
-        mirrored, dtype, precision, batch_size, shard_size: see ``Plan``.
+        mirrored, dtype, precision, batch_size, shard_size, window: see ``Plan``.
 
     Raises:
         InputError: the image size or the autoencoder does not do.
@@ -86,6 +89,7 @@ def make_plan(
         precision=precision,
         batch_size=batch_size,
         shard_size=shard_size,
+        window=window,
     )
 
 
