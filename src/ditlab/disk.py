@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from ditlab.errors import InputError
 
 Operation = Literal["write", "append", "fsync", "rename", "delete"]
 HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the same file system
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)  # a folder may not be made there
 MOST_JSON = 2**22  # bytes of a JSON file that are read
 
 
@@ -35,13 +38,35 @@ def cache_for(kind: str) -> Path:
         InputError: something else is in the way, or nothing may be written there.
     """
     folder = cache_folder() / kind
-    try:
+    with kept_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    return folder
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Around whatever writes into a folder of the cache.
+
+    Raises:
+        InputError: it is not allowed to; the line says how to have the cache elsewhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FORBIDDEN:
+            raise
         raise InputError(
             f"what is prepared cannot be kept in {folder}: {error.strerror}; set DITLAB_CACHE to a folder"
         ) from None
-    return folder
+
+
+def forbidden(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, is that a file may not be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FORBIDDEN:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def before(operation: Operation, path: Path) -> None:

@@ -28,6 +28,7 @@ from ditlab.diffusion.solvers import Solver
 from ditlab.errors import ConfigError, InputError
 from ditlab.machine.profile import profile
 from ditlab.networks import kernels
+from ditlab.recipes import unguided
 from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, verified
 from ditlab.training.loading import load_average, load_weights
 from ditlab.training.parallel import ALONE, Ranks
@@ -68,13 +69,17 @@ class RunFolder:
     def read_config(self) -> Config:
         """The configuration; runs of before averages were tracked have none.
 
+        Sampling is not guided where labels were never dropped, so that there is nothing to guide away from.
+
         Raises:
             InputError: the file is not a valid configuration; the field is named.
         """
         try:
-            return Config.model_validate({"averages": (), **disk.read_json(self.config_file)})
+            config = Config.model_validate({"averages": (), **disk.read_json(self.config_file)})
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
+        never = config.process.condition_dropout == 0
+        return config.model_copy(update={"sampling": unguided(config.sampling)}) if never else config
 
     @property
     def knows_averages(self) -> bool:
@@ -270,7 +275,7 @@ class Run:
 
         Raises:
             InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels; a
-                guide of other data; arguments that do not go together.
+                guide of other data; arguments that do not go together; samples that are not finite.
         """
         if n < 1:
             raise InputError(f"n={n} must be at least 1")
@@ -290,6 +295,8 @@ class Run:
             except ValueError as error:
                 raise InputError(str(error)) from None
         samples = ranks.gather(torch.cat(pieces))[:n]
+        if not samples.isfinite().all():  # looked at before a clamp makes 1 of infinity
+            raise InputError(f"some samples are not finite numbers: was {self.folder.path} trained to its end?")
         return samples if len(self.shape) != 3 or self.latent else samples.clamp(-1, 1)
 
     @property

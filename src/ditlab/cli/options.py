@@ -51,6 +51,13 @@ class ResumeOptions(Section):
     track: Literal["tensorboard", "wandb", "off"] | None = Field(
         None, description="show metrics and previews there instead, or nowhere else"
     )
+    rewarm: Flag = Field(
+        False,
+        description="begin the learning rate's schedule anew, warm-up and all, for the steps from here to --steps",
+    )
+    data_path: Annotated[str | None, tyro.conf.arg(name="data.path", metavar="PATH")] = Field(
+        None, description="where the images or latents of the run are now; they must be the same"
+    )
     as_json: Json = False
 
 
@@ -80,15 +87,23 @@ class DrawingOptions(Section):
 
 
 class SampleOptions(DrawingOptions):
-    """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
+    """Draw samples: a picture (.png), an array (.npz, with "samples" and perhaps "labels"), or a folder of pictures."""
 
     n: int = Field(64, ge=1, le=10**7, description="how many")
-    out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
-    label: int | None = Field(None, description="class of all samples; None is each class in turn")
+    out: str | None = Field(
+        None,
+        description="file to write, .png or .npz, or FOLDER/ for a picture of each; None is samples.png in the run's "
+        "folder",
+    )
+    label: str | None = Field(None, description="class of all samples, by name or number; None is each class in turn")
     vae: str | None = Field(
         None, description="folder or Hub name of the autoencoder that decodes latents; None is the run's own"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
+    dtype: Literal["float32", "uint8"] = Field(
+        "float32", description="of the array: from -1 to 1, or images of 0 to 255, as a picture has them"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network's matrix products")
 
 
 class EvalOptions(DrawingOptions):
@@ -285,6 +300,7 @@ class TrainOptions(Config):
     days: float = Field(7.0, ge=1e-3, le=10**5, description="with --dry-run: in which it would have to be done")
     as_json: Json = False
     survey: Annotated[Survey | StoreSurvey | None, tyro.conf.Suppress] = None
+    batch_chosen: Annotated[bool, tyro.conf.Suppress] = False  # by the person, and not by the recipe
 
     @property
     def config(self) -> Config:

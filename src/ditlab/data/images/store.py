@@ -108,7 +108,7 @@ def prepare(
     folder, keep = _folder(root, source, size, channels, cache)
     if (ready := whole(folder)) is not None:
         return ready
-    with FileLock(root / f"{folder.name}.lock"):
+    with disk.kept_in(root), FileLock(root / f"{folder.name}.lock"):
         if (ready := whole(folder)) is None:  # else another process has just prepared them
             for dead in (folder, *root.glob(f".{folder.name}.*")):
                 disk.discard(dead)
