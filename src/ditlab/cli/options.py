@@ -185,8 +185,8 @@ class ImportOptions(Section):
         tyro.conf.Positional,
         tyro.conf.arg(metavar="PATH", help="a state dict, or a folder with config.json and safetensors (diffusers)"),
     ]
-    format: Literal["facebook-dit", "sit", "diffusers"] = Field(
-        description="what it is; the two kinds of state dict look alike and mean different things"
+    format: Literal["facebook-dit", "sit", "repa", "diffusers"] = Field(
+        description="what it is; the three kinds of state dict look alike and mean different things"
     )
     out: Annotated[str, tyro.conf.arg(metavar="RUN")] = Field(description="folder of the run that is made")
     preset: str | None = Field(
@@ -196,7 +196,10 @@ class ImportOptions(Section):
         None, ge=1, description="attention heads of a state dict; None is the published number for its width"
     )
     num_classes: int | None = Field(
-        None, ge=1, description="labels of a state dict; None is one less than its label table, whose last is no label"
+        None,
+        ge=1,
+        description="labels of a state dict; None is as it says, or one less than its label table, whose last is no "
+        "label, but all of 10, 100 or 1000",
     )
     time_frequency_shift: Literal[0, 1] | None = Field(
         None, description="of a diffusers model: 1 (None) computes as diffusers does, 0 as the weights were trained"
