@@ -37,6 +37,7 @@ def nested():
         ({"ema": None}, "its ema is None"),
         ({"model": None, "ema": None}, "its model and its ema are None"),
         (None, "no state dict"),
+        ({"step": torch.tensor(3)}, "no state dict"),
         ({"model": small(), "ema": small(depth=3)}, "its model has 2 blocks and its ema 3"),
         ({"model": small(), "ema": small(rows=12)}, "does not agree with itself"),
         (with_bias(torch.zeros(32, device="meta")), "on meta, not dense floats"),

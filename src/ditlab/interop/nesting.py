@@ -55,6 +55,8 @@ def state_dicts(content: Any, path: Path) -> Found:
                     f"alone, torch.save(model.state_dict(), ...)"
                 )
             groups[key] = own
+    if not groups:
+        raise InputError(f"{path} holds no state dict, which is a dictionary of tensors")
     plain: dict[Part, dict[str, Tensor]] = {kind: own for (kind, copied), own in groups.items() if not copied}
     copies: dict[Part, dict[str, Tensor]] = {kind: own for (kind, _), own in groups.items() if kind not in plain}
     return Found(plain | copies, list(prefixes), _classes(content))
