@@ -88,8 +88,8 @@ def test_passes_are_those_of_a_real_loss_and_its_backward_pass(process):
     ("words", "said"),
     [
         (["--network", "mlp", "--recompute"], "no blocks to compute again"),
-        (["--devices", "3"], "--batch-size 128 cannot be divided among 3 processes"),
-        (["--devices", "64", "--accumulate", "4"], "use a multiple of 256"),
+        (["--devices", "3", "--batch-size", "128"], "--batch-size 128 cannot be divided among 3 processes"),
+        (["--devices", "64", "--accumulate", "4", "--batch-size", "128"], "use a multiple of 256"),
         (["--network.learned-variance"], "no variance to learn"),
         (["--process", "ddpm", "--sampling.shift", "2"], "shift"),
         (["--days", "1e-300"], "days=1e-300: should be greater than or equal to 0.001"),

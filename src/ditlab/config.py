@@ -362,6 +362,7 @@ class Config(Section):
         None, description="steps between lines of metrics.jsonl with figures as of ditlab eval; None is never"
     )
     eval_n: int = Field(1000, ge=2, le=10**7, description="samples that these figures are of")
+    rewarmed_at: Annotated[int, tyro.conf.Suppress] = Field(0, ge=0, description="step that the schedule counts from")
     track: Literal["tensorboard", "wandb"] | None = Field(
         None, description="show metrics and previews there too; needs pip install 'ditlab[tensorboard]' or [wandb]"
     )

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import math
 import os
 import platform
 import re
 import shutil
 import stat
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from ditlab.errors import Caution, InputError
-
-if TYPE_CHECKING:
-    from filelock import FileLock
+from ditlab.errors import InputError
 
 Operation = Literal["write", "append", "fsync", "rename", "delete"]
 HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the same file system
 WINDOWS = os.name == "nt"
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)  # a folder may not be made there
 MOST_JSON = 2**22  # bytes of a JSON file that are read
-BEFORE_A_WORD = 1.0  # seconds that a lock is waited for in silence
 
 
 def cache_folder() -> Path:
@@ -46,13 +41,35 @@ def cache_for(kind: str) -> Path:
         InputError: something else is in the way, or nothing may be written there.
     """
     folder = cache_folder() / kind
-    try:
+    with kept_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    return folder
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Around whatever writes into a folder of the cache.
+
+    Raises:
+        InputError: it is not allowed to; the line says how to have the cache elsewhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FORBIDDEN:
+            raise
         raise InputError(
             f"what is prepared cannot be kept in {folder}: {error.strerror}; set DITLAB_CACHE to a folder"
         ) from None
-    return folder
+
+
+def forbidden(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, is that a file may not be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FORBIDDEN:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def before(operation: Operation, path: Path) -> None:
@@ -273,47 +290,6 @@ def is_plain(path: Path) -> bool:
         return False
 
 
-def lock(path: Path, patience: float = -1) -> FileLock:
-    """A lock that the system lets go of when its process ends, in a file of a folder that is a run's.
-
-    Args:
-        path: of the file.
-        patience: seconds that whoever acquires it waits for another; -1 is for ever.
-
-    Raises:
-        InputError: something else than a plain file is in its place.
-    """
-    if os.path.lexists(path):  # what it opens it also empties
-        must_be_file(path, path.parent)
-    from filelock import FileLock
-
-    return FileLock(path, timeout=patience)
-
-
-def is_held(path: Path) -> bool:
-    """Whether a process holds a lock; asking leaves nothing behind."""
-    if sys.platform == "win32":
-        from filelock import Timeout
-
-        asked = lock(path, 0)
-        try:
-            asked.acquire()
-        except Timeout:
-            return True
-        asked.release()
-        return False
-    import fcntl
-
-    try:
-        with opened(path, path.parent) as stream:  # closing lets go of it
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (InputError, OSError):
-        return False
-    return False
-
-
 def must_be_file(path: Path, within: Path | None = None) -> None:
     """See that there is a plain file, and no link on the way to it out of ``within``.
 
@@ -350,52 +326,3 @@ def read_json(path: Path, within: Path | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object")
     return value
-
-
-@contextmanager
-def alone(lock_file: Path, what: str, patience: float = math.inf) -> Iterator[None]:
-    """Hold a lock, which the system lets go of when this process ends, however it does.
-
-    A warning says after a second for whom it is waited.
-
-    Args:
-        lock_file: which one.
-        what: what is being done by whoever holds it, such as "the same images are being prepared".
-        patience: seconds that it is waited for.
-
-    Raises:
-        InputError: another process holds it for longer than ``patience``; it is named.
-    """
-    from filelock import Timeout
-
-    held = lock(lock_file)
-    try:
-        held.acquire(timeout=min(patience, BEFORE_A_WORD))
-    except Timeout:
-        holder = holder_of(lock_file)
-        if patience <= BEFORE_A_WORD:
-            raise InputError(f"{what} by {holder}: wait for it, or stop it") from None
-        warnings.warn(f"{what} by {holder}: waiting for it", Caution, 3)
-        held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def holder_of(lock_file: Path) -> str:
-    """Who holds a lock, as far as the system tells: "process 1234", that it is stopped, or "another process"."""
-    try:
-        file = lock_file.stat()
-        entries = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-        holders = (entry[4] for entry in entries if entry[1] == "FLOCK" and entry[5].endswith(f":{file.st_ino}"))
-        process = next(Path("/proc", pid) for pid in holders if _has_open(Path("/proc", pid), file))
-        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, StopIteration, IndexError):  # no Linux, another machine or user, or it has just ended
-        return "another process"
-    known = f"process {process.name}"
-    return f"{known} (which is stopped: kill -CONT {process.name} lets it go on)" if state in "Tt" else known
-
-
-def _has_open(process: Path, file: os.stat_result) -> bool:
-    return any(os.path.samestat(entry.stat(), file) for entry in (process / "fd").iterdir() if entry.exists())

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ditlab.disk import alone, read_json, remove, write_atomically
+from ditlab.disk import read_json, remove, write_atomically
 from ditlab.errors import InputError
 from ditlab.evaluator import Copy, Measured
+from ditlab.locks import alone
 from ditlab.pictures import contact_sheet, save_picture
 
 FILE, GRID, COPIES = "eval.json", "eval.png", "eval-nearest.png"

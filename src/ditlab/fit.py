@@ -28,6 +28,7 @@ from ditlab.training.checkpoint import newest_whole, saved_steps, step_name, ver
 from ditlab.training.loader import STARTING
 from ditlab.training.loading import foresee, load_checkpoint
 from ditlab.training.loop import TrainState, compiled_over_written, rehearse, train
+from ditlab.training.optim import scheduled
 from ditlab.training.parallel import ALONE, Ranks, is_lost
 from ditlab.training.signals import collected
 from ditlab.training.stacks import write_stacks
@@ -36,6 +37,7 @@ from ditlab.training.writer import CheckpointWriter
 
 SLOWER = 1.1  # times as long that compiled code may take, as the clock of a busy machine tells
 LARGE = 2**30  # numbers of a network from which on it is looked at whether they have room
+RAISED = 2.0  # times the learning rate of the step before that are worth a word
 COMPILER = "install a C++ compiler and Python's headers"
 
 
@@ -105,7 +107,7 @@ def _fit(
             _tell(watcher, lines)
             lines = []
             _compile(state, dataset, watcher, chosen)
-        done = _begin(folder, state, resume)
+        done = _begin(folder, state, watcher, resume)
         _tell(watcher, lines)
         watcher.begin(state.step, config.steps)
         with _partners(folder, ranks):
@@ -219,7 +221,7 @@ def _partners(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         ) from None
 
 
-def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
+def _begin(folder: RunFolder, state: TrainState, watcher: Watcher, resume: bool) -> int | None:
     """Bring state and folder to where training begins; the step of its checkpoint, or None where it begins anew.
 
     Nothing is deleted before it is loaded.
@@ -231,11 +233,24 @@ def _begin(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
         load_checkpoint(folder.checkpoints, state, done, checked=True)
 
     def begin() -> None:
+        if done and (said := _raised_rate(folder.read_config(), config, done)):
+            watcher.notice(said)
         folder.write_config(config)
         folder.cut(-1 if done is None else done)
 
     ranks.decided(begin)
     return done
+
+
+def _raised_rate(before: Config, config: Config, done: int) -> str | None:
+    """What there is to say where another number of steps makes the learning rate jump."""
+    was, now = (config.lr * scheduled(*place) for place in ((before, done - 1), (config, done)))
+    if before.rewarmed_at != config.rewarmed_at or before.steps == config.steps or now < RAISED * was:
+        return None
+    return (
+        f"the learning rate jumps from {was:.2g} to {now:.2g}, for the cosine of {before.steps:,} steps now takes "
+        f"{config.steps:,}; with --rewarm it rises over {config.warmup_steps:,} steps, in a schedule of its own"
+    )
 
 
 def _found(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
@@ -264,6 +279,11 @@ def _found(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
 
 def _check_null_label(state: TrainState, dataset: Dataset) -> None:
     """Refuse, before anything is written, to train or preview without labels a network that cannot go without."""
+    if dataset.num_classes is not None and state.process.condition_dropout == 0 and state.config.sampling.guidance != 1:
+        raise InputError(
+            f"--sampling.guidance {state.config.sampling.guidance:g} compares with samples without a label, which are "
+            f"never learned with --process.condition-dropout 0: drop one of the two"
+        )
     goes_without = state.process.condition_dropout > 0 or state.config.sampling.guidance != 1
     take_away: Any = getattr(state.network, "null_condition", None)
     if dataset.num_classes is not None and goes_without and take_away is not None:

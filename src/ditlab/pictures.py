@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -33,6 +33,17 @@ def save_picture(path: str | Path, samples: Tensor, columns: int | None = None) 
         raise InputError(f"samples of shape {tuple(samples.shape[1:])} have no picture; write them with --out FILE.npz")
 
 
+def save_each(folder: Path, images: Float[Tensor, "n C H W"]) -> None:
+    """Write each image into a folder that is there, as a PNG of its own size: 000000.png and so on."""
+    for i, pixels in enumerate(as_bytes(images).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(folder / f"{i:06d}.png")
+
+
+def as_bytes(images: Float[Tensor, "n C H W"]) -> UInt8[Tensor, "n C H W"]:
+    """Images in [−1, 1] as the nearest of 256 levels, from 0 to 255."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
 def false_colors(latents: Float[Tensor, "n C H W"]) -> Float[Tensor, "n c H W"]:
     """The first three channels of latents as red, green and blue, or the first as grey, from −3 to 3.
 
@@ -48,7 +59,7 @@ def image_grid(images: Float[Tensor, "n C H W"], columns: int | None = None) -> 
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     scale, gap = max(1, TILE // max(height, width)), 4
-    values = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    values = as_bytes(images).permute(0, 2, 3, 1).numpy()
     values = values.repeat(scale, axis=1).repeat(scale, axis=2)  # (n, h, w, C)
     h, w = values.shape[1:3]
     canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, channels), 96, dtype=np.uint8)

@@ -286,6 +286,12 @@ def _patch_of_latents(height: int, width: int, fewest: int) -> int:
         ) from None
 
 
+def unguided(sampling: SamplingConfig) -> SamplingConfig:
+    """The same without guidance."""
+    fields = ("guidance", "guidance_interval", "guidance_rescale", "guidance_channels")
+    return sampling.model_copy(update={name: SamplingConfig.model_fields[name].default for name in fields})
+
+
 RECIPES: dict[str, Callable[..., Config]] = {
     "circles": circles,
     "points": points,

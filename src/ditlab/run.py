@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ditlab import disk
+from ditlab import disk, locks
 from ditlab.build import build_dataset, build_network, build_process, resolve_device
 from ditlab.config import Config
 from ditlab.diffusion.grids import Grid
@@ -27,6 +27,7 @@ from ditlab.diffusion.solvers import Solver
 from ditlab.errors import ConfigError, InputError, printable
 from ditlab.machine.profile import profile
 from ditlab.networks import kernels
+from ditlab.recipes import unguided
 from ditlab.training import metrics
 from ditlab.training.checkpoint import LATEST, latest_step, newest_whole, point, step_name, step_of, verified
 from ditlab.training.loading import foresee, load_average, load_weights
@@ -77,13 +78,17 @@ class RunFolder:
     def read_config(self) -> Config:
         """The configuration; runs of before averages were tracked have none.
 
+        Sampling is not guided where labels were never dropped, so that there is nothing to guide away from.
+
         Raises:
             InputError: the file is not a valid configuration; the field is named.
         """
         try:
-            return Config.model_validate({"averages": (), **disk.read_json(self.config_file, self.path)})
+            config = Config.model_validate({"averages": (), **disk.read_json(self.config_file, self.path)})
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
+        never = config.process.condition_dropout == 0
+        return config.model_copy(update={"sampling": unguided(config.sampling)}) if never else config
 
     @property
     def knows_averages(self) -> bool:
@@ -124,13 +129,13 @@ class RunFolder:
         for file in (self.config_file, self.metrics_file):
             if os.path.lexists(file):
                 disk.must_be_file(file, self.path)
-        with disk.alone(self.lock_file, f"{self.path} is being trained", PATIENCE):
+        with locks.alone(self.lock_file, f"{self.path} is being trained", PATIENCE):
             yield
 
     @property
     def is_locked(self) -> bool:
         """Whether a process is writing into this run, as training does; asking leaves nothing behind."""
-        return disk.is_held(self.lock_file)
+        return locks.is_held(self.lock_file)
 
     def cut(self, step: int) -> None:
         """Drop metrics, pictures and recordings of later steps than ``step``, and what is left unfinished.
@@ -259,7 +264,7 @@ class Run:
 
         Raises:
             InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels; a
-                guide of other data; arguments that do not go together.
+                guide of other data; arguments that do not go together; samples that are not finite.
         """
         if n < 1:
             raise InputError(f"n={n} must be at least 1")
@@ -279,6 +284,8 @@ class Run:
             except ValueError as error:
                 raise InputError(str(error)) from None
         samples = ranks.gather(torch.cat(pieces))[:n]
+        if not samples.isfinite().all():  # looked at before a clamp makes 1 of infinity
+            raise InputError(f"some samples are not finite numbers: was {self.folder.path} trained to its end?")
         return samples if len(self.shape) != 3 or self.latent else samples.clamp(-1, 1)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -92,7 +93,8 @@ class WeightsAndBiases:
     """A run of Weights & Biases, whose identity is kept in ``RUN/wandb-id`` so that a resumed run goes on with it.
 
     Its steps only rise: what it knows of steps beyond the checkpoint stays, and the same lines, sent again, are not
-    taken. Where it reports to is up to its own settings, such as WANDB_PROJECT and WANDB_MODE=offline.
+    taken. Where it reports to is up to its own settings, such as WANDB_PROJECT and WANDB_MODE=offline; what it
+    keeps is in WANDB_DIR, or in the run.
 
     Args:
         folder: of the run.
@@ -109,9 +111,9 @@ class WeightsAndBiases:
         disk.write_atomically(kept, lambda path: path.write_text(name + "\n"))
         self.wandb: Any = wandb
         settings = wandb.Settings(console="off", silent=True, login_timeout=LOGIN, init_timeout=START)
-        told = config.model_dump(mode="json")
+        told, where = config.model_dump(mode="json"), os.environ.get("WANDB_DIR") or str(folder.path)
         self.run: Any = wandb.init(
-            id=name, name=folder.path.name, dir=str(folder.path), config=told, resume="allow", settings=settings
+            id=name, name=folder.path.name, dir=where, config=told, resume="allow", settings=settings
         )
 
     def line(self, line: dict[str, Any]) -> None:

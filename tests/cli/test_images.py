@@ -177,7 +177,7 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
         for words in (["eval", "images", "--n", 10, "--steps", 2], ["train", "--resume", "images", "--steps", 50]):
             status, _, err = call(capsys, *words)
             assert status == 2
-            assert err.splitlines()[-1].endswith("pictures any more: bring them back there")
+            assert "pictures any more: bring them back there, or say where they are" in err.splitlines()[-1]
         with pytest.raises(InputError, match="any more"):
             lens.attention(input="data:0", t=0.5, layer=0, head=0)
     finally:

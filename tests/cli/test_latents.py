@@ -233,6 +233,29 @@ def test_the_hub_out_of_reach_is_one_line(here):
     assert "there is no folder owner/name, and it cannot be fetched from the Hub: " in child.stderr
 
 
+def test_an_autoencoder_of_the_hub_is_pinned_to_the_commit_that_encoded(here, capsys, monkeypatch):
+    """A snapshot in the Hub's cache stands for the download, which needs the network."""
+    newest, asked = "a" * 40, []
+
+    def snapshot(name, revision=None, **_):
+        asked.append((name, revision))
+        place = here / "hub" / "snapshots" / (revision or newest)
+        if not place.exists():
+            shutil.copytree(here / "vae", place / "vae")
+        return str(place)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    words = [*WORDS[:4], "--vae", "owner/name", "--batch-size", "3"]
+    assert call(capsys, "latents", "encode", *words, "--out", "pinned")[0] == 0
+    name = f"owner/name@{newest}"
+    assert json.loads(Path("pinned/index.json").read_text())["vae"]["name"] == name
+    status, _, _ = call(capsys, "train", "latents", "--data.path", "pinned", *SMALL, "--name", "pinned")
+    assert (status, json.loads(Path("runs/pinned/config.json").read_text())["data"]["vae"]) == (0, name)
+    newest = "b" * 40
+    assert call(capsys, "sample", "pinned", "--n", 2, "--steps", 2)[0] == 0
+    assert asked == [("owner/name", None), ("owner/name", "a" * 40)]
+
+
 def test_imagenet256_is_the_published_training():
     """Peebles & Xie 2023, section 4 and the authors' settings; the numbers are theirs."""
     config = imagenet256()

@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from ditlab import disk
+from ditlab import disk, locks
 from ditlab.cli import faults, terminal
 from ditlab.cli import main as program
 from ditlab.cli.main import guarded, main
@@ -179,12 +179,12 @@ def test_who_waits_for_a_lock_says_for_whom(in_tmp, monkeypatch):
         monkeypatch.setattr(disk, "BEFORE_A_WORD", 0.01)
         try:
             held = f"runs/a is being trained by process {other.pid} .*kill -CONT"
-            with pytest.raises(ValueError, match=held), disk.alone(lock, "runs/a is being trained", patience=0.01):
+            with pytest.raises(ValueError, match=held), locks.alone(lock, "runs/a is being trained", patience=0.01):
                 pass
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always", Caution)
                 monkeypatch.setattr(filelock.FileLock, "acquire", freeing(other, filelock.FileLock.acquire))
-                with disk.alone(lock, "an index is being written"):
+                with locks.alone(lock, "an index is being written"):
                     pass
             assert f"process {other.pid} (which is stopped" in str(told[0].message)
         finally:

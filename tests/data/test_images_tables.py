@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ditlab.errors import InputError
 from tests.images import noise, png, write
 
 datasets = pytest.importorskip("datasets")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +265,7 @@ def test_a_table_reads_no_file_of_this_machine(tmp_path, monkeypatch):
             source.read(i)
     real = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda _, **how: real(str(tmp_path / "hub"), **how))
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", out_of_reach)
     (arrow_files / "owner___name").mkdir()  # as after an earlier download
     source = open_source("owner/name")
     assert source.read(0) == png(3)
@@ -315,17 +318,45 @@ def test_the_hub_out_of_reach_is_one_line(tmp_path):
     assert "Traceback" not in child.stderr
 
 
+def loader(folder, asked):
+    """The library's own loader, of a folder in the Hub's layout; it notes name and revision."""
+    real = datasets.load_dataset
+
+    def load(name, revision=None, **how):
+        asked.append((name, revision))
+        return real(str(folder), **how)
+
+    return load
+
+
 def test_a_data_set_of_the_hub_is_read_like_a_table(tmp_path, monkeypatch):
     """The library's own loader for a folder in the Hub's layout stands for the download, which needs the network."""
     parquet(tmp_path / "hub" / "data" / "train-00000.parquet", rows())
-    real, asked = datasets.load_dataset, []
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, **how: asked.append(name) or real(str(tmp_path / "hub"), **how)
-    )
+    monkeypatch.setattr(datasets, "load_dataset", loader(tmp_path / "hub", asked := []))
     (tmp_path / "cache" / "arrow" / "owner___name").mkdir(parents=True)  # as after an earlier download
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", out_of_reach)
     seen = survey("owner/name")
-    assert asked == ["owner/name"]
+    assert asked == [("owner/name", None)]
     assert (seen.path, seen.count, seen.classes, seen.captions) == ("owner/name", 6, ("0", "1", "2"), 6)
+
+
+def out_of_reach(*_, **__):
+    raise ConnectionError("nobody answers")
+
+
+def test_a_data_set_of_the_hub_is_pinned_to_the_commit_that_was_seen(tmp_path, monkeypatch):
+    """What was trained on is fetched again, whatever its owner has put in its place meanwhile."""
+    parquet(tmp_path / "hub" / "data" / "train-00000.parquet", rows())
+    monkeypatch.setattr(datasets, "load_dataset", loader(tmp_path / "hub", asked := []))
+    newest = types.SimpleNamespace(sha="a" * 40)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: newest)
+    path = survey("owner/name").path
+    assert path == f"owner/name@{newest.sha}"
+    newest.sha = "b" * 40
+    assert len(Images(path, (8, 8), 3, ("0", "1", "2"))._opened().names) == 6
+    assert asked == [("owner/name", "a" * 40)] * 2
+    with pytest.raises(InputError, match="no such folder"):
+        survey("owner/name@main")  # a branch moves
 
 
 def test_a_full_disk_is_no_fault_of_the_table(tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ READ = {
     "ditlab export runs/dit-xl": "of that file",
     "ditlab import DiT-XL-2-256/": "a folder of 2.7 GB",
     "ditlab import SiT-XL-2-256x256.pt": "a file of 2.7 GB",
+    "ditlab import repa-last.pt": "a file of 2.7 GB",
     "ditlab train circles --name seen --track wandb": "wandb is no dependency of the tests",
     "ditlab train imagenet256 --data.path": "it needs ImageNet",
     "ditlab eval photos --features inception": "it needs the weights that torch-fidelity publishes",

@@ -34,9 +34,10 @@ def nested():
     [
         ({name: torch.ones(1).expand(t.shape) for name, t in small(dim=128).items()}, "claims more numbers"),
         ({f"blocks.0.x{i}": torch.ones(1).expand(10**12) for i in range(2000)}, "not laid out as"),
-        ({"ema": None}, "its model and its ema are None"),
+        ({"ema": None}, "its ema is None"),
         ({"model": None, "ema": None}, "its model and its ema are None"),
         (None, "no state dict"),
+        ({"step": torch.tensor(3)}, "no state dict"),
         ({"model": small(), "ema": small(depth=3)}, "its model has 2 blocks and its ema 3"),
         ({"model": small(), "ema": small(rows=12)}, "does not agree with itself"),
         (with_bias(torch.zeros(32, device="meta")), "on meta, not dense floats"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ditlab
-from ditlab import disk
+from ditlab import disk, locks
 from ditlab.cli.main import guarded, main
 from ditlab.errors import CheckpointWarning, InputError
 from ditlab.fit import fit
@@ -129,7 +129,7 @@ def test_nothing_is_written_through_a_link_that_was_put_there(tmp_path, outside)
     answer_in(tmp_path)
     (tmp_path / ".lock").symlink_to(outside / ".ssh/id")
     with pytest.raises(InputError, match="is a link"):
-        disk.lock(tmp_path / ".lock")
+        locks.lock(tmp_path / ".lock")
     assert tree(outside) == before
 
 

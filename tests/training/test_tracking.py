@@ -1,6 +1,8 @@
 """What goes to TensorBoard is what metrics.jsonl says, after a crash too; and no tracker can end a training."""
 
 import json
+import sys
+import types
 
 import pytest
 from PIL import Image
@@ -12,7 +14,7 @@ from ditlab.config import Config
 from ditlab.errors import InputError
 from ditlab.fit import fit
 from ditlab.run import RunFolder
-from ditlab.tracking import Guarded, TensorBoard, flat
+from ditlab.tracking import Guarded, TensorBoard, WeightsAndBiases, flat
 from tests.training.test_fit import Nobody, tiny
 
 
@@ -156,9 +158,20 @@ def test_weights_and_biases_goes_on_under_the_same_identity(tmp_path, monkeypatc
     fit(folder, tiny(track="wandb"), watcher)
     name = (folder.path / "wandb-id").read_text().strip()
     fit(folder, tiny(track="wandb", steps=9), watcher, resume=True)
-    assert watcher.notices == []
+    assert [notice for notice in watcher.notices if "wandb" in notice] == []
     assert (folder.path / "wandb-id").read_text().strip() == name
     assert len(list((folder.path / "wandb").glob(f"offline-run-*-{name}"))) == 2
+
+
+def test_weights_and_biases_keeps_what_it_keeps_where_it_was_told(tmp_path, monkeypatch):
+    seen = []
+    fake = types.SimpleNamespace(Settings=lambda **_: None, init=lambda **how: seen.append(how["dir"]))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    WeightsAndBiases(RunFolder(tmp_path / "run"), tiny(), False)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    WeightsAndBiases(RunFolder(tmp_path / "run"), tiny(), False)
+    assert seen == [str(tmp_path / "run"), str(tmp_path / "elsewhere")]
 
 
 def test_pictures_are_those_of_the_folder(tmp_path):

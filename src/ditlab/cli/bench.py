@@ -55,11 +55,11 @@ def _machine(options: BenchOptions) -> int:
         raise InputError("--machine measures the processor alone: leave all options out but --json")
     from dataclasses import asdict
 
-    from ditlab.machine.profile import keep, measure
+    from ditlab.machine.profile import UNKEPT, keep, measure
 
     found = measure()
     if not keep(found):
-        say("note: it cannot be kept, so every process measures it: set DITLAB_CACHE to a folder that can be written")
+        say(f"note: {UNKEPT}")
     chosen = {"precision": found.precision, "muon": found.muon, "kernels": found.kernels._asdict()}
     print(json.dumps(asdict(found) | {"chosen": chosen}) if options.as_json else "\n".join(found.lines()))
     return 0

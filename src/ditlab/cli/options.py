@@ -52,6 +52,13 @@ class ResumeOptions(Section):
     track: Literal["tensorboard", "wandb", "off"] | None = Field(
         None, description="show metrics and previews there instead, or nowhere else"
     )
+    rewarm: Flag = Field(
+        False,
+        description="begin the learning rate's schedule anew, warm-up and all, for the steps from here to --steps",
+    )
+    data_path: Annotated[str | None, tyro.conf.arg(name="data.path", metavar="PATH")] = Field(
+        None, description="where the images or latents of the run are now; they must be the same"
+    )
     as_json: Json = False
 
 
@@ -81,16 +88,24 @@ class DrawingOptions(Section):
 
 
 class SampleOptions(DrawingOptions):
-    """Draw samples: a picture (.png) or an array (.npz, with "samples" and, where there are labels, "labels")."""
+    """Draw samples: a picture (.png), an array (.npz, with "samples" and perhaps "labels"), or a folder of pictures."""
 
     first: ClassVar[tuple[str, ...]] = ("run", "n", "label", "out", "steps", "guidance", "seed")
     n: int = Field(64, ge=1, le=10**7, description="how many")
-    out: str | None = Field(None, description="file to write, .png or .npz; None is samples.png in the run's folder")
-    label: int | None = Field(None, description="class of all samples; None is each class in turn")
+    out: str | None = Field(
+        None,
+        description="file to write, .png or .npz, or FOLDER/ for a picture of each; None is samples.png in the run's "
+        "folder",
+    )
+    label: str | None = Field(None, description="class of all samples, by name or number; None is each class in turn")
     vae: str | None = Field(
         None, description="folder or Hub name of the autoencoder that decodes latents; None is the run's own"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
+    dtype: Literal["float32", "uint8"] = Field(
+        "float32", description="of the array: from -1 to 1, or images of 0 to 255, as a picture has them"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network's matrix products")
 
 
 class EvalOptions(DrawingOptions):
@@ -186,8 +201,8 @@ class ImportOptions(Section):
         tyro.conf.Positional,
         tyro.conf.arg(metavar="PATH", help="a state dict, or a folder with config.json and safetensors (diffusers)"),
     ]
-    format: Literal["facebook-dit", "sit", "diffusers"] = Field(
-        description="what it is; the two kinds of state dict look alike and mean different things"
+    format: Literal["facebook-dit", "sit", "repa", "diffusers"] = Field(
+        description="what it is; the three kinds of state dict look alike and mean different things"
     )
     out: Annotated[str, tyro.conf.arg(metavar="RUN")] = Field(description="folder of the run that is made")
     preset: str | None = Field(
@@ -197,7 +212,10 @@ class ImportOptions(Section):
         None, ge=1, description="attention heads of a state dict; None is the published number for its width"
     )
     num_classes: int | None = Field(
-        None, ge=1, description="labels of a state dict; None is one less than its label table, whose last is no label"
+        None,
+        ge=1,
+        description="labels of a state dict; None is as it says, or one less than its label table, whose last is no "
+        "label, but all of 10, 100 or 1000",
     )
     time_frequency_shift: Literal[0, 1] | None = Field(
         None, description="of a diffusers model: 1 (None) computes as diffusers does, 0 as the weights were trained"
@@ -311,6 +329,7 @@ class TrainOptions(Config):
     days: float = Field(7.0, ge=1e-3, le=10**5, description="with --dry-run: in which it would have to be done")
     as_json: Json = False
     survey: Annotated[Survey | StoreSurvey | None, tyro.conf.Suppress] = None
+    batch_chosen: Annotated[bool, tyro.conf.Suppress] = False  # by the person, and not by the recipe
 
     @property
     def config(self) -> Config:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from ditlab.cli.options import LatentsTrainOptions, ResumeOptions, TrainOptions, parse
 from ditlab.cli.words import find, spell_out, take_kind, take_value
-from ditlab.config import KINDS, Config, DDPMConfig, SamplingConfig
+from ditlab.config import KINDS, Config, DDPMConfig, ImagesData, LatentsData, SamplingConfig
+from ditlab.data.images.locate import located
 from ditlab.data.images.survey import survey
+from ditlab.data.latents.index import full_path
 from ditlab.data.latents.survey import survey_store
 from ditlab.errors import InputError
-from ditlab.recipes import IMAGENET, RECIPES
+from ditlab.recipes import IMAGENET, RECIPES, unguided
 
 MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
 
@@ -39,10 +42,12 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
     options = parse(type(default), rest, f"ditlab train {recipe}", default)
     if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):
         raise InputError("--devices and --days belong to --dry-run; to train on several, torchrun --nproc-per-node N")
+    if options.process.condition_dropout == 0 and find(rest, "--sampling.guidance") is None:
+        options = options.model_copy(update={"sampling": unguided(options.sampling)})
     name = options.name if options.name is not None else recipe
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
-    return options.model_copy(update={"name": name})
+    return options.model_copy(update={"name": name, "batch_chosen": find(rest, "--batch-size") is not None})
 
 
 def _defaults(recipe: str, words: list[str]) -> TrainOptions:
@@ -130,3 +135,31 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
                 if "time_scale" in type(values["network"]).model_fields:
                     values["network"] = values["network"].model_copy(update={"time_scale": MEANFLOW_TIME_SCALE})
     return TrainOptions(**values)
+
+
+def divisible(options: TrainOptions, processes: int, say: Callable[[str], None]) -> TrainOptions:
+    """The options with a batch that so many processes can share, the nearest to the recipe's; a chosen one is kept."""
+    pieces = processes * options.accumulate
+    if options.batch_chosen or options.batch_size % pieces == 0:
+        return options
+    size = max(1, round(options.batch_size / pieces)) * pieces
+    say(f"note: batches of {size:,} rather than {options.batch_size:,}, so that {processes} processes can share them")
+    return options.model_copy(update={"batch_size": size})
+
+
+def carried_on(config: Config, options: ResumeOptions, run: Path, step: int | None) -> Config:
+    """The configuration of a run that goes on, with a schedule that begins anew or data elsewhere, if asked for.
+
+    Raises:
+        InputError: there are no steps for a schedule, or no data that can have moved.
+    """
+    if options.rewarm:
+        if step is None or step >= config.steps:
+            raise InputError(f"--rewarm begins a schedule, and {run} is at step {step or 0}: add --steps S beyond it")
+        config = config.model_copy(update={"rewarmed_at": step})
+    if options.data_path is None:
+        return config
+    if not isinstance(config.data, ImagesData | LatentsData):
+        raise InputError(f"{run} is trained on {config.data.kind}, which are in no folder: leave --data.path out")
+    path = located(options.data_path) if config.data.kind == "images" else full_path(options.data_path)
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})

@@ -25,10 +25,11 @@ from ditlab.cli.options import (
     TrainOptions,
     parse,
 )
-from ditlab.cli.training import parse_train
+from ditlab.cli.sampling import check_out, classes_after_help, classes_of, is_folder, label_of, listed
+from ditlab.cli.training import carried_on, divisible, parse_train
 from ditlab.config import Config, SamplingConfig
 from ditlab.data.latents.survey import StoreSurvey
-from ditlab.disk import discard, remove, unfinished, write_atomically
+from ditlab.disk import discard, remove, unfinished, write_atomically, write_folder
 from ditlab.errors import InputError, pasted, printable, speaks
 from ditlab.recipes import RECIPES
 from ditlab.section import Section
@@ -87,6 +88,7 @@ def train(arguments: Sequence[str]) -> int:
     from ditlab.run import RunFolder
 
     if isinstance(options, TrainOptions) and options.dry_run:
+        options = divisible(options, options.devices, say)
         _announce(options)
         from ditlab.estimate import estimate, readable
 
@@ -100,6 +102,8 @@ def train(arguments: Sequence[str]) -> int:
         folder, config = RunFolder(RUNS / str(options.name)), options.config
     ranks = _joined("train", options, config.device, config.stall_after)
     if isinstance(options, TrainOptions):
+        options = divisible(options, ranks.world, say)
+        config = options.config
         ranks.decided(lambda: _must_be_new(folder))
         _announce(options)
     _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further", ranks=ranks)
@@ -124,7 +128,8 @@ def _to_resume(options: ResumeOptions) -> tuple[RunFolder, Config]:
         raise
     changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "threads", "track")}
     update = {name: value for name, value in changes.items() if value is not None}
-    return folder, config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
+    config = config.model_copy(update=update | ({"track": None} if options.track == "off" else {}))
+    return folder, carried_on(config, options, folder.path, folder.step)
 
 
 def _joined(verb: str, options: Section, device: str, patience: float = 1800.0) -> Ranks:
@@ -159,9 +164,9 @@ def _must_be_new(folder: RunFolder) -> None:
 
 def sample(arguments: Sequence[str]) -> int:
     """Draw samples into a picture or an array."""
-    options = parse(SampleOptions, arguments, "ditlab sample")
-    if options.out is not None and Path(options.out).suffix not in (".png", ".npz"):
-        raise InputError(f"--out {options.out} must end in .png (a picture) or .npz (an array)")
+    with classes_after_help(arguments):
+        options = parse(SampleOptions, arguments, "ditlab sample")
+    check_out(options.out, options.dtype)
     from ditlab.machine.resolve import use_quickest
 
     ranks = _joined("sample", options, options.device)
@@ -214,6 +219,8 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str, ranks
     def finished() -> bool:
         if not (resume and folder.step == config.steps and folder.whole_step == config.steps):
             return False
+        if folder.read_config().data != config.data:  # they have moved, and are compared
+            return False
         with folder.locked():
             folder.sweep()
         return True
@@ -247,6 +254,11 @@ def _drawing(run: Run, options: DrawingOptions, ranks: Ranks) -> tuple[SamplingC
                 f"{run.folder.path} was trained without labels, so there is nothing to guide: drop --guidance, or name "
                 f"a weaker run to guide away from, --guide RUN"
             )
+        if run.config.process.condition_dropout == 0 and options.guidance not in (None, 1):
+            raise InputError(
+                f"{run.folder.path} kept every label in training (--process.condition-dropout 0), so it never learned "
+                f"what to guide away from: drop --guidance, or name a weaker run to guide away from, --guide RUN"
+            )
         return settings, None
     if settings.guidance == 1:
         raise InputError(f"--guide {options.guide} needs to know how strongly to guide: add --guidance 2, for example")
@@ -267,30 +279,43 @@ def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, 
     """Draw and write samples; return what was done."""
     import numpy as np
 
-    from ditlab.build import build_drawing
+    from ditlab.build import autocast, build_drawing
     from ditlab.evaluate import drawn_with
-    from ditlab.pictures import save_picture
+    from ditlab.pictures import as_bytes, save_each, save_picture
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
+    each = options.out is not None and is_folder(options.out)
     settings, guide = _drawing(run, options, ranks)
-    labels = run.labels(options.n, options.label)
-    decode = _decoder(run, options.vae, out)
+    label = None if options.label is None else label_of(run, options.label)
+    labels = run.labels(options.n, label)
+    decode = _decoder(run, options.vae, each or out.suffix == ".png")
+    if (each or options.dtype == "uint8") and (len(run.shape) != 3 or (run.latent and decode is None)):
+        raise InputError(f"samples of {run.folder.path} are no images: draw them into a .npz of float32")
     drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
     ranks.decided(lambda: _must_fit(options.n, run.shape))
-    samples = run.sample(options.n, labels, seed=options.seed, guide=guide, ranks=ranks, **drawing).cpu()
+    with autocast(options.precision, run.process.like().device):
+        samples = run.sample(options.n, labels, seed=options.seed, guide=guide, ranks=ranks, **drawing).cpu()
     if not ranks.first:
         return {}
-    samples = decode(samples)
-    if out.suffix == ".png":
-        each_class = options.label is None and run.num_classes is not None and run.num_classes <= options.n
+    samples = samples if decode is None else decode(samples)
+    if not samples.isfinite().all():
+        raise InputError("some pictures of these latents are not finite numbers: is the autoencoder the right one?")
+    if each:
+        write_folder(out, lambda path: save_each(path, samples))
+    elif out.suffix == ".png":
+        each_class = label is None and run.num_classes is not None and run.num_classes <= options.n
         columns = run.num_classes if each_class else None
         write_atomically(out, lambda path: save_picture(path, samples, columns))
     else:
-        arrays: dict[str, Any] = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+        drawn = as_bytes(samples) if options.dtype == "uint8" else samples
+        arrays: dict[str, Any] = {"samples": drawn.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
         write_atomically(out, lambda path: np.savez_compressed(path, **arrays))
     shape = list(samples.shape[1:])
     done = {"out": str(out), "n": options.n, "shape": shape, "run_step": run.step, "seed": options.seed}
-    return done | drawn_with(run, settings, guide)
+    if classes := classes_of(run.config):
+        every = {"classes": classes if options.as_json else listed(classes)}
+        done |= every if label is None else {"label": classes[label]}
+    return done | drawn_with(run, settings, guide) | {"precision": options.precision}
 
 
 def _must_fit(n: int, shape: tuple[int, ...]) -> None:
@@ -305,10 +330,10 @@ def _must_fit(n: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def _decoder(run: Run, vae: str | None, out: Path) -> Callable[[Tensor], Tensor]:
+def _decoder(run: Run, vae: str | None, pictured: bool) -> Callable[[Tensor], Tensor] | None:
     """What makes images of latents, where a picture or an autoencoder was asked for; found before anything is drawn."""
-    if vae is None and not (run.latent and out.suffix == ".png"):
-        return lambda samples: samples
+    if vae is None and not (run.latent and pictured):
+        return None
     from ditlab.interop.latents import decoder
 
     return decoder(run, vae)

@@ -161,3 +161,16 @@ def as_guidance(guidance: float | Guidance | None) -> Guidance | None:
     if isinstance(guidance, int | float):
         return ClassifierFree(float(guidance))
     return guidance
+
+
+def must_be_learned(condition_dropout: float) -> None:
+    """See that a network has learned what it is to guide away from: samples without their condition.
+
+    Raises:
+        InputError: no condition was ever dropped in training.
+    """
+    if condition_dropout == 0:
+        raise InputError(
+            "guidance compares with samples without a label, which were never trained (condition_dropout is 0): sample "
+            "without guidance, or give a weaker run or process as guide"
+        )

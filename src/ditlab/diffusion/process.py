@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ditlab.chance import SampleNoise
 from ditlab.diffusion.grids import Grid, sampling_times
-from ditlab.diffusion.guidance import Guidance, Passes, as_guidance
+from ditlab.diffusion.guidance import Guidance, Passes, as_guidance, must_be_learned
 from ditlab.diffusion.modes import evaluating, input_type
 from ditlab.diffusion.paths import (
     CosinePath,
@@ -206,9 +206,9 @@ class Process(nn.Module):
                 "guidance needs a condition to strengthen: pass cond={'label': ...}, or a weaker process as guide"
             )
         if guide is None and not hasattr(self.network, "null_condition"):
-            raise ValueError(
-                f"guidance needs {type(self.network).__name__}.null_condition(cond), which it does not have"
-            )
+            raise ValueError(f"guidance needs {type(self.network).__name__}.null_condition(cond), which is missing")
+        if guide is None:
+            must_be_learned(self.condition_dropout)
         if guide is not None and not same_path(self.path, guide.path):
             raise ValueError(
                 "the guide is on another path from data to noise, so its x_t is another: use a guide that was trained "

@@ -12,7 +12,7 @@ from ditlab.config import Config
 from ditlab.data.datasets import Dataset
 from ditlab.doctor.checks import Check, unknown
 from ditlab.doctor.subject import Weights
-from ditlab.training.optim import learning_rate_factor
+from ditlab.training.optim import scheduled
 
 BEHIND, FAR_BEHIND = 1.5, 2.0  # lag over what is expected of it; at most 0.73 in healthy runs
 LITTLE = 0.05  # lag that is always borne
@@ -37,10 +37,7 @@ def expected_lag(config: Config, step: int) -> float:
 
     def moved_since(first: float) -> float:
         pieces = [first + (step - first) * (i + 0.5) / PIECES for i in range(PIECES)]
-        rates = (
-            learning_rate_factor(int(piece), config.steps, config.warmup_steps, config.schedule) for piece in pieces
-        )
-        return (step - first) * sum(rates) / PIECES
+        return (step - first) * sum(scheduled(config, int(piece)) for piece in pieces) / PIECES
 
     return float((moved_since(begin) / moved_since(0)) ** 0.5)
 

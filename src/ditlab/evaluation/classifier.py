@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ditlab.chance import generator_for, seed_from
 from ditlab.data.order import sample_order
-from ditlab.disk import cache_for, write_atomically
+from ditlab.disk import cache_for, kept_in, write_atomically
 from ditlab.evaluation.features import digest_of
 
 VERSION = 2  # of the network and how it is trained
@@ -115,7 +115,8 @@ def trained(data: Labelled, shape: tuple[int, ...], notice: Callable[[str], None
     if (kept := _read(path)) is None:
         notice(f"training a small classifier on {data.fingerprint}, once; it is kept in {path}")
         tensors, told = _train(data, shape, beat)
-        write_atomically(path, lambda file: save_file(tensors, file, told))
+        with kept_in(path.parent):
+            write_atomically(path, lambda file: save_file(tensors, file, told))
         kept = _read(path)
     assert kept is not None
     return kept

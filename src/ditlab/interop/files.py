@@ -30,13 +30,18 @@ MOST_UNPACKED = 16  # times its size; weights hardly shrink
 
 
 class _Forgotten:
-    """Stands in for ``argparse.Namespace``, which training checkpoints carry as "args": whatever it held is dropped."""
+    """Stands in for ``argparse.Namespace``, which training checkpoints carry as "args": all but one number is dropped.
 
-    __slots__ = ()
+    What the tensors of a label table do not tell is how many of its rows are classes.
+    """
 
-    def __init__(self, *_: object) -> None: ...
+    __slots__ = ("num_classes",)
 
-    def __setstate__(self, state: object) -> None: ...
+    def __init__(self, *_: object) -> None:
+        self.num_classes: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.num_classes = dict.get(state, "num_classes") if isinstance(state, dict) else None
 
 
 def read_torch(path: Path) -> Any:

@@ -16,7 +16,7 @@ from ditlab.run import RunFolder
 from ditlab.training.checkpoint import write_checkpoint
 from ditlab.training.loading import network_facts
 
-Format = Literal["facebook-dit", "sit", "diffusers"]
+Format = Literal["facebook-dit", "sit", "repa", "diffusers"]
 
 
 class ImportedRun(NamedTuple):
@@ -39,13 +39,14 @@ def import_checkpoint(
     """Make a run of a published checkpoint. Nothing in the file is executed, and no half of a run is left behind.
 
     Args:
-        path: a state dict of torch.save (``"facebook-dit"``, ``"sit"``), or a model's or pipeline's folder
-            (``"diffusers"``).
-        format: what it is; the two layouts of state dict look alike and mean different things.
+        path: a state dict of torch.save or safetensors (``"facebook-dit"``, ``"sit"``, ``"repa"``), or a model's or
+            pipeline's folder (``"diffusers"``).
+        format: what it is; the three kinds of state dict look alike and mean different things.
         out: folder of the run, which must not be there yet.
         preset: a published size, such as "DiT-XL/2", that a state dict is to fit.
         heads: of a state dict that has no published width; no tensor tells it.
-        num_classes: labels of a state dict whose label table has no last row for "no label".
+        num_classes: labels of a state dict; None is as the checkpoint says, or, where it does not, one less than the
+            rows of its label table, but all of 10, 100 or 1000.
         time_frequency_shift: 1 (None is 1) computes a diffusers model as diffusers does; 0 as facebookresearch/DiT,
             from which the published one was converted.
 
@@ -63,8 +64,8 @@ def import_checkpoint(
         with _reading(path, format):
             imported = read_diffusers(path, 1 if time_frequency_shift is None else time_frequency_shift)
         return ImportedRun(_write(out, imported), imported)
-    if format not in ("facebook-dit", "sit"):
-        raise InputError(f"unknown format {format!r}; choose facebook-dit, sit or diffusers")
+    if format not in ("facebook-dit", "sit", "repa"):
+        raise InputError(f"unknown format {format!r}; choose facebook-dit, sit, repa or diffusers")
     if time_frequency_shift == 1:
         raise InputError("--time-frequency-shift 1 is diffusers' own; networks of this format have 0: leave it out")
     if preset is not None and heads is not None:

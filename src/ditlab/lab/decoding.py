@@ -84,8 +84,10 @@ def _is_here(vae: str) -> bool:
         return False
     from huggingface_hub import try_to_load_from_cache
 
+    repository, _, commit = vae.partition("@")
+
     def fetched(place: str, name: str) -> bool:
-        return isinstance(try_to_load_from_cache(vae, place + name), str)
+        return isinstance(try_to_load_from_cache(repository, place + name, revision=commit or None), str)
 
     return any(_is_whole(partial(fetched, place)) for place in ("", "vae/"))
 

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -21,13 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditlab import disk
-from ditlab.errors import InputError
+from ditlab.errors import Caution, InputError
 from ditlab.machine.threads import limit, threads
 from ditlab.memory import freed_memory_kept
 from ditlab.networks.kernels import ONEDNN, Kernels, written_out
 from ditlab.training.muon import orthogonal_by_gram, orthogonal_by_matrix
 
 VERSION = 1  # of what is measured
+UNKEPT = "what this processor does best cannot be kept, so each process measures it: set DITLAB_CACHE to a folder"
 TURN = 0.05  # seconds after which two that are compared take no further turns
 TURNS = 7  # at most
 CLEARLY = 1.1  # times as quick that a choice has to be which costs precision or memory
@@ -130,7 +132,8 @@ def profile() -> Profile:
     if (kept := _kept()) is not None:
         return kept
     found = measure()
-    keep(found)
+    if not keep(found):
+        warnings.warn(UNKEPT, Caution, stacklevel=2)
     return found
 
 

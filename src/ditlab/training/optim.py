@@ -23,6 +23,12 @@ def learning_rate_factor(
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
+def scheduled(config: Config, step: int) -> float:
+    """Share of the peak learning rate at ``step`` (from 0) of a training."""
+    begun = config.rewarmed_at
+    return learning_rate_factor(max(0, step - begun), config.steps - begun, config.warmup_steps, config.schedule)
+
+
 def block_matrices(network: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of the linear layers in a transformer's blocks, which Muon moves; none for other networks."""
     inside = ((name, module) for name, module in network.named_modules() if name.startswith("blocks."))
@@ -71,18 +77,14 @@ class Optimizers:
 
     def lr(self, step: int) -> float:
         """The learning rate of AdamW at this step, counted from 0."""
-        return self._factor(step) * self.config.lr
+        return scheduled(self.config, step) * self.config.lr
 
     def step(self, step: int) -> None:
         """Move the parameters, at the learning rates of this step, counted from 0."""
         for name, optimizer in self.members.items():
             for group in optimizer.param_groups:
-                group["lr"] = self._factor(step) * self.peaks[name]
+                group["lr"] = scheduled(self.config, step) * self.peaks[name]
             optimizer.step()
-
-    def _factor(self, step: int) -> float:
-        config = self.config
-        return learning_rate_factor(step, config.steps, config.warmup_steps, config.schedule)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

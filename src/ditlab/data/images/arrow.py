@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, numbered
+from ditlab.data.images.locate import pinned
 from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, read_file
-from ditlab.disk import cache_folder, cache_for
+from ditlab.disk import cache_folder, cache_for, forbidden
 from ditlab.errors import InputError
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
@@ -28,7 +29,7 @@ class Table:
     """The images in a table; see ``Source``.
 
     Args:
-        location: what a person named: a file, a folder or ``owner/name``.
+        location: what a person named: a file, a folder, ``owner/name`` or, of one commit, ``owner/name@commit``.
         kind: "parquet" or "hub".
         files: in order; none for the Hub.
         column: of the images; None is the first that holds images.
@@ -38,12 +39,12 @@ class Table:
     """
 
     def __init__(self, location: str, kind: str, files: Sequence[str], column: str | None = None) -> None:
-        self.location = location
         self._kind = kind
         self.rejected: list[Rejected] = []
         self.other: Counter[str] = Counter()
         self.notes: list[str] = []
-        rows = _load(location, kind, files)
+        rows, location = _load(location, kind, files)
+        self.location = location
         if not rows.num_rows:
             raise InputError(f"{location} has no rows")
         self._column = self._choose_column(rows, column)
@@ -127,8 +128,8 @@ def _is_fetched(path: str) -> bool:
     return Path(path).is_absolute() and any(file.is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
-def _load(location: str, kind: str, files: Sequence[str]) -> Any:
-    """All rows, of the split "train" where there are several."""
+def _load(location: str, kind: str, files: Sequence[str]) -> tuple[Any, str]:
+    """All rows, of the split "train" where there are several; and the location, with the commit if it is on the Hub."""
     try:
         import datasets
         import huggingface_hub
@@ -141,16 +142,27 @@ def _load(location: str, kind: str, files: Sequence[str]) -> Any:
     cache = cache_for("arrow")
     try:
         if kind == "hub":
-            if not any(cache.glob(f"{location.split('/')[0]}___*")):  # else what was fetched before may do
-                huggingface_hub.HfApi().dataset_info(location, timeout=PATIENCE)
-            return datasets.load_dataset(location, split="train", cache_dir=str(cache))
-        return datasets.load_dataset(kind, data_files=list(files), split="train", cache_dir=str(cache))
+            name, _, given = location.partition("@")
+            commit = given or None
+            try:
+                commit = commit or huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE).sha
+            except Exception:
+                if not any(cache.glob(f"{name.split('/')[0]}___*")):  # else what was fetched before may do
+                    raise
+            rows = datasets.load_dataset(name, revision=commit, split="train", cache_dir=str(cache))
+            return rows, pinned(name, commit)
+        return datasets.load_dataset(kind, data_files=list(files), split="train", cache_dir=str(cache)), location
     except MemoryError:
         raise
     except Exception as error:  # of the network, the Hub, Arrow, and of what else they are made
         causes = [error, error.__cause__, error.__context__]
         if full := next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in FULL), None):
             raise full from None
+        if any(forbidden(cause) for cause in causes):
+            raise InputError(
+                f"{location} cannot be kept in {cache}, or among what is fetched from the Hub: set DITLAB_CACHE and "
+                f"HF_HOME to folders that can be written"
+            ) from None
         if files and all(_is_empty(file) for file in files):
             raise InputError(f"{location} has no rows") from None
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__

@@ -210,7 +210,10 @@ class Images:
     def _opened(self) -> Source:
         if self._source is None:
             if Path(self.path).is_absolute() and not Path(self.path).exists():
-                raise InputError(f"the images are not at {self.path} any more: bring them back there")
+                raise InputError(
+                    f"the images are not at {self.path} any more: bring them back there, or say where they are with "
+                    f"ditlab train --resume RUN --data.path PATH"
+                )
             self._source = open_source(self.path, self.column)
         return self._source
 

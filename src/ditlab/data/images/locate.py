@@ -12,7 +12,7 @@ from ditlab.data.images.labels import readable
 from ditlab.data.images.source import SUFFIXES, Source
 from ditlab.errors import InputError
 
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # and no ./name or ../name
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[0-9a-f]{40})?")  # no ./name or ../name; perhaps of one commit
 TRAIN = {"train", "training"}
 SPLITS = TRAIN | {"test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev"}
 
@@ -29,6 +29,11 @@ def located(path: str) -> str:
     if HUB_NAME.fullmatch(path):
         return path
     raise InputError(f"{path}: there is no such folder or file (a data set on the Hub is named owner/name)")
+
+
+def pinned(name: str, commit: str | None) -> str:
+    """A name on the Hub as it is recorded, ``owner/name@commit``: the same bytes whenever it is fetched."""
+    return f"{name}@{commit}" if commit and "@" not in name and HUB_NAME.fullmatch(f"{name}@{commit}") else name
 
 
 def open_source(path: str, column: str | None = None) -> Source:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
-from ditlab import disk
+from ditlab import disk, locks
 from ditlab.data.images import checksums
 from ditlab.data.images.decode import CONVERTED
 from ditlab.data.images.reading import decode_all
@@ -157,7 +157,7 @@ def prepare(
     folder, keep = _folder(root, source, size, channels, cache, window)
     if (ready := whole(folder, source)) is not None:
         return ready
-    with disk.alone(root / f"{folder.name}.lock", "the same images are being prepared"):
+    with disk.kept_in(root), locks.alone(root / f"{folder.name}.lock", "the same images are being prepared"):
         if (ready := whole(folder, source)) is None:  # else another process has just prepared them
             if folder.exists():
                 warnings.warn(f"what was prepared in {folder} is damaged: it is prepared anew", Caution, 2)

@@ -88,6 +88,11 @@ class Latents:
             InputError: it is not what this data set was made for.
         """
         if self._index is None:
+            if not Path(self.path).exists():
+                raise InputError(
+                    f"there is no store of latents at {self.path} any more: bring it back there, or say where it "
+                    f"is with ditlab train --resume RUN --data.path PATH"
+                )
             index = read_index(self.path)
             self._compare(index)
             self._index, self._ends = index, np.cumsum([shard.rows for shard in index.shards], dtype=np.int64)

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from ditlab import disk
+from ditlab import disk, locks
 from ditlab.data.images.decode import Picture
 from ditlab.data.images.labels import readable
 from ditlab.data.images.reading import decode_all
@@ -91,7 +91,7 @@ class Encoding:
             left = [shard for shard in left if not self._done(shard)]
             if left and self.notice is not None:
                 noun = "shard" if len(left) == 1 else "shards"
-                holder = disk.holder_of(self._lock(left[0]))
+                holder = locks.holder_of(self._lock(left[0]))
                 self.notice(f"waiting for {len(left):,} {noun} that other processes encode: the first by {holder}")
             while left := [shard for shard in left if not self._claim(shard)]:
                 time.sleep(PAUSE)
@@ -142,7 +142,7 @@ class Encoding:
             while True:
                 disk.make_folder(self.work)
                 with suppress(FileNotFoundError):  # whoever has finished the store clears the folder away
-                    held.enter_context(disk.alone(self.work / name, f"{self.folder} is being worked on"))
+                    held.enter_context(locks.alone(self.work / name, f"{self.folder} is being worked on"))
                     break
             yield
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ditlab.data.images.locate import HUB_NAME
+from ditlab.data.images.locate import HUB_NAME, pinned
 from ditlab.data.latents.index import full_path
-from ditlab.disk import read_json
+from ditlab.disk import forbidden, read_json
 from ditlab.errors import InputError
 
 PATIENCE = 10.0  # seconds for the Hub to answer
@@ -21,7 +21,7 @@ WANTED = ("config.json", "diffusion_pytorch_model*.safetensors*")  # of a reposi
 
 
 class Autoencoder(NamedTuple):
-    """An autoencoder, ready to encode and decode in fp32, and where it came from: a folder in full or a Hub name."""
+    """An autoencoder, ready to encode and decode in fp32, and where it came from: a folder, or a commit on the Hub."""
 
     model: Any
     name: str
@@ -74,9 +74,11 @@ def _fetched(name: str, fetch: bool) -> Path:
     patterns = [f"{folder}{pattern}" for folder in ("", "vae/") for pattern in WANTED]
     try:
         options: Any = {"allow_patterns": patterns, "etag_timeout": PATIENCE, "local_files_only": not fetch}
-        return Path(snapshot_download(name, **options))
+        repository, _, commit = name.partition("@")
+        return Path(snapshot_download(repository, revision=commit or None, **options))
     except Exception as error:  # of the network, the Hub, and of what else they are made
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason += "; set HF_HOME to a folder that can be written" if forbidden(error) else ""
         raise InputError(f"there is no folder {name}, and it cannot be fetched from the Hub: {reason}") from None
 
 
@@ -92,7 +94,8 @@ def load_vae(path: str | Path, fetch: bool = True) -> Autoencoder:
     if find_spec("diffusers") is None:
         raise InputError("autoencoders need diffusers: pip install 'ditlab[latents]'")
     folder = vae_folder(path, fetch)
-    name = full_path(str(path)) if Path(path).exists() else str(path)
+    snapshot = folder.parent.name if folder.name == "vae" else folder.name  # the Hub's cache calls it by the commit
+    name = full_path(str(path)) if Path(path).exists() else pinned(str(path), snapshot)
     from diffusers import AutoencoderKL
     from diffusers.utils import logging
 
