@@ -248,7 +248,7 @@ def _recorded(read: Callable[[Library, str, int], Answer]) -> Callable[[Request]
         def job(_: Look) -> Answer:
             return read(library, request.path_params["run"], after)
 
-        return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+        return answer(request, await _computed(request, job))
 
     return endpoint
 
