@@ -147,9 +147,9 @@ export function mount(root, run) {
     if (patch === chosen) return `${from} gives ${share} of its attention to itself`;
     return pictures.direction === "from" ? `${from} gives ${share} of its attention to ${to}` : `${to} gives ${share} of its attention to ${from}`;
   };
-  const caption = (/** @type {Scene} */ { layer }) => {
+  const caption = (/** @type {Scene} */ { layer }, chosen = selection) => {
     const name = patchName(pictures.patch, layer.grid[1]);
-    return `${pictures.direction === "from" ? `What ${name} looks at` : `Who looks at ${name}`}: ${placeName(layer, run.attention.indexOf(layer))}`;
+    return `${pictures.direction === "from" ? `What ${name} looks at` : `Who looks at ${name}`}: ${placeName(layer, run.attention.indexOf(layer), chosen)}`;
   };
   const pictures = new Pictures(run, describe);
   const thumbs = new Thumbnails(run);
@@ -164,7 +164,7 @@ export function mount(root, run) {
     download: () => scene && { name: `${run.name}-attention-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [scene.attention.size, scene.attention.size], data: scene.attention.map }, row: { shape: [...scene.layer.grid], data: pictures.row ?? new Float32Array() } } },
     picture: () => pictures.heat.canvas,
-    caption: ({ t, input }) => (scene ? `${caption(scene)}, t = ${t.toFixed(2)}, ${inputName(input)}` : ""),
+    caption: (shown) => (scene ? `${caption(scene, shown)}, ${inputName(shown.input)}` : ""),
     table: () => scene && pictures.heat.table(caption(scene), { colName: (col) => `column ${col}` }),
   });
 

@@ -66,7 +66,7 @@ export class Comparison {
       download: () => this.download(),
       picture: () => this.view.picture(),
       legends: false,
-      caption: () => `A: ${title(this.sides.a.setting)}; B: ${title(this.sides.b.setting)}; seed ${this.sides.a.setting.seed}`,
+      caption: () => `A: ${title(this.sides.a.setting)}; B: ${title(this.sides.b.setting)}; seed ${this.sides.a.setting.seed}${this.run.shape.length === 3 ? "; above xₜ, below predicted x₀, from t = 1 to t = 0" : ""}`,
       table: () => this.table(),
     });
     made.body.classList.add("compare");

@@ -17,13 +17,12 @@ function look() {
 /** @param {{log: boolean, width: number}} wanted */
 const choose = ({ log, width }) => select({ curves: [log && "log", width > 1 && width].filter(Boolean).join("_") });
 
-/** Means over as many points around each; at the ends over those there are. @param {ArrayLike<number>} y @param {number} width */
+/** Means over as many points around each; towards the ends over fewer, as many on either side. @param {ArrayLike<number>} y @param {number} width */
 export function smoothed(y, width) {
-  const half = Math.floor(width / 2);
   return Float64Array.from(y, (_, i) => {
-    const [from, to] = [Math.max(0, i - half), Math.min(y.length - 1, i + half)];
+    const half = Math.min(Math.floor(width / 2), i, y.length - 1 - i);
     let [sum, count] = [0, 0];
-    for (let k = from; k <= to; k += 1) {
+    for (let k = i - half; k <= i + half; k += 1) {
       if (!Number.isFinite(y[k])) continue;
       sum += y[k];
       count += 1;

@@ -225,7 +225,7 @@ export function mount(root, run) {
     download: () => matrix.scene && { name: `${run.name}-matrix-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [matrix.scene.attention.size, matrix.scene.attention.size], data: matrix.scene.attention.map } } },
     picture: () => matrix.map.canvas,
-    caption: ({ t, input }) => `${matrix.scene ? `${placeName(matrix.scene.layer, run.attention.indexOf(matrix.scene.layer))}, ` : ""}t = ${t.toFixed(2)}, ${inputName(input)}; rows are queries, columns are keys`,
+    caption: (shown) => (matrix.scene ? `${placeName(matrix.scene.layer, run.attention.indexOf(matrix.scene.layer), shown)}, ${inputName(shown.input)}; rows are queries, columns are keys` : ""),
     table: () => matrix.map.table(`Attention, rows are queries, columns are keys: ${placeName(chosenLayer(run), run.attention.indexOf(chosenLayer(run)))}`, { rowName: (row) => `query ${row}`, colName: (col) => `key ${col}` }),
   });
   const key = h("p", { class: "pair-key" }, h("span", { class: "key-query" }, "query: the patch that looks"), h("span", { class: "key-key" }, "key: the patch looked at"));

@@ -116,6 +116,7 @@ function asking({ rows, patient = false }, root, body, attempt) {
     waiting.textContent = shown ? stillShown(shown) : "Waiting for the lab.";
   });
   const turn = new Turn(root, patient);
+  root.classList.add("panel-new");
   const ask = (/** @type {import("./turns.js").Work} */ work) => {
     body.setAttribute("aria-busy", "true");
     stale.begin();
@@ -124,6 +125,7 @@ function asking({ rows, patient = false }, root, body, attempt) {
       const done = await attempt(() => work(signal));
       if (signal.aborted) return; // Another question took its place, or it is asked again later.
       if (done) shown = chosen;
+      root.classList.remove("panel-new");
       stale.end();
       waiting.hidden = true;
       body.setAttribute("aria-busy", "false");
