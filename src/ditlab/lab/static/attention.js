@@ -164,7 +164,7 @@ export function mount(root, run) {
     download: () => scene && { name: `${run.name}-attention-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [scene.attention.size, scene.attention.size], data: scene.attention.map }, row: { shape: [...scene.layer.grid], data: pictures.row ?? new Float32Array() } } },
     picture: () => pictures.heat.canvas,
-    caption: (shown) => (scene ? `${caption(scene, shown)}, ${inputName(shown.input)}` : ""),
+    caption: (shown) => (scene ? `${caption(scene, shown).replace("W", "w")}, ${inputName(shown.input)}` : ""),
     table: () => scene && pictures.heat.table(caption(scene), { colName: (col) => `column ${col}` }),
   });
 

@@ -111,6 +111,8 @@ class Gates {
     this.look = curveControls(() => this.grow());
     this.index = 0;
     this.turn = Promise.resolve();
+    /** The last step that was told of while the recordings were on their way. */
+    this.told = -1;
     this.panel = panel({
       id: "gates",
       title: "Watch the gates open",
@@ -127,8 +129,10 @@ class Gates {
     if (this.run.step === null && this.run.last_recording === null) return this.panel.status("Nothing is recorded yet.");
     this.panel.status("");
     this.panel.ask(async (signal) => {
-      this.recording = new Recording(await arrays(this.path, { signal }));
-      this.build(this.recording);
+      const recording = new Recording(await arrays(this.path, { signal }));
+      this.recording = recording;
+      this.build(recording);
+      if (this.told > recording.steps[recording.steps.length - 1]) this.follow({ recorded: this.told });
     });
   }
 
@@ -140,6 +144,10 @@ class Gates {
   /** @param {News} news */
   async take(news) {
     const { recording } = this;
+    if (!recording && !news.cut && this.panel.pending()) {
+      this.told = news.recorded ?? this.told;
+      return;
+    }
     if (!recording || news.cut) {
       this.run.last_recording = news.recorded ?? this.run.last_recording;
       forget(this.path);

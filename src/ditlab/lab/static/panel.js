@@ -34,6 +34,7 @@ import { Turn } from "./turns.js";
  *   place of the one before, and what is shown meanwhile is dimmed
  * @property {(work: () => Promise<void>, stale?: boolean) => Promise<boolean>} attempt runs it now: marks the panel busy, shows
  *   its error, and says whether it went well; `stale` (default): without it what the panel shows is not what is chosen
+ * @property {() => boolean} pending is an answer still to come?
  * @property {() => boolean} near is somebody near?
  * @property {() => import("./stale.js").Selection | null} shown what was chosen when it last had its answer
  * @property {() => void} refresh what is shown changed: an open table follows

@@ -32,6 +32,9 @@ function intro(run, cut) {
 /** With a true minus sign. @param {number} value @param {number} digits */
 const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
 
+/** How wide a cell is for its height: the table is wide and low for few tokens, less so for many. @param {number} rows @param {number} cols */
+const shapeOf = (rows, cols) => (Math.max(2, 16 / Math.sqrt(rows)) * rows) / cols;
+
 /** The section's canvases and what they show. @param {Cut} cut */
 function views(cut) {
   const [rows, cols] = cut.grid;
@@ -50,7 +53,7 @@ function views(cut) {
     onSelect: (row, col) => select({ patch: row * cols + col }),
   });
   const tokenGrid = (/** @type {string} */ label, /** @type {"embedded" | "tokens"} */ name) => new Grid({
-    rows: cut.tokens, cols: 1, label, cellAspect: 1,
+    rows: cut.tokens, cols: 1, label, cellAspect: shapeOf(cut.tokens, 1),
     describe: (row, col) => {
       const tensor = state.answer?.arrays[name];
       return tensor ? `token ${row}, feature ${col}: ${signed(floats(tensor)[row * tensor.shape[1] + col], 3)}` : "";
@@ -93,8 +96,7 @@ function show(view, answer, cut, scale) {
   for (const name of /** @type {const} */ (["embedded", "tokens"])) {
     if (!found[name]) continue;
     const [rows, cols] = found[name].shape;
-    // Wide and low for few tokens, less so for many.
-    view.tables[name].options.cellAspect = (Math.max(2, 16 / Math.sqrt(rows)) * rows) / cols;
+    view.tables[name].options.cellAspect = shapeOf(rows, cols);
     view.tables[name].setValues(floats(found[name]), { rows, cols, scale: "diverging", low: -high, high });
     view.tables[name].shape();
   }
