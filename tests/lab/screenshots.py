@@ -13,7 +13,7 @@ from tests.lab.shell import serving
 
 SECTIONS = ("flow", "patches", "attention", "matrix", "change", "gates", "denoise", "compare")
 PLAIN = """
-    #bar, .choices-live { position: static !important }
+    #stay, #contents, .choices-live { position: static !important }
     main > section { padding: 24px !important; border: 0 !important }
 """
 

@@ -170,6 +170,27 @@ def test_a_trajectory_ends_where_sampling_ends(runs):
     np.testing.assert_allclose((1 - t) * walk["x0"] + t * walk["eps"], walk["x"], atol=1e-4)
 
 
+def test_a_question_in_between_finds_the_network_as_it_was_trained(runs):
+    lens = Lens(runs / "circles")
+    wanted = {"input": lens.input(t=0.4)["prediction"], "trajectory": lens.trajectory(steps=3)}
+    changed = lens.trajectory(steps=3, edits="block:1")
+    seen = []
+
+    def look():
+        seen.append(lens.input(t=0.4)["prediction"])
+        seen.append(lens.trajectory(steps=3)["x"][-1])
+
+    again = lens.trajectory(steps=3, edits="block:1", look=look)
+    np.testing.assert_array_equal(again["x"], changed["x"])
+    assert again.meta == changed.meta  # counts its own evaluations alone
+    drawn = lens.samples(n=2, edits="head:0.0")["samples"]
+    np.testing.assert_array_equal(lens.samples(n=2, edits="head:0.0", look=look)["samples"], drawn)
+    assert len(seen) > 8
+    for one, other in zip(seen[::2], seen[1::2], strict=True):
+        np.testing.assert_array_equal(one, wanted["input"])
+        np.testing.assert_array_equal(other, wanted["trajectory"]["x"][-1])
+
+
 def test_the_null_label_is_a_label(runs):
     lens = Lens(runs / "digits")
     null = lens.input(input="data:0", t=0.5, label=-1)
@@ -208,6 +229,9 @@ def test_the_diagram_adds_up(runs):
         assert sum(node["parameters"] for node in nodes) == diagram["parameters"]
         assert 0.9 * diagram["macs"] <= sum(node["macs"] for node in nodes) <= diagram["macs"]
         assert nodes[-1]["out"] == [1, *lens.run.shape]
+        assert sum(node["ms"] for node in nodes) + diagram["between"] == pytest.approx(diagram["ms"], abs=1e-3)
+        assert all(node["ms"] >= 0 for node in nodes)
+        assert diagram["between"] > 0
 
 
 def test_large_maps_are_pooled_and_say_so(big):

@@ -222,8 +222,7 @@ def test_a_drawn_circle_is_looked_at_and_survives_a_reload(chromium, address, le
         for angle in np.linspace(0, 2 * np.pi, 40):
             page.mouse.move(*(center + box["width"] / 4 * np.array([np.cos(angle), np.sin(angle)])))
         page.mouse.up()
-        page.wait_for_url(re.compile("input=draw"))
-        page.wait_for_timeout(300)
+        page.wait_for_url(re.compile("input=draw:(?!A+(&|$))"))  # no longer the cleared canvas
         text = chosen(page)["input"].removeprefix("draw:")
         pixels = (
             np.frombuffer(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), np.uint8).reshape(1, 16, 16).copy()

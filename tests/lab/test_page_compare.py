@@ -38,8 +38,8 @@ def compared(chromium, lab, columns, rest="", **options):
 def complete(page):
     """The section, once the last of its rows is there."""
     panel = section(page, "Compare")
-    panel.scroll_into_view_if_needed()
     page.wait_for_function("""() => {
+        document.getElementById("compare")?.scrollIntoView({ behavior: "instant" });  // sections above it still grow
         const rows = [...document.querySelectorAll("#compare .runs-cells")];
         const busy = document.querySelector("#compare .panel-body")?.getAttribute("aria-busy");
         return busy === "false" && rows.length === 3 && rows.every((row) => row.children.length);

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from ditlab.lab.worker import Busy, Gone, Worker
+from ditlab.lab.worker import Busy, Gone, Rank, Worker
 from tests.lab.shell import PATIENCE, eventually
 
 
@@ -36,9 +36,9 @@ class Gate:
         return "through"
 
 
-async def begin(worker, job, disconnected=here):
+async def begin(worker, job, disconnected=here, rank=Rank.LOOK):
     """Start a job, and go on once it runs."""
-    task = asyncio.create_task(worker.run(job, disconnected))
+    task = asyncio.create_task(worker.run(job, disconnected, rank))
     assert await asyncio.to_thread(job.begun.wait, PATIENCE)
     return task
 
@@ -73,6 +73,59 @@ def test_one_thread_computes_in_order_of_arrival():
     worker.close()
     assert [i for i, _ in seen] == list(range(50))
     assert len({thread for _, thread in seen} | {threading.get_ident()}) == 2
+
+
+def test_a_measurement_lets_clicks_in_between_two_batches(worker):
+    seen, measuring = [], Gate()
+
+    def sample(look):
+        look()  # a job in between lets in only what comes before itself
+        seen.append("drawn")
+
+    async def main():
+        task = await begin(worker, measuring, rank=Rank.MEASURE)
+        await asyncio.gather(worker.run(sample, here, Rank.DRAW), worker.run(lambda _: seen.append("looked"), here))
+        await worker.run(lambda _: seen.append("opened"), here, Rank.OPEN)
+        assert seen == ["looked", "drawn", "opened"]
+        assert not task.done()
+        measuring.open.set()
+        assert await task == "through"
+
+    asyncio.run(main())
+
+
+def test_many_measurements_in_line_turn_no_click_away(worker):
+    async def main():
+        gate = Gate()
+        tasks = [await begin(worker, gate, rank=Rank.MEASURE)]
+        tasks += [asyncio.create_task(worker.run(lambda _: 0, here, Rank.MEASURE)) for _ in range(3)]
+        while worker.waiting < 4:
+            await asyncio.sleep(0)
+        assert await worker.run(lambda _: "at once", here) == "at once"
+        gate.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_a_measurement_whose_client_left_stops_after_what_it_let_in(worker):
+    async def main():
+        left = asyncio.Event()
+
+        async def disconnected():
+            return left.is_set()
+
+        task = await begin(worker, Gate(), disconnected, Rank.MEASURE)
+        click = Gate()
+        clicked = await begin(worker, click)
+        left.set()
+        with pytest.raises(Gone):
+            await task
+        click.open.set()
+        assert await clicked == "through"
+        await asyncio.to_thread(eventually, lambda: worker.waiting == 0)
+
+    asyncio.run(main())
 
 
 def test_full_queue_says_so_at_once(worker):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +13,14 @@ from torch import Tensor, nn
 from ditlab.networks.conditions import Conditions
 from ditlab.networks.counts import parameter_count
 
+WARM = 3  # passes before any is timed: the first ones find nothing in the caches
+LONG = 1.0  # seconds of timed passes after which FEW are enough
+FEW = 3
+
 
 @dataclass
 class Part:
-    """One module as a batch meets it. Shapes include the batch; ``milliseconds`` is a median over passes."""
+    """One module as a batch meets it. Shapes include the batch; ``times`` holds milliseconds, one value a pass."""
 
     name: str
     kind: str
@@ -25,20 +28,16 @@ class Part:
     gives: list[int]
     parameters: int
     times: list[float] = field(default_factory=list)
-
-    @property
-    def milliseconds(self) -> float:
-        """Median over the timed passes."""
-        return statistics.median(self.times)
+    milliseconds: float = 0.0  # in the pass that lasted the median of all: so parts of the same pass add up
 
 
-def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], passes: int = 5) -> list[Part]:
+def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], passes: int = 9) -> list[Part]:
     """Run ``forward`` and report of each of the ``modules`` what it did, in the order they are first entered.
 
     Args:
         modules: name → module, of those to watch.
-        forward: runs the network once; it is run ``passes`` times after one to warm up.
-        passes: over which times are medians.
+        forward: runs the network once; it is run ``passes`` times after some to warm up.
+        passes: of which the one that lasts the median is told; fewer where they last long.
     """
     device = next((p.device.type for module in modules.values() for p in module.parameters()), "cpu")
     synchronise = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
@@ -65,8 +64,7 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
                 given = [x.vector if isinstance(x, Conditions) else x for x in inputs]
                 takes = [list(x.shape) for x in given if isinstance(x, Tensor)]
                 parts[name] = Part(name, type(module).__name__, takes, _shape(output), parameter_count(module))
-            else:
-                parts[name].times.append(elapsed)
+            parts[name].times[-1:] = [(parts[name].times or [0.0])[-1] + elapsed]
 
         return hook
 
@@ -74,11 +72,23 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
     try:
         for name, module in modules.items():
             handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
-        for _ in range(passes + 1):
+        for _ in range(WARM):
             forward()
+        whole: list[float] = []
+        for part in parts.values():
+            part.times.clear()
+        while len(whole) < passes and (len(whole) < FEW or sum(whole) < LONG):
+            for part in parts.values():
+                part.times.append(0.0)
+            start = time.perf_counter()
+            forward()
+            whole.append(time.perf_counter() - start)
     finally:
         for handle in handles:
             handle.remove()
+    middle = sorted(range(len(whole)), key=whole.__getitem__)[(len(whole) - 1) // 2]
+    for part in parts.values():
+        part.milliseconds = part.times[middle]
     return [parts[name] for name in order if name in parts]
 
 

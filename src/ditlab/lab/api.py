@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import save
 from starlette.applications import Starlette
@@ -31,7 +32,7 @@ from ditlab.lab.lens import MAX_STEPS, Lens
 from ditlab.lab.library import Library
 from ditlab.lab.live import Watch, stream
 from ditlab.lab.recordings import picture
-from ditlab.lab.worker import Busy, Worker
+from ditlab.lab.worker import Busy, Rank, Worker
 
 PAGE = Path(__file__).parent / "static"
 MAX_IMAGES, MAX_POINTS = 16, 2000  # samples in one trajectory
@@ -157,6 +158,13 @@ QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
     "field": (Field2D, lambda lens, q, _: lens.field(**q.arguments)),
 }
 
+RANKS = {
+    "trajectory": Rank.DRAW,
+    "samples": Rank.DRAW,
+    "costs": Rank.MEASURE,
+    "attention/summary": Rank.MEASURE,
+}  # of the questions that take longer than a look
+
 
 def _few(lens: Lens, query: Walk | Drawn) -> Lens:
     """The lens, if it is not asked for too many images."""
@@ -178,7 +186,7 @@ def create_app(library: Library, worker: Worker) -> Starlette:
         Route("/runs/{run}/gates", _recorded(Library.gates)),
         Route("/runs/{run}/losses", _recorded(Library.losses)),
         Route("/runs/{run}/live", _live),
-        *[Route(f"/runs/{{run}}/{name}", _asking(*question)) for name, question in QUESTIONS.items()],
+        *[Route(f"/runs/{{run}}/{name}", _asking(name)) for name in QUESTIONS],
     ]
     app = Starlette(
         routes=[Mount("/api", routes=api), Mount("/", StaticFiles(directory=PAGE, html=True))],
@@ -193,8 +201,23 @@ def create_app(library: Library, worker: Worker) -> Starlette:
     return app
 
 
-def _asking(model: type[Query], ask: Ask) -> Callable[[Request], Awaitable[Response]]:
+async def _computed(request: Request, job: Callable[[Look], Any], rank: Rank = Rank.LOOK) -> Any:
+    """What a job of that rank returns, computed by the worker."""
+
+    def task(look: Look) -> Any:
+        def rest() -> None:
+            threads = torch.get_num_threads()
+            look()
+            torch.set_num_threads(threads)  # what was let in may have chosen others
+
+        return job(rest)
+
+    return await request.app.state.worker.run(task, request.is_disconnected, rank)
+
+
+def _asking(name: str) -> Callable[[Request], Awaitable[Response]]:
     """The endpoint that asks a lens one question."""
+    model, ask = QUESTIONS[name]
 
     async def endpoint(request: Request) -> Response:
         query = model.model_validate(_single(request))
@@ -203,7 +226,7 @@ def _asking(model: type[Query], ask: Ask) -> Callable[[Request], Awaitable[Respo
         def job(look: Look) -> Any:
             return ask(library.lens(request.path_params["run"], query.step, query.weights), query, look)
 
-        return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+        return answer(request, await _computed(request, job, RANKS.get(name, Rank.LOOK)))
 
     return endpoint
 
@@ -225,7 +248,7 @@ def _recorded(read: Callable[[Library, str, int], Answer]) -> Callable[[Request]
         def job(_: Look) -> Answer:
             return read(library, request.path_params["run"], after)
 
-        return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+        return answer(request, await _computed(request, job))
 
     return endpoint
 
@@ -305,7 +328,7 @@ async def _describe(request: Request) -> Response:
     def job(_: Look) -> Any:
         return library.describe(run, query.step, query.weights)
 
-    return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+    return answer(request, await _computed(request, job, Rank.OPEN))
 
 
 async def _quality(request: Request) -> Response:
@@ -316,7 +339,7 @@ async def _quality(request: Request) -> Response:
     def job(look: Look) -> Any:
         return library.quality(run, query.step, query.weights, query.n, query.seed, look)
 
-    return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+    return answer(request, await _computed(request, job, Rank.MEASURE))
 
 
 async def _picture(request: Request) -> Response:
@@ -345,7 +368,7 @@ async def _bring(request: Request) -> Response:
         decode = from_pixels if kind == "application/octet-stream" else from_file
         return {"input": lens.own(decode(body, lens.run.shape))}
 
-    return answer(request, await request.app.state.worker.run(job, request.is_disconnected))
+    return answer(request, await _computed(request, job))
 
 
 async def _decode(request: Request) -> Response:
@@ -356,7 +379,7 @@ async def _decode(request: Request) -> Response:
     def job(_: Look) -> dict[str, np.ndarray]:
         return {"pictures": library.decoding(run).pictures(body)}
 
-    found = await request.app.state.worker.run(job, request.is_disconnected)
+    found = await _computed(request, job, Rank.DRAW)
     return Response(save(found), media_type="application/octet-stream")
 
 

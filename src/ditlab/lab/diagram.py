@@ -35,6 +35,9 @@ _MODULATIONS = {"AdaLNZero": "adaLN-Zero", "AdaLN": "adaLN", "FiLM": "FiLM", "Pl
 def diagram(network: nn.Module, x: Tensor, forward: Callable[[], Any]) -> dict[str, Any]:
     """Nodes and totals of a network, from hooks on real forward passes of ``x`` (1, *shape).
 
+    Times are those of one warm pass, the one that lasted the median: those of the nodes and ``between``, what is spent
+    outside them, add up to ``ms``.
+
     Of a DiT, each node of a block says whether the block is ``gated``, modulations and the final layer whether they
     depend on what the network is told (``steered``), and ``tokens`` names the conditions that join the sequence after
     the patches, and those that cross-attention reads.
@@ -44,8 +47,9 @@ def diagram(network: nn.Module, x: Tensor, forward: Callable[[], Any]) -> dict[s
     whole = parts.pop(0)
     nodes = [_node(network, part, counts.get(part.name, 0)) for part in parts]
     for node in nodes:  # what has a node of its own is not counted again
-        inner = [part.parameters for part in parts if part.name.startswith(f"{node['name']}.")]
-        node["parameters"] -= sum(inner)
+        inner = [part for part in parts if part.name.startswith(f"{node['name']}.")]
+        node["parameters"] -= sum(part.parameters for part in inner)
+        node["ms"] = round(node["ms"] - sum(part.milliseconds for part in inner), 4)
     if isinstance(network, DiT):
         nodes = _with_reshapes(network, nodes, x)
         _say_what_steers(network, nodes, forward)
@@ -56,6 +60,7 @@ def diagram(network: nn.Module, x: Tensor, forward: Callable[[], Any]) -> dict[s
         "parameters": whole.parameters,
         "macs": counts.get("", 0),
         "ms": round(whole.milliseconds, 4),
+        "between": round(whole.milliseconds - sum(node["ms"] for node in nodes), 4),
     } | (_tokens(network) if isinstance(network, DiT) else {})
 
 

@@ -26,7 +26,7 @@ from ditlab.lab.diagram import diagram
 from ditlab.lab.images import OwnImages
 from ditlab.lab.maps import Head
 from ditlab.lab.recordings import gate_recordings, previews
-from ditlab.lab.scenes import Scene, Scenes, affordable, check_work, evaluations_of, joined
+from ditlab.lab.scenes import Scene, Scenes, affordable, check_work, evaluations_of, joined, walked
 from ditlab.networks.dit import DiT
 from ditlab.run import Run, load
 
@@ -288,25 +288,24 @@ class Lens:
         walk = self.process.trajectory(
             n, self.run.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed
         )
-        before = self.process.evaluations
-        with intervened(self.network, edits):
-            for t, x in walk:
-                look()
+        spent = 0
+        for t, x, evaluations in walked(self.process, walk, edits):
+            look()
+            with intervened(self.network, edits):
                 prediction, x0, eps = self._estimate(x, t, cond, guidance)
-                for name, value in (("x", x), ("prediction", prediction), ("x0", x0), ("eps", eps)):
-                    frames[name].append(value)
-                times.append(t)
+            for name, value in (("x", x), ("prediction", prediction), ("x0", x0), ("eps", eps)):
+                frames[name].append(value)
+            times.append(t)
+            spent += evaluations
         arrays = {name: torch.stack(values) for name, values in frames.items()}
-        spent = (self.process.evaluations - before) // n * passes
-        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(spent))
+        return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(spent // n * passes))
 
     def samples(
         self, *, n: int = 10, seed: int = 0, label: int | None = None, edits: str = "", look: Look = look_away
     ) -> Answer:
         """``samples`` (n, *shape), those of ``ditlab sample``; ``meta["drawn"]`` says how the run's settings draw."""
-        self.scenes.check_samples(n, label)  # before anything is changed: the whole network's work counts
-        with intervened(self.network, edits):
-            return Answer({"samples": self.scenes.samples(n, seed, label, look)}, drawn=self.scenes.drawn)
+        self.scenes.check_samples(n, label)  # the whole network's work counts
+        return Answer({"samples": self.scenes.samples(n, seed, label, edits, look)}, drawn=self.scenes.drawn)
 
     def costs(self, *, look: Look = look_away) -> Answer:
         """How much the loss rises when a head, a gate or a block is switched off, dearest first: ``cost``, (E,).

@@ -146,7 +146,7 @@ class Library:
     def quality(self, name: str, step: int | None, weights: str, n: int, seed: int, look: Look) -> dict[str, Any]:
         """The figures of one checkpoint, see ``comparing.quality``; measured once.
 
-        A run that is not loaded is not kept: many checkpoints are measured, and each of them once.
+        The run is not kept: many checkpoints are measured, and each of them once.
 
         Raises:
             Missing: no such run or checkpoint.
@@ -156,11 +156,10 @@ class Library:
         checkpoint = self._key(name, folder, step, weights)
         key = (*checkpoint, n, seed)
         with self._lock:
-            lens = self._lenses.get(checkpoint)
             if key in self._figures:
                 return self._figures[key]
         kind: Any = "raw" if weights == "raw" else "ema"
-        run = load(folder.path, kind, checkpoint.step, self.device) if lens is None else lens.run
+        run = load(folder.path, kind, checkpoint.step, self.device)  # its own: others are answered in between
         use_threads(multiply_accumulates(run.process.network, run.shape))
         figures = quality(run, n=n, seed=seed, look=look)
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from ditlab.data.datasets import Dataset
 from ditlab.data.latents.index import has_index
 from ditlab.diffusion.process import Process
 from ditlab.errors import InputError, Missing
+from ditlab.inspection.interventions import intervened
 from ditlab.lab.images import OwnImages
 from ditlab.networks.counts import multiply_accumulates
 from ditlab.run import Run
@@ -58,6 +59,20 @@ def evaluations_of(process: Process, solver: str, steps: int) -> int:
         return process.stepper(solver).evaluations(steps) or ADAPTIVE
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def walked(process: Process, walk: Iterator[tuple[float, Tensor]], edits: str) -> Iterator[tuple[float, Tensor, int]]:
+    """(t, x, how often the network ran for it, counting each sample), with the network changed as ``edits`` say.
+
+    Only while a state is computed: between two states the network is itself, and may answer other questions.
+    """
+    while True:
+        before = process.evaluations
+        with intervened(process.network, edits):
+            state = next(walk, None)
+        if state is None:
+            return
+        yield (*state, process.evaluations - before)
 
 
 class Scene(NamedTuple):
@@ -190,7 +205,7 @@ class Scenes:
         work = n * evaluations_of(self.run.process, own.solver, own.steps) * (2 if guided else 1) * self.macs
         check_work(work, self.like.device, "ask for fewer samples")
 
-    def samples(self, n: int, seed: int, label: int | None, look: Callable[[], None]) -> Tensor:
+    def samples(self, n: int, seed: int, label: int | None, edits: str, look: Callable[[], None]) -> Tensor:
         """n samples as the run's own configuration draws them; without a label, sample i has i mod classes.
 
         The noise of sample i depends on (seed, i) and on the shape alone. Images are clamped to [−1, 1]. How much work
@@ -202,9 +217,10 @@ class Scenes:
         own, process = self.run.config.sampling, self.run.process
         guided = cond is not None and own.guidance != 1
         x = self.like
-        for state in process.trajectory(n, self.run.shape, cond=cond, seed=seed, **build_drawing(own, process, guided)):
+        walk = process.trajectory(n, self.run.shape, cond=cond, seed=seed, **build_drawing(own, process, guided))
+        for _, state, _ in walked(process, walk, edits):
             look()
-            x = state[1]
+            x = state
         return x if len(self.run.shape) != 3 or self.run.latent else x.clamp(-1, 1)
 
     @property

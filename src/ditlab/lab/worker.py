@@ -1,8 +1,12 @@
-"""One thread does all the computing, and a short queue stands before it.
+"""One thread does all the computing, and short queues stand before it, one for each rank of jobs.
 
 A server answers many clients at once, but there is one processor to share: two trajectories computed side by side take
 as long as one after the other, and twice the memory. So jobs wait in line, a full line says so at once, and a client
 that leaves takes its job along: a waiting job is dropped, a running one stops at its next look.
+
+A measurement takes seconds or minutes, a click milliseconds. So jobs of a higher rank come first, and a job lets them
+in each time it looks up: they are computed there and then, in the same thread, and it goes on afterwards. Whoever calls
+``look`` therefore leaves no traces in what others use, such as hooks on a shared network.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +26,15 @@ Look = Callable[[], None]
 
 SECONDS_BETWEEN_LOOKS = 0.1  # how often a waiting request asks whether its client is still there
 SECONDS_TO_CLOSE = 0.5
+
+
+class Rank(IntEnum):
+    """What comes first; within a rank, who came first."""
+
+    OPEN = 0  # what a page needs before it can show anything
+    LOOK = 1  # one or a few passes of a network: what a click asks
+    DRAW = 2  # samples and trajectories
+    MEASURE = 3  # many images, or many samples
 
 
 class Busy(Exception):
@@ -35,33 +49,36 @@ class Worker:
     """The one thread that computes.
 
     Args:
-        capacity: how many jobs may wait; the one that runs is not counted.
+        capacity: how many jobs of a rank may wait; those that have begun are not counted.
     """
 
     def __init__(self, capacity: int = 32) -> None:
         self._capacity = capacity
-        self._queue: deque[_Job[Any]] = deque()
-        self._running: _Job[Any] | None = None
+        self._queues: dict[Rank, deque[_Job[Any]]] = {rank: deque() for rank in Rank}
+        self._begun: list[_Job[Any]] = []  # the last is computed, each of the others let the next one in
         self._closed = False
         self._changed = threading.Condition()
         # A daemon: a job that never looks up cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="ditlab-worker", daemon=True)
         self._thread.start()
 
-    async def run(self, job: Callable[[Look], T], disconnected: Callable[[], Awaitable[bool]]) -> T:
+    async def run(
+        self, job: Callable[[Look], T], disconnected: Callable[[], Awaitable[bool]], rank: Rank = Rank.LOOK
+    ) -> T:
         """Have a job computed; return what it returns, raise what it raises.
 
         Args:
             job: called in the worker's thread with ``look``, which it calls between steps; ``look()`` raises ``Gone``
-                once the client has left.
+                once the client has left, and computes jobs of a higher rank that have come meanwhile.
             disconnected: whether the client has left (``request.is_disconnected``; read the body before). Cancelling
                 this coroutine counts as leaving, too.
+            rank: of the job.
 
         Raises:
             Busy: the queue is full.
             Gone: the client left, or the worker was closed.
         """
-        place = _Job(job)
+        place = _Job(job, rank, self._let_in)
         self._enter(place)
         answer = asyncio.wrap_future(place.future)
         try:
@@ -78,64 +95,77 @@ class Worker:
     def waiting(self) -> int:
         """Jobs queued or running."""
         with self._changed:
-            return len(self._queue) + (self._running is not None)
+            return sum(map(len, self._queues.values())) + len(self._begun)
 
     def close(self) -> None:
         """Take no more jobs, drop those that wait, and stop the one that runs at its next look."""
         with self._changed:
             self._closed = True
-            for job in self._queue:
-                job.future.set_exception(Gone("the server stops"))
-            self._queue.clear()
-            if self._running is not None:
-                self._running.left.set()
+            for queue in self._queues.values():
+                for job in queue:
+                    job.future.set_exception(Gone("the server stops"))
+                queue.clear()
+            for job in self._begun:
+                job.left.set()
             self._changed.notify()
         self._thread.join(SECONDS_TO_CLOSE)
 
     def _enter(self, job: _Job[Any]) -> None:
         with self._changed:
-            if self._closed or len(self._queue) >= self._capacity:
-                raise Busy(f"{len(self._queue)} computations wait already; try again in a second")
-            self._queue.append(job)
+            queue = self._queues[job.rank]
+            if self._closed or len(queue) >= self._capacity:
+                raise Busy(f"{len(queue)} computations wait already; try again in a second")
+            queue.append(job)
             self._changed.notify()
 
     def _leave(self, job: _Job[Any]) -> None:
         """The client goes, with its answer or without: give its place in the queue to the next."""
         job.left.set()
         with self._changed:
-            if job in self._queue:
-                self._queue.remove(job)
+            if job in self._queues[job.rank]:
+                self._queues[job.rank].remove(job)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            job.compute()
+        while True:
             with self._changed:
-                self._running = None
-            del job  # while the thread waits for the next job, nothing of the last stays in memory
+                self._changed.wait_for(lambda: any(self._queues.values()) or self._closed)
+                if self._closed:
+                    return
+            self._compute_next(list(Rank))
 
-    def _next(self) -> _Job[Any] | None:
-        """The job whose turn it is, once there is one; None when the worker is closed."""
+    def _let_in(self, rank: Rank) -> None:
+        """Compute all that comes before a job of that rank, which waits meanwhile."""
+        while self._compute_next([higher for higher in Rank if higher < rank]):
+            pass
+
+    def _compute_next(self, ranks: list[Rank]) -> bool:
+        """Compute the job whose turn it is, of these ranks; whether there was one."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            if self._closed:
-                return None
-            self._running = self._queue.popleft()
-            self._running.future.set_running_or_notify_cancel()  # from here on it cannot be cancelled, only left
-            return self._running
+            queue = next((self._queues[rank] for rank in ranks if self._queues[rank]), None)
+            if queue is None:
+                return False
+            job = queue.popleft()
+            job.future.set_running_or_notify_cancel()  # from here on it cannot be cancelled, only left
+            self._begun.append(job)
+        job.compute()
+        with self._changed:
+            self._begun.pop()
+        return True
 
 
 class _Job(Generic[T]):
     """A computation, the promise of its result, and whether anyone still waits for it."""
 
-    def __init__(self, task: Callable[[Look], T]) -> None:
-        self.task = task
+    def __init__(self, task: Callable[[Look], T], rank: Rank, let_in: Callable[[Rank], None]) -> None:
+        self.task, self.rank, self._let_in = task, rank, let_in
         self.future: Future[T] = Future()
         self.left = threading.Event()
 
     def look(self) -> None:
-        """Raise ``Gone`` if nobody waits any more."""
+        """Raise ``Gone`` if nobody waits any more; let in who comes first."""
         if self.left.is_set():
             raise Gone("the client left")
+        self._let_in(self.rank)
 
     def compute(self) -> None:
         """Keep the promise."""

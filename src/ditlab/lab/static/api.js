@@ -1,5 +1,8 @@
 // The page's one door to the numbers: the local server's answers, or those embedded in an exported file.
 
+import { inLane } from "./lanes.js";
+import { living } from "./life.js";
+
 /**
  * @typedef {Float32Array | Uint8Array | BigInt64Array} Data
  * @typedef {{shape: number[], data: Data}} Tensor
@@ -57,7 +60,7 @@ export function choices() {
 export const isAbort = (error) => error instanceof DOMException && error.name === "AbortError";
 
 /**
- * One panel's stream of requests: each call aborts the signal given out before.
+ * One panel's stream of requests: each call aborts the signal given out before; all end with the sections at hand.
  * @returns {() => AbortSignal}
  */
 export function latest() {
@@ -66,7 +69,7 @@ export function latest() {
   return () => {
     current?.abort();
     current = new AbortController();
-    return current.signal;
+    return living(current.signal);
   };
 }
 
@@ -109,11 +112,15 @@ export function floats(tensor) {
 /** @param {number} seconds @param {AbortSignal | undefined} signal @returns {Promise<void>} */
 function wait(seconds, signal) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal?.addEventListener("abort", () => {
+    const leave = () => {
       clearTimeout(timer);
-      reject(signal.reason);
-    });
+      reject(signal?.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", leave);
+      resolve();
+    }, seconds * 1000);
+    signal?.addEventListener("abort", leave, { once: true });
   });
 }
 
@@ -163,22 +170,26 @@ export async function upload(run, body, type) {
  * @returns {Promise<Tensor>}
  */
 export async function decodeLatents(run, latents, signal) {
-  const response = await ask(at(run, "/pictures"), { method: "POST", body: latents, headers: { "Content-Type": "application/octet-stream" }, signal });
+  const path = at(run, "/pictures");
+  const response = await inLane(path, signal, () => ask(path, { method: "POST", body: latents, headers: { "Content-Type": "application/octet-stream" }, signal }));
   return decode(await response.arrayBuffer()).arrays.pictures;
 }
 
-// --- drawn images: kept in the page's address as their pixels, posted when first asked for ------------------------------
+// --- small images of one's own: kept in the page's address as their pixels, posted when first asked for ------------------
 
 /** @type {Map<string, Promise<string>>} */
 const posted = new Map();
 
-/** @param {Uint8Array} pixels @returns {string} "draw:…" */
-export function encodeDrawing(pixels) {
+/** Is it an image by its pixels: drawn, or from a file? @param {string} input */
+export const isPixels = (input) => /^(draw|file):/.test(input);
+
+/** @param {Uint8Array} pixels @param {"draw" | "file"} [kind] where they are from @returns {string} "draw:…" or "file:…" */
+export function encodeDrawing(pixels, kind = "draw") {
   const text = btoa(String.fromCharCode(...pixels));
-  return `draw:${text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
+  return `${kind}:${text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
 }
 
-/** @param {string} input "draw:…" @returns {Uint8Array<ArrayBuffer>} */
+/** @param {string} input "draw:…" or "file:…" @returns {Uint8Array<ArrayBuffer>} */
 export function decodeDrawing(input) {
   const text = atob(input.slice(5).replaceAll("-", "+").replaceAll("_", "/"));
   return Uint8Array.from(text, (char) => char.charCodeAt(0));
@@ -187,7 +198,7 @@ export function decodeDrawing(input) {
 /** @param {string} path @returns {string | null} the drawing a path asks about */
 function drawing(path) {
   const input = new URL(path, "http://lab").searchParams.get("input");
-  return input?.startsWith("draw:") ? input : null;
+  return input && isPixels(input) ? input : null;
 }
 
 /** Put the lab's own name for a drawing in its place. @param {string} path @param {string} input */
@@ -250,7 +261,7 @@ function start(path, read) {
   const control = new AbortController();
   /** @type {Entry} */
   const entry = { answer: Promise.resolve(), control, waiting: 0, done: false, bytes: 0 };
-  entry.answer = get(path, control.signal).then(read).then(({ value, bytes }) => {
+  entry.answer = inLane(path, control.signal, () => get(path, control.signal).then(read)).then(({ value, bytes }) => {
     entry.done = true;
     entry.bytes = bytes;
     forgetOldest();
@@ -276,14 +287,15 @@ function shared(path, signal, read) {
   const joined = entry;
   joined.waiting += 1;
   return new Promise((resolve, reject) => {
-    joined.answer.then(resolve, reject);
-    signal?.addEventListener("abort", () => {
+    const leave = () => {
       joined.waiting -= 1;
-      reject(signal.reason);
+      reject(signal?.reason);
       if (joined.waiting > 0 || joined.done) return;
       recent.delete(path);
       joined.control.abort();
-    });
+    };
+    signal?.addEventListener("abort", leave, { once: true });
+    joined.answer.then(resolve, reject).finally(() => signal?.removeEventListener("abort", leave));
   });
 }
 

@@ -1,6 +1,6 @@
 // What does each patch look at? The chosen patch's own row (or column) of the attention map, over the image.
 
-import { answerable, arrays, at, floats, latest, query } from "./api.js";
+import { answerable, arrays, at, floats, query } from "./api.js";
 import { legend } from "./color.js";
 import { clear, figure, h } from "./dom.js";
 import { Grid } from "./grid.js";
@@ -11,6 +11,7 @@ import { numbersTable } from "./numbers.js";
 import { panel, snippet } from "./panel.js";
 import { slider } from "./player.js";
 import { WHERE, onChange, select, selection, where, whichWeights } from "./state.js";
+import { inputName } from "./stale.js";
 import { summary } from "./summary.js";
 import { Thumbnails } from "./thumbnails.js";
 
@@ -75,6 +76,9 @@ class Pictures {
     this.scene = null;
     /** @type {Float32Array | null} */
     this.row = null;
+    /** Whose row it is, and in which direction. */
+    this.patch = 0;
+    this.direction = selection.direction;
   }
 
   /** Both pictures point at the same patch. @param {{row: number, col: number} | null} cell */
@@ -91,6 +95,8 @@ class Pictures {
     const [rows, cols] = scene.layer.grid;
     this.cols = cols;
     this.row = row;
+    this.patch = patch;
+    this.direction = selection.direction;
     if (scene !== this.scene) {
       this.scene = scene;
       this.image.resize(rows, cols);
@@ -133,19 +139,17 @@ function intro(run) {
 export function mount(root, run) {
   /** @type {Scene | null} */
   let scene = null;
-  const nextScene = latest();
-  const nextRow = latest();
   const describe = (/** @type {number} */ patch) => {
     if (!scene || !pictures.row) return "";
-    const chosen = chosenPatch(scene.attention.mass);
+    const chosen = pictures.patch;
     const share = percent(pictures.row[patch]);
     const [from, to] = [chosen, patch].map((one) => patchName(one, pictures.cols));
     if (patch === chosen) return `${from} gives ${share} of its attention to itself`;
-    return selection.direction === "from" ? `${from} gives ${share} of its attention to ${to}` : `${to} gives ${share} of its attention to ${from}`;
+    return pictures.direction === "from" ? `${from} gives ${share} of its attention to ${to}` : `${to} gives ${share} of its attention to ${from}`;
   };
-  const caption = (/** @type {Scene} */ { layer, attention }) => {
-    const name = patchName(chosenPatch(attention.mass), layer.grid[1]);
-    return `${selection.direction === "from" ? `What ${name} looks at` : `Who looks at ${name}`}: ${placeName(layer, run.attention.indexOf(layer))}`;
+  const caption = (/** @type {Scene} */ { layer }, chosen = selection) => {
+    const name = patchName(pictures.patch, layer.grid[1]);
+    return `${pictures.direction === "from" ? `What ${name} looks at` : `Who looks at ${name}`}: ${placeName(layer, run.attention.indexOf(layer), chosen)}`;
   };
   const pictures = new Pictures(run, describe);
   const thumbs = new Thumbnails(run);
@@ -160,24 +164,25 @@ export function mount(root, run) {
     download: () => scene && { name: `${run.name}-attention-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [scene.attention.size, scene.attention.size], data: scene.attention.map }, row: { shape: [...scene.layer.grid], data: pictures.row ?? new Float32Array() } } },
     picture: () => pictures.heat.canvas,
+    caption: (shown) => (scene ? `${caption(scene, shown).replace("W", "w")}, ${inputName(shown.input)}` : ""),
     table: () => scene && pictures.heat.table(caption(scene), { colName: (col) => `column ${col}` }),
   });
 
   /** From memory, unless the map is too large: this is what a click waits for. */
-  const repaint = async () => {
+  const repaint = async (/** @type {AbortSignal} */ signal) => {
     // Another run may have been chosen meanwhile: then this section is about to go.
     if (!scene || selection.run !== run.id) return;
     const now = scene;
     const patch = chosenPatch(now.attention.mass);
-    const row = await viewOf(run, now, patch, nextRow());
+    const row = await viewOf(run, now, patch, signal);
     if (now !== scene) return;
     pictures.show(now, row, patch);
     numbers.show(now, patch);
     thumbs.show(patch).catch(frame.fail).then(() => overMany?.start());
   };
-  const render = () => frame.attempt(async () => {
-    scene = await load(run, nextScene());
-    await repaint();
+  const render = () => frame.ask(async (signal) => {
+    scene = await load(run, signal); // of which a click finds all in memory
+    await repaint(signal);
   });
 
   const blend = slider({ label: "Attention over image", min: 0, max: 1, step: 0.05, value: pictures.alpha, format: (v) => `${Math.round(100 * v)} %` }, (v) => pictures.blend(v));
@@ -190,7 +195,6 @@ export function mount(root, run) {
       h("div", { class: "attention-side" }, directionChoice(), blend.root, figure("All layers and heads", "each on its own scale", thumbs.root))),
     numbers.root, reads?.root ?? "", overMany?.root ?? "");
   root.append(frame.root);
-  onChange([...WHERE, "layer", "head"], render);
-  onChange(["patch", "direction"], () => frame.attempt(repaint));
+  onChange([...WHERE, "layer", "head", "patch", "direction"], render);
   render();
 }

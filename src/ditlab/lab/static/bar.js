@@ -1,9 +1,11 @@
 // The bar: one place for the choices that all sections share.
 
-import { choices, json } from "./api.js";
+import { choices } from "./api.js";
 import { h } from "./dom.js";
 import { onNews } from "./live.js";
 import { slider } from "./player.js";
+import { listDamaged, onRuns } from "./run_list.js";
+import { inputName } from "./stale.js";
 import { onChange, select, selection } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -30,11 +32,20 @@ function choice(id, label, options, read, write, key, title) {
   return h("div", { class: "field", title }, h("label", { for: id }, label), list);
 }
 
-/** All runs; those that are damaged cannot be chosen, and say why. @param {RunSummary[]} runs */
-function runChoice(runs) {
-  const field = choice("choose-run", "Run", runs.map(({ id, name }) => [id, name]), () => selection.run, (value) => ({ run: value }), "run");
-  void json("/api/runs").then(({ damaged = [] }) => field.querySelector("select")?.append(
-    ...damaged.map((/** @type {{name: string, why: string}} */ { name, why }) => h("option", { disabled: true, title: why }, `${name} (damaged: ${why})`))));
+/** All runs, as they come and go; those that are damaged cannot be chosen, and say why. @param {Run} run @param {RunSummary[]} runs */
+function runChoice(run, runs) {
+  /** The run that is shown stays in the list if it was moved away. @param {RunSummary[]} all @returns {[string, string][]} */
+  const options = (all) => [...all.map(({ id, name }) => /** @type {[string, string]} */ ([id, name])), ...(all.some(({ id }) => id === run.id) ? [] : [/** @type {[string, string]} */ ([run.id, `${run.name}, gone`])])];
+  const field = choice("choose-run", "Run", options(runs), () => selection.run, (value) => ({ run: value }), "run");
+  const list = /** @type {HTMLSelectElement} */ (field.querySelector("select"));
+  const fill = async (/** @type {RunSummary[]} */ all) => {
+    const damaged = await listDamaged();
+    list.replaceChildren(...options(all).map(([value, text]) => h("option", { value }, text)),
+      ...damaged.map(({ name, why }) => h("option", { disabled: true, title: why }, `${name} (damaged: ${why})`)));
+    list.value = selection.run;
+  };
+  void fill(runs);
+  onRuns((all) => void fill(all));
   return field;
 }
 
@@ -73,14 +84,6 @@ function labelChoice(run) {
     "The label the network is told. None: its null label, which stands for no label.");
 }
 
-/** @param {string} input @returns {string} in words */
-function inputName(input) {
-  const [kind, rest] = [input.slice(0, input.indexOf(":")), input.slice(input.indexOf(":") + 1)];
-  if (kind === "data") return `example ${rest}`;
-  if (kind === "sample") return `generated, seed ${rest}`;
-  return kind === "draw" ? "your drawing" : "your image";
-}
-
 /** The image: by kind and number, or from the list an exported file holds. */
 function inputChoice() {
   const held = choices()?.input;
@@ -89,7 +92,7 @@ function inputChoice() {
   const number = h("input", { type: "number", min: 0, step: 1, "aria-label": "Number of the example, or seed", class: "short" });
   const show = () => {
     const [name, rest] = selection.input.split(":");
-    const own = name === "own" || name === "draw";
+    const own = !["data", "sample"].includes(name);
     kind.replaceChildren(...["data", "sample", ...(own ? [name] : [])].map((value) => h("option", { value }, { data: "example", sample: "generated" }[value] ?? inputName(`${value}:`))));
     kind.value = name;
     number.hidden = own;
@@ -135,9 +138,9 @@ function headChoice(run) {
 export function bar(run, runs, badge) {
   const images = run.data !== "points";
   const region = { class: "choices", role: "region", "aria-label": "What is shown" };
-  if (run.step === null) return h("div", region, badge, h("div", { class: "choices-part" }, runChoice(runs)));
+  if (run.step === null) return h("div", region, badge, h("div", { class: "choices-part" }, runChoice(run, runs)));
   return h("div", region, badge,
-    h("div", { class: "choices-part" }, runChoice(runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
+    h("div", { class: "choices-part" }, runChoice(run, runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
     // Points have no image to look at: Denoise has its own time.
     images && h("div", { class: "choices-part choices-live" }, timeChoice(), layerChoice(run), headChoice(run)));
 }

@@ -1,6 +1,6 @@
 // Switch parts off: the same question asked of the network as it was trained and of the changed one, side by side.
 
-import { arrays, at, choices, latest, query } from "./api.js";
+import { arrays, at, choices, query } from "./api.js";
 import { number } from "./chart.js";
 import { h, table } from "./dom.js";
 import { inWords, words } from "./edits.js";
@@ -8,6 +8,7 @@ import { listed, loadInput } from "./maps.js";
 import { panel, snippet } from "./panel.js";
 import { Pictures } from "./pictures.js";
 import { Samples, apart } from "./samples.js";
+import { inputName } from "./stale.js";
 import { WHERE, onChange, selection, where } from "./state.js";
 import { Switches, settleEdits } from "./switches.js";
 import { worth } from "./worth.js";
@@ -33,6 +34,9 @@ function missing() {
   return `This file holds changes for ${listed(names)}, at t = ${listed(held.t.map(String))}: choose one of these above, or start ditlab lab for all.`;
 }
 
+/** @param {Run} run */
+const changedWords = (run) => words().map((word) => inWords(run, word)).join("; ") || "nothing is changed";
+
 /** The parts of the section, and what they show. */
 class Change {
   /** @param {Run} run */
@@ -45,10 +49,10 @@ class Change {
     this.worth = run.attention.length ? worth(run) : null;
     /** @type {Both | null} */
     this.shown = null;
-    this.next = latest();
     this.panel = panel({
       id: "change", title: "Switch parts off", intro: run.attention.length ? PARTS : NO_PARTS, python: () => this.python(), download: () => this.download(),
       picture: () => this.pictures?.together() ?? this.samples.picture(), table: () => this.table(),
+      caption: ({ t, input }) => `t = ${t.toFixed(2)}, ${inputName(input)}; ${changedWords(run)}`,
     });
     const held = choices()?.changes;
     const note = held && h("p", { class: "quiet" }, held.edits.length ? "This file holds one change at a time." : "This file holds no changes: start ditlab lab to make some.");
@@ -62,21 +66,20 @@ class Change {
     settleEdits(this.run);
     root.append(this.panel.root);
     onChange(["edits"], () => this.switches.show());
-    onChange([...WHERE, "edits"], () => void this.load());
+    onChange([...WHERE, "edits"], () => this.load());
     this.samples.onDrawn(() => this.panel.refresh());
-    void this.load();
+    this.load();
   }
 
-  async load() {
-    const signal = this.next();
-    await this.panel.attempt(async () => {
+  load() {
+    this.panel.ask(async (signal) => {
       const why = missing();
       this.shown = why || !this.pictures ? null : await this.ask(signal);
       if (this.shown) this.pictures?.show(this.shown.before, this.shown.after);
       else this.pictures?.absent(why);
-      await this.samples.load();
+      await this.samples.load(signal);
+      this.worth?.start();
     });
-    if (!signal.aborted) this.worth?.start();
   }
 
   /** @param {AbortSignal} signal @returns {Promise<Both>} */
@@ -102,7 +105,7 @@ class Change {
   }
 
   table() {
-    const changed = words().map((word) => inWords(this.run, word)).join("; ") || "nothing is changed";
+    const changed = changedWords(this.run);
     const one = this.shown ? [["predicted x₀", number(apart(this.shown.before, this.shown.after))]] : [];
     const many = this.samples.distances().map((value, i) => [`sample ${i}`, number(value)]);
     return table(`Mean |changed − as trained|: ${changed}.`, ["", "how far apart"], [...one, ...many]);

@@ -4,9 +4,9 @@ import { announce } from "./announce.js";
 import { nearest } from "./math.js";
 
 /**
- * @typedef {{name: string, y: ArrayLike<number>, x?: ArrayLike<number>, low?: ArrayLike<number>, high?: ArrayLike<number>, colour?: number, dashed?: boolean, dots?: boolean}} Series  low and high draw a band around the line; colour: its number, by default that of its place; dashed: a level to compare with; dots: a mark at each value
+ * @typedef {{name: string, y: ArrayLike<number>, x?: ArrayLike<number>, low?: ArrayLike<number>, high?: ArrayLike<number>, colour?: number, dashed?: boolean, dots?: boolean, faint?: boolean}} Series  low and high draw a band around the line; colour: its number, by default that of its place; dashed: a level to compare with; dots: a mark at each value; faint: behind another, without words
  * @typedef {{title: string, x: ArrayLike<number>, series: Series[], xLabel: string, yLabel: string,
- *   marker?: number, height?: number, yMax?: number,
+ *   marker?: number, height?: number, yMax?: number, log?: boolean,
  *   onPick?: (x: number) => void}} ChartOptions
  * @typedef {{left: number, right: number, top: number, bottom: number, width: number, height: number,
  *   x: (value: number) => number, y: (value: number) => number, domain: number[], range: number[]}} Frame
@@ -30,6 +30,16 @@ export function ticks(low, high, wanted = 5) {
   return Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
+/** Ticks at 1, 2 and 5 times powers of ten, or at these alone where there are many.
+ * @param {number} low @param {number} high @returns {number[]} */
+function logTicks(low, high) {
+  const powers = Array.from({ length: Math.floor(Math.log10(high)) - Math.floor(Math.log10(low)) + 1 }, (_, i) => 10 ** (Math.floor(Math.log10(low)) + i));
+  const inside = (/** @type {number} */ value) => value >= low && value <= high;
+  const fine = powers.flatMap((power) => [power, 2 * power, 5 * power]).map((value) => Number(value.toPrecision(12))).filter(inside);
+  if (fine.length < 3) return ticks(low, high, 4);
+  return fine.length > 8 ? powers.filter(inside) : fine;
+}
+
 /** 3 significant digits, thousands grouped.
  * @param {number} value @returns {string} */
 export function number(value) {
@@ -45,13 +55,14 @@ function rangeOf(options) {
   for (const one of options.series) {
     for (const values of [one.y, one.low, one.high]) {
       for (const value of Array.from(values ?? [])) {
-        if (!Number.isFinite(value)) continue;
+        if (!Number.isFinite(value) || (options.log && value <= 0)) continue;
         low = Math.min(low, value);
         high = Math.max(high, value);
       }
     }
   }
-  if (low > high) [low, high] = [0, 1];
+  if (low > high) [low, high] = options.log ? [0.1, 1] : [0, 1];
+  if (options.log) return [low / 1.08, high * 1.08];
   // Magnitudes start at 0, so that heights can be compared by eye.
   low = Math.min(0, low);
   high = options.yMax ?? (high > low ? high + 0.05 * (high - low) : low + 1);
@@ -71,14 +82,20 @@ function domainOf(options) {
 function frameOf(options, width, height) {
   const domain = domainOf(options);
   const range = rangeOf(options);
-  const rows = legendRows(options.series, width - 64).length;
-  const frame = { left: 52, right: width - 22, top: 10 + (options.series.length > 1 ? 20 * rows : 12), bottom: height - 42 };
+  const named = spoken(options);
+  const rows = legendRows(named, width - 64).length;
+  const along = options.log ? Math.log10 : Number;
+  const [bottom, top] = range.map(along);
+  const frame = { left: 52, right: width - 22, top: 10 + (named.length > 1 ? 20 * rows : 12), bottom: height - 42 };
   return {
     ...frame, width, height, domain, range,
     x: (value) => frame.left + ((value - domain[0]) / (domain[1] - domain[0])) * (frame.right - frame.left),
-    y: (value) => frame.bottom - ((value - range[0]) / (range[1] - range[0])) * (frame.bottom - frame.top),
+    y: (value) => frame.bottom - ((along(value) - bottom) / (top - bottom)) * (frame.bottom - frame.top),
   };
 }
+
+/** The series that have a name of their own in legend and words. @param {ChartOptions} options */
+const spoken = ({ series }) => series.filter((one) => !one.faint);
 
 /** Legend entries, packed into rows of the width at hand: text is about 6.6 px a letter.
  * @param {Series[]} series @param {number} width @returns {{one: Series, index: number, x: number}[][]} */
@@ -102,7 +119,7 @@ function legendRows(series, width) {
 const colour = (one, index) => `chart-colour-${(one.colour ?? index) % 8}`;
 
 /** @param {Series} one @param {number} index of the series */
-const stroke = (one, index) => ({ class: `chart-line ${colour(one, index)}${one.dashed ? " chart-dashed" : ""}` });
+const stroke = (one, index) => ({ class: `chart-line ${colour(one, index)}${one.dashed ? " chart-dashed" : ""}${one.faint ? " chart-faint" : ""}` });
 
 /** A series at an x; beyond its own ends it has no value. @param {Series} one @param {ChartOptions} options @param {number} at */
 function valueAt(one, options, at) {
@@ -115,7 +132,7 @@ function polyline(frame, xs, ys) {
   let path = "";
   let pen = false;
   for (let i = 0; i < Math.min(xs.length, ys.length); i++) {
-    if (!Number.isFinite(ys[i])) {
+    if (!Number.isFinite(ys[i]) || !Number.isFinite(frame.y(ys[i]))) {
       pen = false;
       continue;
     }
@@ -138,7 +155,8 @@ function band(frame, xs, one) {
 /** @param {SVGElement} svg @param {Frame} frame @param {ChartOptions} options */
 function drawAxes(svg, frame, options) {
   const { left, right, top, bottom } = frame;
-  for (const value of ticks(frame.range[0], frame.range[1], Math.max(2, Math.round((bottom - top) / 32)))) {
+  const levels = options.log ? logTicks(frame.range[0], frame.range[1]) : ticks(frame.range[0], frame.range[1], Math.max(2, Math.round((bottom - top) / 32)));
+  for (const value of levels) {
     const y = frame.y(value);
     svg.append(s("line", { class: "chart-grid", x1: left, x2: right, y1: y, y2: y }));
     svg.append(s("text", { class: "chart-tick", x: left - 8, y: y + 4, "text-anchor": "end" }, number(value)));
@@ -149,15 +167,15 @@ function drawAxes(svg, frame, options) {
   }
   svg.append(s("line", { class: "chart-axis", x1: left, x2: right, y1: bottom, y2: bottom }));
   svg.append(s("text", { class: "chart-label", x: right, y: bottom + 34, "text-anchor": "end" }, options.xLabel));
-  if (options.series.length === 1) {
+  if (spoken(options).length === 1) {
     svg.append(s("text", { class: "chart-label", x: left, y: 12 }, options.yLabel));
   }
 }
 
 /** @param {SVGElement} svg @param {Frame} frame @param {ChartOptions} options */
 function drawLegend(svg, frame, options) {
-  if (options.series.length < 2) return;
-  legendRows(options.series, frame.width - 64).forEach((row, line) => {
+  if (spoken(options).length < 2) return;
+  legendRows(spoken(options), frame.width - 64).forEach((row, line) => {
     const y = 12 + 20 * line;
     for (const { one, index, x } of row) {
       const from = frame.left + x;
@@ -175,7 +193,7 @@ function drawMarker(svg, chart) {
   if (!frame || at === undefined || !Number.isFinite(at)) return;
   const x = frame.x(at);
   svg.append(s("line", { class: "chart-marker", x1: x, x2: x, y1: frame.top, y2: frame.bottom }));
-  options.series.forEach((one, index) => {
+  spoken(options).forEach((one, index) => {
     const y = valueAt(one, options, at);
     if (!Number.isFinite(y)) return;
     svg.append(s("circle", { class: `chart-dot chart-at ${colour(one, index)}`, cx: x, cy: frame.y(y), r: 4 }));
@@ -208,18 +226,18 @@ function draw(svg, chart, ids) {
 
 /** @param {ChartOptions} options @returns {string} */
 function describe(options) {
-  const ends = options.series.map((one) => {
+  const ends = spoken(options).map((one) => {
     const last = one.y.length - 1;
     return `${one.name}: from ${number(one.y[0])} to ${number(one.y[last])}`;
   });
-  return `${options.yLabel} over ${options.xLabel}. ${ends.join("; ")}. Left and right arrow keys read the values.`;
+  return `${options.yLabel}${options.log ? ", on a logarithmic axis," : ""} over ${options.xLabel}. ${ends.join("; ")}. Left and right arrow keys read the values.`;
 }
 
 /** @param {Chart} chart @returns {string} what is at the cursor */
 function reading(chart) {
   const { options } = chart;
   const at = options.x[chart.cursor ?? 0];
-  const values = options.series.map((one) => `${one.name} ${number(valueAt(one, options, at))}`);
+  const values = spoken(options).map((one) => `${one.name} ${number(valueAt(one, options, at))}`);
   return `${options.xLabel} ${number(at)}: ${values.join(", ")}`;
 }
 

@@ -15,8 +15,11 @@ const IN_ADDRESS = 1024;
 /** @type {[Kind, string][]} */
 const KINDS = [["data", "Training example"], ["sample", "Generated"], ["draw", "Draw"], ["own", "Upload"]];
 
-/** @returns {Kind} */
-const kindOf = () => /** @type {Kind} */ (selection.input.slice(0, selection.input.indexOf(":")));
+/** @returns {Kind} a file's pixels in the address are an upload like any other */
+function kindOf() {
+  const kind = selection.input.slice(0, selection.input.indexOf(":"));
+  return kind === "file" ? "own" : /** @type {Kind} */ (kind);
+}
 
 /** @param {Run} run @param {Uint8Array<ArrayBuffer>} pixels */
 async function usePixels(run, pixels) {
@@ -24,14 +27,14 @@ async function usePixels(run, pixels) {
   select({ input });
 }
 
-/** An uploaded file as the lab reads it; small ones are kept as a drawing, so that they outlive a restart. @param {Run} run @param {File} file */
+/** An uploaded file as the lab reads it; small ones are kept by their pixels, so that they outlive a restart. @param {Run} run @param {File} file */
 async function useFile(run, file) {
   const input = await upload(run.id, file, file.type || "application/octet-stream");
   const [channels, height, width] = run.shape;
   if (channels * height * width > IN_ADDRESS) return select({ input });
   const { arrays: found } = await arrays(at(run.id, `/input${query({ input, t: 0, step: selection.step, weights: selection.weights })}`));
   const pixels = Uint8Array.from(floats(found.x0), (value) => Math.round(Math.min(255, Math.max(0, (value + 1) * 127.5))));
-  select({ input: encodeDrawing(pixels) });
+  select({ input: encodeDrawing(pixels, "file") });
 }
 
 /** @param {"data" | "sample"} kind @param {string} label @param {string} other the button's words */
@@ -70,7 +73,7 @@ export function chooser(run, panel, current) {
   if (exported) return h("p", { class: "quiet" }, "The bar above lists the images in this file. Start ", h("code", null, "ditlab lab"), " to draw or use one of your own.");
   const details = h("div", { class: "chooser-details" });
   /** @type {Kind} */
-  let shown = kindOf() === "own" ? "own" : kindOf();
+  let shown = kindOf();
   // A latent is neither drawn nor a picture in a file.
   const drawable = [1, 3].includes(run.shape[0]);
   const kinds = KINDS.filter(([kind]) => (kind === "data" ? run.has_examples : drawable || kind === "sample"));
@@ -99,8 +102,8 @@ export function chooser(run, panel, current) {
   };
   onChange(["input"], () => {
     const kind = kindOf();
-    // A drawing may have begun as an upload; and a stroke must not rebuild the canvas under the pen.
-    if (kind === shown || (kind === "draw" && shown === "own") || (kind === "own" && shown === "draw")) {
+    // A large drawing is handed over like a file; and a stroke must not rebuild the canvas under the pen.
+    if (kind === shown || (kind === "own" && shown === "draw")) {
       const number = /** @type {HTMLInputElement | null} */ (details.querySelector("input[type=number]"));
       if (number && document.activeElement !== number) number.value = selection.input.split(":")[1];
       return;

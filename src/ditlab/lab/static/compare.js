@@ -1,6 +1,6 @@
 /** Two denoisers side by side: the same noise, two settings, one slider over t. Images and points bring their own views. */
 import { h, table } from "./dom.js";
-import { arrays, at, floats, latest, query } from "./api.js";
+import { arrays, at, floats, query } from "./api.js";
 import { onChange, select, selection, whichWeights } from "./state.js";
 import { panel, snippet } from "./panel.js";
 import { slider } from "./player.js";
@@ -26,7 +26,7 @@ import { asked, controls, defaults, read, seedControl, title, write } from "./se
  * @property {() => HTMLCanvasElement | null} picture
  * @property {(redraw: () => void) => void} [onRedraw] the view itself wants to be drawn again
  */
-/** @typedef {{name: Name, setting: Setting, answer: Arrays | null, times: Float32Array, view: SideView, head: HTMLElement, note: HTMLElement, signal: () => AbortSignal}} Side */
+/** @typedef {{name: Name, setting: Setting, answer: Arrays | null, times: Float32Array, view: SideView, head: HTMLElement, note: HTMLElement}} Side */
 
 /** Rebuild part of the page and leave the keyboard where it was. @param {HTMLElement} root @param {() => void} rebuild */
 export function keepFocus(root, rebuild) {
@@ -42,7 +42,7 @@ export class Comparison {
     this.run = run;
     this.view = view;
     this.controls = h("div", { class: "compare-controls" });
-    this.slider = slider({ label: "Time t, from noise to data", values: [1, 0], value: 1, format: (t) => t.toFixed(2), play: true }, (t) => this.pick(t));
+    this.slider = slider({ label: "Where both stand, from noise to data", values: [1, 0], value: 1, format: (t) => t.toFixed(2), play: true }, (t) => this.pick(t));
     this.sides = { a: this.side("a"), b: this.side("b") };
     this.verdict = h("p", { class: "compare-verdict", "aria-live": "polite" });
     this.panel = this.frame();
@@ -53,7 +53,7 @@ export class Comparison {
   side(name) {
     return {
       name, setting: defaults(this.run)[name === "a" ? 0 : 1], answer: null, times: new Float32Array(),
-      view: this.view.side((t) => this.jump(t)), head: h("h3", { class: "compare-head" }, name.toUpperCase()), note: h("p", { class: "compare-note" }), signal: latest(),
+      view: this.view.side((t) => this.jump(t)), head: h("h3", { class: "compare-head" }, name.toUpperCase()), note: h("p", { class: "compare-note" }),
     };
   }
 
@@ -65,6 +65,8 @@ export class Comparison {
       python: () => this.python(),
       download: () => this.download(),
       picture: () => this.view.picture(),
+      legends: false,
+      caption: () => `A: ${title(this.sides.a.setting)}; B: ${title(this.sides.b.setting)}; seed ${this.sides.a.setting.seed}${this.run.shape.length === 3 ? "; above xₜ, below predicted x₀, from t = 1 to t = 0" : ""}`,
       table: () => this.table(),
     });
     made.body.classList.add("compare");
@@ -81,7 +83,7 @@ export class Comparison {
     a.setting = read(selection.a, this.run, own);
     b.setting = { ...read(selection.b, this.run, other), seed: a.setting.seed };
     keepFocus(this.controls, () => this.drawControls());
-    void this.load();
+    this.load();
   }
 
   drawControls() {
@@ -94,14 +96,13 @@ export class Comparison {
     );
   }
 
-  async load() {
-    await this.panel.attempt(async () => {
-      await Promise.all(Object.values(this.sides).map(async (side) => {
-        const params = { ...whichWeights(), ...asked(side.setting, this.view.n) };
-        side.answer = await arrays(at(this.run.id, `/trajectory${query(params)}`), { signal: side.signal() });
-        side.times = floats(side.answer.arrays.t);
-      }));
+  load() {
+    this.panel.ask(async (signal) => {
       const { a, b } = this.sides;
+      const [one, other] = await Promise.all([a, b].map(({ setting }) =>
+        arrays(at(this.run.id, `/trajectory${query({ ...whichWeights(), ...asked(setting, this.view.n) })}`), { signal })));
+      [a.answer, b.answer] = [one, other];
+      [a.times, b.times] = [floats(one.arrays.t), floats(other.arrays.t)];
       // The slider stops where the finer of the two does.
       const finer = a.times.length >= b.times.length ? a : b;
       this.slider.setValues([...finer.times]);
@@ -196,7 +197,7 @@ export class Comparison {
       this.slider.set(this.t);
       this.show();
     });
-    onChange(["step", "weights"], () => void this.load());
+    onChange(["step", "weights"], () => this.load());
     this.settle();
   }
 }

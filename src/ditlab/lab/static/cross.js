@@ -1,9 +1,10 @@
 // Of networks with cross-attention: how each layer shares its attention between the conditions it reads.
 
-import { arrays, at, floats, latest, query } from "./api.js";
+import { arrays, at, floats, isAbort, latest, query } from "./api.js";
 import { clear, h, table } from "./dom.js";
 import { listed } from "./maps.js";
 import { percent } from "./math.js";
+import { staleness } from "./stale.js";
 import { WHERE, onChange, where } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -16,7 +17,9 @@ export function cross(run) {
   const root = h("div", { class: "numbers" }, h("h3", null, "What the patches read of the conditions"),
     h("p", null, `Above is self-attention, among patches. Each block also has a cross-attention, with which its patches read ${names.length} tokens: ${listed(names)}. The shares of a patch among them add up to 100 %. In Python, ditlab.probe records them of every head and patch in record.cross[layer].`), body);
   const next = latest();
+  const stale = staleness(body);
   const load = async () => {
+    stale.begin();
     try {
       const { share } = (await arrays(at(run.id, `/attention/cross${query(where())}`), { signal: next() })).arrays;
       const values = floats(share);
@@ -24,8 +27,10 @@ export function cross(run) {
       clear(body).append(table("Share of the cross-attention that each condition gets: means over heads and patches", ["layer", ...names], rows));
       body.querySelector("table")?.classList.add("wide");
     } catch (error) {
-      if (error instanceof Error && error.name !== "AbortError") body.textContent = error.message;
+      if (isAbort(error)) return; // A newer question took over.
+      body.textContent = error instanceof Error ? error.message : String(error);
     }
+    stale.end();
   };
   onChange(WHERE, load);
   void load();

@@ -3,6 +3,7 @@
 import { decodeLatents, exported, floats, isAbort, latest } from "./api.js";
 import { figure, h } from "./dom.js";
 import { imageCanvas } from "./paint.js";
+import { staleness } from "./stale.js";
 
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {import("./api.js").Tensor} Tensor */
@@ -38,6 +39,7 @@ export function decoded(run, titles) {
   const row = h("div", { class: "picture-row" }, frames.map((one) => one.root));
   const root = h("div", { class: "decoded" }, row, trouble);
   const next = latest();
+  const stale = staleness(row);
   /** @type {ArrayLike<number>[] | null} */
   let wanted = null;
   let near = false;
@@ -48,7 +50,6 @@ export function decoded(run, titles) {
     if (!wanted || !near || !root.isConnected) return;
     const latents = Float32Array.from(wanted.flatMap((one) => Array.from(one)));
     wanted = null;
-    row.setAttribute("aria-busy", "true");
     try {
       const pictures = await decodeLatents(run.id, latents, next());
       frames.forEach(({ canvas }, i) => {
@@ -63,7 +64,7 @@ export function decoded(run, titles) {
       trouble.textContent = error instanceof Error ? error.message : String(error);
       row.hidden = true; // They are of what was shown before.
     }
-    row.setAttribute("aria-busy", "false");
+    stale.end();
   };
   new IntersectionObserver((entries) => {
     near = entries.some((entry) => entry.isIntersecting);
@@ -72,7 +73,7 @@ export function decoded(run, titles) {
   return { root, show: (latents) => {
     wanted = latents;
     next();
-    row.setAttribute("aria-busy", "true");
+    stale.begin();
     clearTimeout(timer);
     timer = setTimeout(ask, QUIET);
   } };

@@ -1,8 +1,9 @@
 /** Section 1, Shape flow: the loaded network as a diagram, with what its hooks measured. */
 import { h, table } from "./dom.js";
-import { arrays, at, floats, json, latest, query } from "./api.js";
+import { arrays, at, floats, isAbort, json, query } from "./api.js";
 import { WHERE, onChange, select, selection, whichWeights, where } from "./state.js";
 import { diverging, grey } from "./color.js";
+import { land } from "./land.js";
 import { percent } from "./math.js";
 import { panel, snippet } from "./panel.js";
 import { milliseconds, outText, shapeText, shapes, short, transformer } from "./flow_model.js";
@@ -44,7 +45,6 @@ class ShapeFlow {
     this.width = 0;
     /** How tall the card gets, and what that was measured at. */
     this.tall = { key: "", height: 0 };
-    this.signal = latest();
     this.stage = h("div", { class: "flow-stage" });
     this.card = h("div", { class: "flow-card", role: "status", "aria-live": "polite" });
     this.button = h("button", { type: "button", class: "flow-play", "aria-pressed": false, onclick: () => this.toggle() }, "▶ Send a batch through");
@@ -69,21 +69,15 @@ class ShapeFlow {
     return made;
   }
 
-  async load() {
-    await this.panel.attempt(async () => {
-      this.flow = withSubscripts(await json(at(this.run.id, `/flow${query(whichWeights())}`)));
+  load() {
+    this.panel.ask(async (signal) => {
+      this.flow = withSubscripts(await json(at(this.run.id, `/flow${query(whichWeights())}`), { signal }));
+      this.draw();
+      if (this.run.shape.length < 2) return;
+      // The pictures at both ends are an extra: other sections report what is wrong with the input.
+      this.images = await arrays(at(this.run.id, `/input${query(where())}`), { signal }).catch((error) => (isAbort(error) ? this.images : null));
       this.draw();
     });
-  }
-
-  async loadImages() {
-    if (this.run.shape.length < 2) return;
-    try {
-      this.images = await arrays(at(this.run.id, `/input${query(where())}`), { signal: this.signal() });
-      this.draw();
-    } catch {
-      // The pictures at both ends are an extra: other sections report what is wrong with the input.
-    }
   }
 
   draw() {
@@ -139,7 +133,7 @@ class ShapeFlow {
   summarise(flow) {
     this.totals.replaceChildren(
       h("strong", null, flow.parameters.toLocaleString("en")), " parameters · ",
-      h("strong", null, short(flow.macs)), " multiply-accumulates · ", h("strong", null, milliseconds(flow.ms)), " for one image",
+      h("strong", null, short(flow.macs)), " multiply-accumulates · ", h("strong", null, milliseconds(flow.ms)), " for one image, the median of warm passes",
     );
     this.fewer.hidden = !this.all;
   }
@@ -199,11 +193,11 @@ class ShapeFlow {
   act(box) {
     if (box.does === "all") return this.show(true);
     if (box.does === "open") return select({ layer: box.block ?? 0 });
-    const target = box.node?.section && document.getElementById(box.node.section);
+    const section = box.node?.section;
+    const target = section && document.getElementById(section);
     if (!target) return;
     if (box.node?.block !== null && box.node?.block !== undefined) select({ layer: box.node.block });
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    target.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
+    land(() => document.getElementById(section));
     const heading = target.querySelector("h2");
     heading?.setAttribute("tabindex", "-1");
     heading?.focus({ preventScroll: true });
@@ -243,10 +237,11 @@ class ShapeFlow {
     if (!flow) return null;
     return table("Every part, in the order a batch passes. Shapes are without the batch.",
       ["part", "name", "in", "out", "parameters", "multiply-accumulates", "time"],
-      flow.nodes.map((node) => [
+      [...flow.nodes.map((node) => [
         node.block === null ? node.title : `${node.title}, block ${node.block}`, node.name, node.in.map(shapeText).join(", ") || "–", outText(node),
         node.parameters.toLocaleString("en"), node.macs.toLocaleString("en"), milliseconds(node.ms),
-      ]));
+      ]), ["between the parts: sums and reshapes", "–", "–", "–", "0", "–", milliseconds(flow.between)],
+      ["all", "–", "–", "–", flow.parameters.toLocaleString("en"), flow.macs.toLocaleString("en"), milliseconds(flow.ms)]]);
   }
 
   /** @returns {{name: string, arrays: Record<string, {shape: number[], data: Float32Array}>} | null} */
@@ -274,13 +269,11 @@ const withSubscripts = (flow) => ({ ...flow, nodes: flow.nodes.map((node) => ({ 
 export function mount(root, run) {
   const section = new ShapeFlow(run);
   root.append(section.panel.root);
-  onChange(["step", "weights"], () => void section.load());
   onChange(["layer"], () => section.draw());
-  onChange(WHERE, () => void section.loadImages());
+  onChange(WHERE, () => section.load());
   new ResizeObserver(() => {
     const width = section.stage.parentElement?.clientWidth ?? 0;
     if (width && Math.abs(width - section.width) > 4) section.draw();
   }).observe(section.panel.body);
-  void section.load();
-  void section.loadImages();
+  section.load();
 }

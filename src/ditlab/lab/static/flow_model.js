@@ -4,7 +4,7 @@
  * @typedef {{name: string, kind: string, title: string, block: number | null, in: number[][], out: number[],
  *   parameters: number, macs: number, ms: number, section: string | null, class?: string, gated?: boolean,
  *   steered?: boolean}} Node  `steered`: it depends on what the network is told
- * @typedef {{nodes: Node[], parameters: number, macs: number, ms: number, tokens?: Tokens}} Flow
+ * @typedef {{nodes: Node[], parameters: number, macs: number, ms: number, between: number, tokens?: Tokens}} Flow
  * @typedef {{sequence: string[], cross: string[]}} Tokens  conditions that join the patches; that cross-attention reads
  * @typedef {{index: number, modulation: Node, attention: Node, cross: Node | null, mlp: Node, whole: Node}} Block
  * @typedef {{input: Node, conditions: Node[], patch: Node, positions: Node | null, join: Node | null, blocks: Block[],

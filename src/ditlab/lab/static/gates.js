@@ -7,6 +7,7 @@ import { slider } from "./player.js";
 import { lineChart, number, redraw, setMarker } from "./chart.js";
 import { onNews } from "./live.js";
 import { addLosses, joined, lossLine } from "./losses.js";
+import { curveControls } from "./curves.js";
 import { nearest } from "./math.js";
 import { pairedBars } from "./bars.js";
 
@@ -76,6 +77,17 @@ export class Recording {
     return spread(this.gate.subarray(index * size, (index + 1) * size)).mean;
   }
 
+  /** How the gates went, in words. */
+  get story() {
+    const means = this.steps.map((_, i) => this.mean(i));
+    const last = means.length - 1;
+    const peak = means.indexOf(Math.max(...means));
+    const at = (/** @type {number} */ i) => `${number(means[i])} at step ${this.steps[i].toLocaleString("en")}`;
+    if (!(means[peak] > 0)) return "The gates are still shut.";
+    if (means[last] > 0.95 * means[peak]) return `The gates have opened up to the end of what is recorded: mean |gate| is ${at(last)}.`;
+    return `The gates opened fast and then closed again a little: mean |gate| was highest, ${at(peak)}, and is ${at(last)}.`;
+  }
+
   get top() {
     return this.gate.reduce((most, value) => Math.max(most, value), 0) * 1.04 || 1;
   }
@@ -96,8 +108,11 @@ class Gates {
     /** @type {(index: number) => void} */
     this.update = () => {};
     this.grow = () => {};
+    this.look = curveControls(() => this.grow());
     this.index = 0;
     this.turn = Promise.resolve();
+    /** The last step that was told of while the recordings were on their way. */
+    this.told = -1;
     this.panel = panel({
       id: "gates",
       title: "Watch the gates open",
@@ -105,16 +120,19 @@ class Gates {
       python: () => snippet(run, "gates", {}, '["gate"]  # (steps, t, blocks, attention and MLP)', false),
       download: () => this.recording && { name: `${run.name}-gates`, arrays: this.recording.found },
       picture: () => this.panel.body.querySelector(".bars"),
+      caption: () => `mean |gate| of every block at training step ${this.recording?.steps[this.index].toLocaleString("en")}`,
       table: () => this.table(),
     });
   }
 
-  async load() {
+  load() {
     if (this.run.step === null && this.run.last_recording === null) return this.panel.status("Nothing is recorded yet.");
     this.panel.status("");
-    await this.panel.attempt(async () => {
-      this.recording = new Recording(await arrays(this.path));
-      this.build(this.recording);
+    this.panel.ask(async (signal) => {
+      const recording = new Recording(await arrays(this.path, { signal }));
+      this.recording = recording;
+      this.build(recording);
+      if (this.told > recording.steps[recording.steps.length - 1]) this.follow({ recorded: this.told });
     });
   }
 
@@ -126,10 +144,14 @@ class Gates {
   /** @param {News} news */
   async take(news) {
     const { recording } = this;
+    if (!recording && !news.cut && this.panel.pending()) {
+      this.told = news.recorded ?? this.told;
+      return;
+    }
     if (!recording || news.cut) {
       this.run.last_recording = news.recorded ?? this.run.last_recording;
       forget(this.path);
-      if (news.cut || typeof news.recorded === "number") await this.load();
+      if (news.cut || typeof news.recorded === "number") this.load();
       return;
     }
     if (news.losses) addLosses(recording.found, news.losses);
@@ -159,11 +181,12 @@ class Gates {
     });
     const tiles = tilesOf(recording);
     const drawn = preview(this.run, recording);
+    const story = h("p", { class: "gates-story" }, recording.story);
     this.panel.body.replaceChildren(
-      h("div", { class: "gates-top" }, titled("Training loss", loss), titled("Effective depth, of " + 2 * recording.layers, depth)),
+      h("div", { class: "gates-top" }, titled("Training loss", loss, this.look), titled("Effective depth, of " + 2 * recording.layers, depth)),
       h("div", { class: "gates-control" }, control.root),
       h("div", { class: "gates-main" },
-        h("div", { class: "gates-bars" }, h("h3", { class: "chart-title" }, "mean |gate|"), bars.svg, tiles.root, definition()),
+        h("div", { class: "gates-bars" }, h("h3", { class: "chart-title" }, "mean |gate|"), bars.svg, tiles.root, story, definition()),
         drawn.root),
     );
     this.update = (index) => {
@@ -178,6 +201,7 @@ class Gates {
     };
     this.grow = () => {
       control.setValues(recording.steps);
+      story.textContent = recording.story;
       redraw(loss, lossLine(recording.found));
       redraw(depth, depthLine(recording));
     };
@@ -202,8 +226,8 @@ class Gates {
   }
 }
 
-/** @param {string} title @param {SVGSVGElement} chart */
-const titled = (title, chart) => h("div", { class: "gates-chart" }, h("h3", { class: "chart-title" }, title), chart);
+/** @param {string} title @param {SVGSVGElement} chart @param {HTMLElement} [controls] */
+const titled = (title, chart, controls) => h("div", { class: "gates-chart" }, h("div", { class: "chart-head" }, h("h3", { class: "chart-title" }, title), controls), chart);
 
 /** @param {Recording} recording @param {(step: number) => void} onPick */
 function lossChart(recording, onPick) {
@@ -248,6 +272,9 @@ function definition() {
     "It is the number of branches if all add alike, 1 if one does all the work, and 0 while every gate is shut.");
 }
 
+/** How the gates of a run went, in words. @param {Run} run */
+export const gateStory = async (run) => new Recording(await arrays(at(run.id, `/gates${query(whichWeights())}`))).story;
+
 /** The picture drawn from the same noise. @param {Run} run @param {Recording} recording */
 function preview(run, recording) {
   const image = h("img", { class: "gates-picture", alt: "" });
@@ -272,5 +299,5 @@ export function mount(root, run) {
   root.append(section.panel.root);
   onChange(["train"], () => section.move());
   onNews((news) => section.follow(news));
-  section.turn = section.load();
+  section.load();
 }

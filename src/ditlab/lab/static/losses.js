@@ -2,6 +2,7 @@
 
 import { arrays, at, floats, forget, picture, query } from "./api.js";
 import { lineChart, number, redraw } from "./chart.js";
+import { asChosen, curveControls } from "./curves.js";
 import { h, table } from "./dom.js";
 import { onNews } from "./live.js";
 import { panel } from "./panel.js";
@@ -25,7 +26,7 @@ export function addLosses(found, news) {
 }
 
 /** What to draw of them. @param {Record<string, Tensor>} found */
-export const lossLine = (found) => ({ x: floats(found.loss_step), series: [{ name: "loss", y: floats(found.loss) }] });
+export const lossLine = (found) => ({ x: floats(found.loss_step), ...asChosen([{ name: "loss", y: floats(found.loss) }]) });
 
 /** @param {HTMLElement} root @param {Run} run @param {string} why there are no gates */
 export function mountLosses(root, run, why) {
@@ -37,7 +38,9 @@ export function mountLosses(root, run, why) {
   const image = h("img", { class: "gates-picture", alt: "" });
   const caption = h("figcaption");
   const drawn = h("figure", { class: "gates-preview", hidden: true }, h("h3", { class: "chart-title" }, "The same noise, drawn again and again"), image, caption);
-  const place = h("div", { class: "gates-chart" }, h("h3", { class: "chart-title" }, "Training loss"));
+  const place = h("div", { class: "gates-chart" }, h("div", { class: "chart-head" }, h("h3", { class: "chart-title" }, "Training loss"), curveControls(() => {
+    if (chart && found) redraw(chart, lossLine(found));
+  })));
   const frame = panel({
     id: "gates", title: "Watch the gates open", intro: `${why} This is what was recorded besides, while it was trained.`,
     python: () => `import ditlab\nditlab.load(${JSON.stringify(run.path)}).folder.read_metrics()  # one dict a line: step, loss, …\n`,
@@ -54,8 +57,8 @@ export function mountLosses(root, run, why) {
     image.alt = `Samples from the same noise at every step, drawn after ${newest.toLocaleString("en")} training steps`;
     caption.textContent = `Samples after ${newest.toLocaleString("en")} steps.`;
   };
-  const load = () => frame.attempt(async () => {
-    const answer = await arrays(path);
+  const load = () => frame.ask(async (signal) => {
+    const answer = await arrays(path, { signal });
     found = { ...answer.arrays };
     chart?.remove();
     chart = lineChart({ title: "Training loss over training steps", xLabel: "training step", yLabel: "loss", height: 240, ...lossLine(found) });
@@ -64,7 +67,7 @@ export function mountLosses(root, run, why) {
   });
   frame.body.append(h("div", { class: "gates-main" }, place, drawn));
   root.append(frame.root);
-  const take = async (/** @type {import("./live.js").News} */ news) => {
+  const take = (/** @type {import("./live.js").News} */ news) => {
     if (news.cut || (!found && news.losses)) {
       forget(path);
       return load();
@@ -75,9 +78,6 @@ export function mountLosses(root, run, why) {
     redraw(chart, lossLine(found));
     frame.refresh();
   };
-  // One thing after the other: what is told while the answer is on its way is told once.
-  let turn = load();
-  onNews((news) => {
-    turn = turn.then(() => take(news));
-  });
+  load();
+  onNews(take);
 }

@@ -1,12 +1,16 @@
 // The page: which run, its bar of choices, its sections.
 
-import { at, choices, decodeDrawing, exported, forget, json, part } from "./api.js";
+import { at, choices, decodeDrawing, exported, forget, isPixels, json, part } from "./api.js";
 import { bar } from "./bar.js";
 import { clear, h } from "./dom.js";
+import { land } from "./land.js";
+import { lifetime, renew } from "./life.js";
 import { forgetNews, liveBadge } from "./live.js";
 import { mountLosses } from "./losses.js";
 import { nearest } from "./math.js";
 import { absent } from "./panel.js";
+import { listRuns } from "./run_list.js";
+import { staleness } from "./stale.js";
 import { forgetListeners, fromAddress, onChange, select, selection } from "./state.js";
 import { themeChooser } from "./theme.js";
 import { tour } from "./tour.js";
@@ -20,7 +24,6 @@ import { mount as mountDenoise } from "./denoise.js";
 import { mount as mountCompare } from "./runs.js";
 
 /** @typedef {import("./api.js").Run} Run */
-/** @typedef {import("./api.js").RunSummary} RunSummary */
 /** @typedef {import("./api.js").SectionId} SectionId */
 
 /** @type {{id: SectionId, title: string, short: string, mount: (root: HTMLElement, run: Run) => void}[]} */
@@ -36,6 +39,8 @@ const SECTIONS = [
 ];
 
 const guide = tour();
+/** What is below while another run is on its way. */
+const old = staleness(place("main"));
 
 const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP", own: "a registered network" };
 const PROCESSES = { flow: "flow matching, which learns the way from noise to data", ddpm: "DDPM, which learns to take noise away step by step",
@@ -68,7 +73,7 @@ const hasLabel = (run, label) => label !== null && run.num_classes !== null && l
 /** Is it an image by its form, and a drawing of this run's size? @param {Run} run @param {string} input */
 function isInput(run, input) {
   if (input.startsWith("data:") && !run.has_examples) return false;
-  if (!input.startsWith("draw:")) return /^(data:\d{1,9}|sample:\d{1,9}|own:[\w-]+)$/.test(input);
+  if (!isPixels(input)) return /^(data:\d{1,9}|sample:\d{1,9}|own:[\w-]+)$/.test(input);
   try {
     return decodeDrawing(input).length === run.shape.reduce((a, b) => a * b, 1);
   } catch {
@@ -123,56 +128,96 @@ function mountSections(main, run) {
   }
 }
 
-/** @param {RunSummary[]} runs @param {string} id */
-async function show(runs, id) {
-  /** @type {Run} */
-  const run = await json(at(id, ""));
+/** @param {string} id */
+async function show(id) {
+  /** @type {[Run, import("./api.js").RunSummary[]]} */
+  const [run, runs] = await Promise.all([json(at(id, "")), listRuns()]);
+  if (selection.run !== id) return; // Another one was chosen meanwhile.
+  renew();
   forgetListeners();
   forgetNews();
+  const asked = selection.step;
   settle(run);
+  if (asked !== null && selection.step !== asked) notice(`${run.name} has no checkpoint of step ${asked.toLocaleString("en")}; ${selection.step === null ? "it has none yet" : `this is step ${selection.step.toLocaleString("en")}`}.`);
   await null; // Those changes are announced now, before there is anybody to draw twice.
   document.title = `${run.name} · ditlab lab`;
   place("title").textContent = `Inside ${NETWORKS[run.network]}`;
   place("lead").textContent = describe(run);
   place("lead").removeAttribute("role");
+  old.end();
   const main = clear(place("main"));
-  clear(place("bar")).append(bar(run, runs, liveBadge(run, () => void reload(runs, id))));
+  clear(place("bar")).append(bar(run, runs, liveBadge(run, () => void reload(id))));
   clear(place("contents")).append(h("ul", null, SECTIONS.map(({ id: section, short }) =>
     h("li", null, h("a", { href: `#${section}`, class: run.sections[section] ? "off" : null, onclick: jump }, short)))));
   mountSections(main, run);
+  markSections();
   if (!part) guide.follow(run);
-  onChange(["run"], () => change(runs));
-  if (!exported && location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  onChange(["run"], () => change(run));
 }
 
-/** The run that is shown has weights now, and had none. @param {RunSummary[]} runs @param {string} id */
-async function reload(runs, id) {
+/** The run that is shown has weights now, and had none. @param {string} id */
+async function reload(id) {
   forget(at(id, ""));
   select({ layer: -1, input: "data:0" });
-  await show(runs, id).catch(fail);
+  await show(id).catch(fail);
   document.getElementById("choose-step")?.focus();
 }
 
-/** In an exported file the address's fragment holds the selection: go to a section without it. @param {Event} event */
+/** Go to a section. In an exported file the address's fragment holds the selection: there without it. @param {Event} event */
 function jump(event) {
-  if (!exported) return;
-  event.preventDefault();
+  if (exported) event.preventDefault();
   const id = /** @type {HTMLAnchorElement} */ (event.currentTarget).hash.slice(1);
-  document.getElementById(id)?.scrollIntoView();
+  setTimeout(() => land(() => document.getElementById(id))); // after what the browser does with the click
 }
 
-/** Another run was chosen: the image and the time stay, what belongs to the old network goes. @param {RunSummary[]} runs */
-async function change(runs) {
+/** Let the links say which section is read. */
+function markSections() {
+  const links = /** @type {HTMLAnchorElement[]} */ ([...place("contents").querySelectorAll("a")]);
+  const mark = () => {
+    const begun = links.filter(({ hash }) => (document.getElementById(hash.slice(1))?.getBoundingClientRect().top ?? Infinity) < innerHeight * 0.4);
+    const now = begun[begun.length - 1];
+    for (const link of links) {
+      if ((link === now) === link.hasAttribute("aria-current")) continue;
+      if (link === now) link.setAttribute("aria-current", "location");
+      else link.removeAttribute("aria-current");
+      const list = link.closest("ul"); // Where links do not fit beside each other, this one is brought into sight.
+      if (link === now) list?.scrollTo({ left: link.offsetLeft - list.clientWidth / 2, behavior: "instant" });
+    }
+  };
+  addEventListener("scroll", mark, { passive: true, signal: lifetime() });
+}
+
+/** What lies under the bar is not seen: nothing is scrolled there. On narrow screens only a part of the bar stays. */
+function keepClear() {
+  const live = /** @type {HTMLElement | null} */ (document.querySelector(".choices-live"));
+  const covered = place("stay").offsetHeight || place("contents").offsetHeight + (live?.offsetHeight ?? 0);
+  document.documentElement.style.scrollPaddingTop = `${covered + 12}px`;
+}
+
+/** Say what the address asked for and is not here. @param {string} text */
+function notice(text) {
+  place("notice").append(`${text} `);
+  place("notice").hidden = false;
+}
+
+/** Another run was chosen: the image and the time stay, what belongs to the old network goes. @param {Run} before */
+async function change(before) {
+  renew();
   forgetListeners();
+  clear(place("notice")).hidden = true;
+  old.begin();
+  const opening = setTimeout(() => (place("lead").textContent = `Opening the run. Until it is there, what is below is of ${before.name}.`), 200);
   select({ step: null, label: null, head: "mean", layer: -1, patch: null, key: null, train: null, at: null, a: "", b: "", edits: "" });
-  if (/^(own|draw):/.test(selection.input)) select({ input: "data:0" });
-  await show(runs, selection.run).catch((error) => {
+  if (/^(own|draw|file):/.test(selection.input)) select({ input: "data:0" });
+  onChange(["run"], () => change(before));
+  await show(selection.run).catch((error) => {
     fail(error);
     // The sections of the run before no longer follow what is chosen.
+    old.end();
     clear(place("main"));
     clear(place("contents"));
-    onChange(["run"], () => change(runs));
   });
+  clearTimeout(opening);
   document.getElementById("choose-run")?.focus();
 }
 
@@ -187,15 +232,20 @@ async function begin() {
   document.documentElement.classList.toggle("part", part !== null);
   place("theme").append(themeChooser());
   place("lead").after(guide.button);
-  place("bar").after(guide.card);
-  /** @type {RunSummary[]} */
-  const runs = (await json("/api/runs")).runs;
+  place("stay").after(guide.card);
+  for (const node of [place("stay"), document.documentElement]) new ResizeObserver(keepClear).observe(node);
+  const runs = await listRuns();
   if (!runs.length) throw new Error("There is no run here yet: `ditlab train` makes one.");
   const wanted = fromAddress();
   const found = runs.find((run) => run.id === wanted.run) ?? runs[0];
   // An address that names no layer means the middle one.
   select({ layer: -1, ...wanted, run: found.id });
-  await show(runs, found.id);
+  if (wanted.run && wanted.run !== found.id) notice(`There is no run “${wanted.run}” here (it may have been moved or renamed): this is ${found.name}.`);
+  await show(found.id);
+  if (exported) return;
+  const there = () => document.getElementById(location.hash.slice(1));
+  if (location.hash) land(there);
+  addEventListener("hashchange", () => land(there));
 }
 
 begin().catch(fail);

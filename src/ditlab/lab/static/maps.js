@@ -22,8 +22,8 @@ import { selection, where } from "./state.js";
 /** The chosen attention layer, whatever the address asked for. @param {Run} run @returns {AttentionLayer} */
 export const chosenLayer = (run) => run.attention[Math.min(run.attention.length - 1, Math.max(0, selection.layer))];
 
-/** The chosen head, if this layer has it. @param {AttentionLayer} layer @returns {number | "mean"} */
-export const chosenHead = (layer) => (selection.head === "mean" || selection.head >= layer.heads || selection.head < 0 ? "mean" : selection.head);
+/** The chosen head, if this layer has it. @param {AttentionLayer} layer @param {import("./stale.js").Selection} [chosen] @returns {number | "mean"} */
+export const chosenHead = (layer, { head } = selection) => (head === "mean" || head >= layer.heads || head < 0 ? "mean" : head);
 
 /** The image at the chosen time. @param {Run} run @param {AbortSignal} [signal] */
 export const loadInput = (run, signal) => arrays(at(run.id, `/input${query(where())}`), { signal });
@@ -105,8 +105,8 @@ export function tokensOf(row, { size, tokens }) {
 /** @param {number} patch @param {number} cols @returns {string} "patch 5 (row 1, column 1)", counted from 0 as in Python */
 export const patchName = (patch, cols) => `patch ${patch} (row ${Math.floor(patch / cols)}, column ${patch % cols})`;
 
-/** Layer, head and time in words, for captions. @param {AttentionLayer} layer @param {number} index */
-export function placeName(layer, index) {
-  const head = chosenHead(layer);
-  return `layer ${index}, ${head === "mean" ? "average of heads" : `head ${head}`}, t = ${selection.t.toFixed(2)}`;
+/** Layer, head and time in words, for captions. @param {AttentionLayer} layer @param {number} index @param {import("./stale.js").Selection} [chosen] */
+export function placeName(layer, index, chosen = selection) {
+  const head = chosenHead(layer, chosen);
+  return `layer ${index}, ${head === "mean" ? "average of heads" : `head ${head}`}, t = ${chosen.t.toFixed(2)}`;
 }

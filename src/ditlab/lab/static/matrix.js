@@ -1,6 +1,6 @@
 // The whole attention map of one layer and head: row i, column j is how much patch i looks at patch j.
 
-import { floats, latest } from "./api.js";
+import { floats } from "./api.js";
 import { legend } from "./color.js";
 import { clear, h } from "./dom.js";
 import { Grid } from "./grid.js";
@@ -8,6 +8,7 @@ import { argmax, chosenHead, chosenLayer, chosenPatch, listed, loadInput, loadMa
 import { percent } from "./math.js";
 import { imageCanvas } from "./paint.js";
 import { panel, snippet } from "./panel.js";
+import { inputName } from "./stale.js";
 import { WHERE, onChange, select, selection } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -216,7 +217,6 @@ class Matrix {
 /** @param {HTMLElement} root @param {Run} run */
 export function mount(root, run) {
   const matrix = new Matrix(run);
-  const next = latest();
   const diagonalLine = h("p", { class: "reading" });
   const args = () => ({ layer: chosenLayer(run).layer, head: chosenHead(chosenLayer(run)) });
   const frame = panel({
@@ -225,6 +225,7 @@ export function mount(root, run) {
     download: () => matrix.scene && { name: `${run.name}-matrix-layer-${args().layer}-head-${args().head}`, arrays: {
       map: { shape: [matrix.scene.attention.size, matrix.scene.attention.size], data: matrix.scene.attention.map } } },
     picture: () => matrix.map.canvas,
+    caption: (shown) => (matrix.scene ? `${placeName(matrix.scene.layer, run.attention.indexOf(matrix.scene.layer), shown)}, ${inputName(shown.input)}; rows are queries, columns are keys` : ""),
     table: () => matrix.map.table(`Attention, rows are queries, columns are keys: ${placeName(chosenLayer(run), run.attention.indexOf(chosenLayer(run)))}`, { rowName: (row) => `query ${row}`, colName: (col) => `key ${col}` }),
   });
   const key = h("p", { class: "pair-key" }, h("span", { class: "key-query" }, "query: the patch that looks"), h("span", { class: "key-key" }, "key: the patch looked at"));
@@ -232,8 +233,8 @@ export function mount(root, run) {
     h("figure", null, h("figcaption", null, h("b", null, "The image"), " choose a row here, a pair in the matrix"), matrix.image.root), key, matrix.legend, diagonalLine), matrix.root));
   root.append(frame.root);
 
-  const render = () => frame.attempt(async () => {
-    const scene = await load(run, next());
+  const render = () => frame.ask(async (signal) => {
+    const scene = await load(run, signal);
     matrix.show(scene);
     diagonalLine.textContent = diagonalSentence(scene, run);
   });

@@ -1,10 +1,12 @@
 // What every section shares: a heading, an introduction, the body, tools to take its numbers away, and a status line.
 
 import { clear, h } from "./dom.js";
-import { isAbort } from "./api.js";
+import { isAbort, isPixels } from "./api.js";
+import { stillShown, staleness } from "./stale.js";
 import { selection } from "./state.js";
 import { npz } from "./npz.js";
-import { svgToCanvas } from "./svgpng.js";
+import { sheet } from "./sheet.js";
+import { Turn } from "./turns.js";
 
 /** @typedef {import("./api.js").Tensor} Tensor */
 /** @typedef {import("./api.js").Run} Run */
@@ -16,7 +18,11 @@ import { svgToCanvas } from "./svgpng.js";
  * @property {() => string} [python] a snippet that computes the same; `snippet` below helps
  * @property {() => {name: string, arrays: Record<string, Tensor>} | null} [download] `name` without ".npz"
  * @property {() => HTMLCanvasElement | SVGSVGElement | null} [picture]
+ * @property {(shown: import("./stale.js").Selection) => string} [caption] what the picture shows, beside the run and its step
+ * @property {boolean} [legends] are the legends of the panel those of its picture? (default true)
  * @property {() => HTMLTableElement | null} [table]
+ * @property {boolean} [patient] is nothing asked before somebody comes near?
+ * @property {boolean} [rows] do its parts say for themselves what is stale?
  */
 /**
  * @typedef {object} Panel
@@ -24,8 +30,13 @@ import { svgToCanvas } from "./svgpng.js";
  * @property {HTMLElement} body
  * @property {(text: string) => void} status
  * @property {(error: unknown, stale?: boolean) => void} fail shows an error (a request taken over by a newer one is none)
- * @property {(work: () => Promise<void>, stale?: boolean) => Promise<void>} attempt runs it: marks the panel busy, shows its
- *   error; `stale` (default): without it what the panel shows is not what is chosen
+ * @property {(work: import("./turns.js").Work) => void} ask what the panel shows, in its turn: the newest question takes the
+ *   place of the one before, and what is shown meanwhile is dimmed
+ * @property {(work: () => Promise<void>, stale?: boolean) => Promise<boolean>} attempt runs it now: marks the panel busy, shows
+ *   its error, and says whether it went well; `stale` (default): without it what the panel shows is not what is chosen
+ * @property {() => boolean} pending is an answer still to come?
+ * @property {() => boolean} near is somebody near?
+ * @property {() => import("./stale.js").Selection | null} shown what was chosen when it last had its answer
  * @property {() => void} refresh what is shown changed: an open table follows
  */
 
@@ -49,7 +60,7 @@ function tools(options, panel, code, drawer) {
       save(new Blob([npz(found.arrays)], { type: "application/zip" }), `${found.name}.npz`);
       panel.status(`Saved ${found.name}.npz: ${Object.keys(found.arrays).join(", ")}.`);
     }),
-    picture && button("Download .png", () => panel.attempt(() => savePicture(picture(), id, panel), false)),
+    picture && button("Download .png", () => panel.attempt(() => savePicture(picture(), options, panel), false)),
     table && button("Show as table", (event) => toggleTable(/** @type {HTMLButtonElement} */ (event.currentTarget), panel, options, drawer),
       { "aria-expanded": false, "aria-controls": `${id}-drawer` }));
 }
@@ -67,13 +78,16 @@ async function copy(text, panel, code) {
   }
 }
 
-/** @param {HTMLCanvasElement | SVGSVGElement | null} source @param {string} name @param {Panel} panel */
-async function savePicture(source, name, panel) {
+/** @param {HTMLCanvasElement | SVGSVGElement | null} source @param {PanelOptions} options @param {Panel} panel */
+async function savePicture(source, { id, title, caption, legends = true }, panel) {
+  const chosen = panel.shown() ?? selection;
   if (!source) return panel.status("Nothing to save yet.");
-  const canvas = source instanceof HTMLCanvasElement ? source : await svgToCanvas(source);
+  const run = document.title.split(" · ")[0];
+  const step = chosen.step === null ? "" : `step ${chosen.step.toLocaleString("en")}`;
+  const canvas = await sheet(source, title, [run, step, caption?.(chosen)].filter(Boolean).join(", "), legends ? panel.body : null);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve));
-  if (blob) save(/** @type {Blob} */ (blob), `${name}.png`);
-  panel.status(`Saved ${name}.png.`);
+  if (blob) save(/** @type {Blob} */ (blob), `${id}.png`);
+  panel.status(`Saved ${id}.png.`);
 }
 
 /** @param {HTMLButtonElement} button @param {Panel} panel @param {PanelOptions} options @param {HTMLElement} drawer */
@@ -85,6 +99,40 @@ function toggleTable(button, panel, options, drawer) {
   if (!open) return;
   drawer.append(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${options.title} as a table` }));
   panel.refresh();
+}
+
+/**
+ * How a panel asks for what it shows.
+ * @param {PanelOptions} options
+ * @param {HTMLElement} root
+ * @param {HTMLElement} body
+ * @param {(work: () => Promise<void>) => Promise<boolean>} attempt
+ */
+function asking({ rows, patient = false }, root, body, attempt) {
+  /** What was chosen when the panel last had its answer. @type {import("./stale.js").Selection | null} */
+  let shown = null;
+  const waiting = h("p", { class: "waiting", hidden: true });
+  const stale = staleness(rows ? waiting : body, () => {
+    waiting.hidden = false;
+    waiting.textContent = shown ? stillShown(shown) : "Waiting for the lab.";
+  });
+  const turn = new Turn(root, patient);
+  root.classList.add("panel-new");
+  const ask = (/** @type {import("./turns.js").Work} */ work) => {
+    body.setAttribute("aria-busy", "true");
+    stale.begin();
+    turn.ask(async (signal) => {
+      const chosen = { ...selection };
+      const done = await attempt(() => work(signal));
+      if (signal.aborted) return; // Another question took its place, or it is asked again later.
+      if (done) shown = chosen;
+      root.classList.remove("panel-new");
+      stale.end();
+      waiting.hidden = true;
+      body.setAttribute("aria-busy", "false");
+    });
+  };
+  return { ask, waiting, pending: () => turn.work !== null, near: () => Boolean(turn.near), shown: () => shown };
 }
 
 /**
@@ -101,7 +149,6 @@ export function panel(options) {
   const drawer = h("div", { class: "drawer", id: `${id}-drawer` });
   const root = h("section", { class: "panel", id, "aria-labelledby": `${id}-title` });
   let running = 0;
-
   const status = (/** @type {string} */ text) => {
     line.textContent = text;
   };
@@ -114,26 +161,30 @@ export function panel(options) {
     const place = drawer.firstElementChild;
     if (place) place.replaceChildren(options.table?.() ?? h("p", null, "Nothing to show yet."));
   };
-  const attempt = async (/** @type {() => Promise<void>} */ work, stale = true) => {
+  const attempt = async (/** @type {() => Promise<void>} */ work, whole = true) => {
     running += 1;
     body.setAttribute("aria-busy", "true");
+    let done = true;
     try {
       await work();
-      if (stale) {
+      if (whole) {
         trouble.textContent = "";
         root.classList.remove("panel-stale");
         refresh();
       }
     } catch (error) {
-      fail(error, stale);
+      done = false;
+      fail(error, whole);
     }
     running -= 1;
-    if (!running) body.setAttribute("aria-busy", "false");
+    if (!running && !asks.pending()) body.setAttribute("aria-busy", "false");
+    return done;
   };
+  const asks = asking(options, root, body, attempt);
   /** @type {Panel} */
-  const made = { root, body, status, fail, attempt, refresh };
+  const made = { root, body, status, fail, attempt, refresh, ...asks };
   root.append(h("h2", { id: `${id}-title` }, title), h("div", { class: "intro" }, typeof intro === "string" ? h("p", null, intro) : intro),
-    trouble, body, tools(options, made, code, drawer), line, code, drawer);
+    asks.waiting, trouble, body, tools(options, made, code, drawer), line, code, drawer);
   return made;
 }
 
@@ -162,7 +213,7 @@ export function drawnPython(input, shape) {
  */
 export function snippet(run, method, args = {}, rest = "", located = true) {
   const { input, t, label, step, weights } = selection;
-  const drawn = located && input.startsWith("draw:");
+  const drawn = located && isPixels(input);
   const all = { ...(located ? { input, t, label: label ?? undefined } : {}), ...args };
   const text = Object.entries(all).filter(([, value]) => value !== undefined)
     .map(([name, value]) => `${name}=${drawn && name === "input" ? "lens.own(pixels)" : literal(value)}`).join(", ");

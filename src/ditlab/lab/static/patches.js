@@ -1,6 +1,6 @@
 // From image to tokens: the image cut into patches, and the row of numbers each patch becomes.
 
-import { floats, latest } from "./api.js";
+import { floats } from "./api.js";
 import { chooser } from "./chooser.js";
 import { decoded, valuesOf } from "./decoded.js";
 import { legend } from "./color.js";
@@ -8,6 +8,7 @@ import { clear, figure, h } from "./dom.js";
 import { Grid } from "./grid.js";
 import { brightness, chosenPatch, loadInput, patchName } from "./maps.js";
 import { panel, snippet } from "./panel.js";
+import { inputName } from "./stale.js";
 import { WHERE, onChange, select, selection } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -31,6 +32,9 @@ function intro(run, cut) {
 /** With a true minus sign. @param {number} value @param {number} digits */
 const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
 
+/** How wide a cell is for its height: the table is wide and low for few tokens, less so for many. @param {number} rows @param {number} cols */
+const shapeOf = (rows, cols) => (Math.max(2, 16 / Math.sqrt(rows)) * rows) / cols;
+
 /** The section's canvases and what they show. @param {Cut} cut */
 function views(cut) {
   const [rows, cols] = cut.grid;
@@ -49,7 +53,7 @@ function views(cut) {
     onSelect: (row, col) => select({ patch: row * cols + col }),
   });
   const tokenGrid = (/** @type {string} */ label, /** @type {"embedded" | "tokens"} */ name) => new Grid({
-    rows: cut.tokens, cols: 1, label, cellAspect: 1,
+    rows: cut.tokens, cols: 1, label, cellAspect: shapeOf(cut.tokens, 1),
     describe: (row, col) => {
       const tensor = state.answer?.arrays[name];
       return tensor ? `token ${row}, feature ${col}: ${signed(floats(tensor)[row * tensor.shape[1] + col], 3)}` : "";
@@ -92,8 +96,7 @@ function show(view, answer, cut, scale) {
   for (const name of /** @type {const} */ (["embedded", "tokens"])) {
     if (!found[name]) continue;
     const [rows, cols] = found[name].shape;
-    // Wide and low for few tokens, less so for many.
-    view.tables[name].options.cellAspect = (Math.max(2, 16 / Math.sqrt(rows)) * rows) / cols;
+    view.tables[name].options.cellAspect = shapeOf(rows, cols);
     view.tables[name].setValues(floats(found[name]), { rows, cols, scale: "diverging", low: -high, high });
     view.tables[name].shape();
   }
@@ -125,12 +128,12 @@ function mixture(run, meta) {
 export function mount(root, run) {
   const cut = /** @type {Cut} */ (run.patches);
   const view = views(cut);
-  const next = latest();
   const frame = panel({
     id: "patches", title: "From image to tokens", intro: intro(run, cut),
     python: () => snippet(run, "input", {}, '["tokens"]'),
     download: () => view.state.answer && { name: `${run.name}-input`, arrays: view.state.answer.arrays },
     picture: () => view.tables.tokens.canvas,
+    caption: ({ t, input }) => `tokens with positions, one row for each patch; t = ${t.toFixed(2)}, ${inputName(input)}`,
     table: () => view.tables.tokens.table(`Tokens with positions, t = ${selection.t.toFixed(2)}`, { rowName: (row) => `token ${row}` }),
   });
   const seen = decoded(run, ["x₀", "xₜ", "predicted x₀"]);
@@ -138,8 +141,8 @@ export function mount(root, run) {
   const scale = h("div");
   const shapes = frame.root.querySelector(".shape");
 
-  const render = () => frame.attempt(async () => {
-    const answer = await loadInput(run, next());
+  const render = () => frame.ask(async (signal) => {
+    const answer = await loadInput(run, signal);
     formula.textContent = mixture(run, answer.meta);
     const width = answer.arrays.tokens?.shape[1];
     const values = run.shape[0] * cut.size ** 2;

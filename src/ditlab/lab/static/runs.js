@@ -1,15 +1,17 @@
 /** The last section, Compare: two to four columns side by side, each a run at a checkpoint, a time, a head and a seed. */
-import { at, exported, floats, forget, isAbort, json, latest } from "./api.js";
+import { at, exported, floats, forget, isAbort, isPixels, json, latest } from "./api.js";
 import { keepFocus } from "./compare.js";
 import { h, table } from "./dom.js";
 import { onNews } from "./live.js";
 import { drawnPython, literal, panel } from "./panel.js";
+import { listRuns, onRuns } from "./run_list.js";
 import { Attention } from "./runs_attention.js";
 import { nameOf, placed, read, write } from "./runs_columns.js";
 import { columnControls, sharedControls } from "./runs_controls.js";
 import { Loss, Quality, figureText } from "./runs_curves.js";
 import { Facts, Gates } from "./runs_rows.js";
 import { Samples, drawing } from "./runs_samples.js";
+import { staleness } from "./stale.js";
 import { onChange, select, selection } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -33,7 +35,6 @@ class Compare {
     this.chosen = read(run, runs);
     /** @type {Place[]} */
     this.places = [];
-    this.next = latest();
     this.nextLoss = latest();
     /** What each row shows. @type {Map<string, string>} */
     this.shown = new Map();
@@ -43,15 +44,17 @@ class Compare {
     this.facts = new Facts();
     this.loss = new Loss(choose);
     this.panel = panel({
-      id: "compare", title: "Compare", intro: intro(runs),
+      id: "compare", title: "Compare", intro: intro(runs), patient: true, rows: true,
       python: () => this.python(), download: () => this.download(), picture: () => this.picture(), table: () => this.table(),
     });
     this.quality = new Quality((error) => this.panel.fail(error, false), choose, this.loss, () => this.panel.refresh());
     this.samples = new Samples();
     this.attention = new Attention();
     this.gates = new Gates();
-    this.panel.body.append(h("div", { class: "runs-controls" }, this.columns, this.shared),
-      ...[this.facts, this.loss, this.quality, this.samples, this.attention, this.gates].map((row) => row.root));
+    const rows = { facts: this.facts, loss: this.loss, quality: this.quality, samples: this.samples, attention: this.attention, gates: this.gates };
+    /** @type {Map<string, import("./stale.js").Stale>} */
+    this.stale = new Map(Object.entries(rows).map(([name, row]) => [name, staleness(row.root)]));
+    this.panel.body.append(h("div", { class: "runs-controls" }, this.columns, this.shared), ...Object.values(rows).map((row) => row.root));
   }
 
   /** @param {Partial<Chosen>} change */
@@ -60,8 +63,8 @@ class Compare {
   }
 
   settle() {
-    return this.panel.attempt(async () => {
-      const signal = this.next();
+    for (const row of this.stale.values()) row.begin();
+    this.panel.ask(async (signal) => {
       this.chosen = read(this.run, this.runs);
       const { columns } = this.chosen;
       const found = await Promise.all(columns.map(({ run }) => about(run, signal)));
@@ -80,15 +83,24 @@ class Compare {
     const { axis, n } = this.chosen;
     const { weights, input } = selection;
     const each = (/** @type {(place: Place) => unknown} */ of) => places.map((place) => [place.letter, place.run.id, place.step, of(place)]);
-    await this.row("facts", each(() => null), () => this.facts.show(places, signal));
-    await this.row("loss", [each(() => null), axis], () => this.loss.show(places, this.chosen, signal));
-    await this.row("quality", [each(() => null), axis, n, weights], async () => this.quality.show(places, this.chosen, this.facts.data));
-    await this.row("samples", [each(drawing), weights], () => this.samples.show(places, signal, () => {
+    const again = () => {
       this.shown.delete("samples");
-      void this.settle();
-    }));
-    await this.row("attention", [each(({ t, layer, head, label }) => [t, layer?.layer, head, label]), weights, input], () => this.attention.show(places, signal));
-    await this.row("gates", each(() => null), () => this.gates.show(places, signal));
+      this.settle();
+    };
+    /** @type {[string, unknown, () => Promise<void>][]} */
+    const rows = [
+      ["facts", each(() => null), () => this.facts.show(places, signal)],
+      ["loss", [each(() => null), axis], () => this.loss.show(places, this.chosen, signal)],
+      ["quality", [each(() => null), axis, n, weights], async () => this.quality.show(places, this.chosen, this.facts.data)],
+      ["samples", [each(drawing), weights], () => this.samples.show(places, signal, again)],
+      ["attention", [each(({ t, layer, head, label }) => [t, layer?.layer, head, label]), weights, input], () => this.attention.show(places, signal)],
+      ["gates", each(() => null), () => this.gates.show(places, signal)],
+    ];
+    for (const [name, what] of rows) if (this.shown.get(name) === JSON.stringify(what)) this.stale.get(name)?.end();
+    for (const [name, what, draw] of rows) {
+      await this.row(name, what, draw);
+      this.stale.get(name)?.end();
+    }
   }
 
   /** Draw a row, unless it shows this already. @param {string} name @param {unknown} what @param {() => Promise<void>} draw */
@@ -130,19 +142,19 @@ class Compare {
   pythonMaps(call) {
     const maps = this.places.filter(({ letter }) => this.attention.found.has(letter));
     const shown = (/** @type {Place} */ { letter }) => this.attention.found.get(letter)?.shown ?? { input: "", label: null, source: "" };
-    const handed = maps.find((place) => shown(place).input.startsWith("draw:"));
+    const handed = maps.find((place) => isPixels(shown(place).input));
     /** @type {string[]} */
     const lines = [];
     if (handed) {
       const { source } = shown(handed);
       const first = handed.letter.toLowerCase();
-      lines.push(...(source.startsWith("draw:") ? drawnPython(source, handed.run.shape) : ["import numpy as np",
+      lines.push(...(isPixels(source) ? drawnPython(source, handed.run.shape) : ["import numpy as np",
         `x0 = ${first}.input(${call({ input: source, t: handed.t })})["x0"].astype(float)`, "pixels = np.floor(np.clip((x0 + 1) * 127.5, 0, 255) + 0.5).astype(np.uint8)"]));
     }
     for (const place of maps) {
       const name = place.letter.toLowerCase();
       const { input, label } = shown(place);
-      const image = input.startsWith("draw:") ? `${name}.own(pixels)` : literal(input);
+      const image = isPixels(input) ? `${name}.own(pixels)` : literal(input);
       lines.push(`${name}_map = ${name}.attention(input=${image}, ${call({ t: place.t, label, layer: place.layer?.layer, head: place.head })})["map"]`);
     }
     return lines;
@@ -186,28 +198,27 @@ class Compare {
   /** @param {HTMLElement} root */
   mount(root) {
     root.append(this.panel.root);
-    let [near, due] = [false, true];
-    const changed = () => {
-      due = !near;
-      if (near) void this.settle();
-    };
-    // Other runs are loaded only for those who come to look at them.
-    new IntersectionObserver((entries) => {
-      near = entries[entries.length - 1].isIntersecting;
-      if (near && due) changed();
-    }, { rootMargin: "300px" }).observe(this.panel.root);
-    onChange(["c", "cs", "t", "input", "layer", "head", "step", "weights"], changed);
+    this.settle();
+    onChange(["c", "cs", "t", "input", "layer", "head", "step", "weights"], () => this.settle());
     onNews((news) => {
       if (news.losses || news.cut) {
         forget(at(this.run.id, "/losses"));
         this.shown.delete("loss");
-        due ||= !near;
-        if (near && this.places.length) void this.grow();
+        if (!this.panel.near()) this.settle();
+        else if (this.places.length) void this.grow();
       }
-      if (news.checkpoints) changed();
+      if (news.checkpoints) this.settle();
+    });
+    onRuns((runs) => {
+      this.runs = comparable(runs, this.run);
+      this.shown.delete("controls");
+      this.settle();
     });
   }
 }
+
+/** Before its first checkpoint a run has no network to compare; this one has, whenever the list was made. @param {RunSummary[]} runs @param {Run} here */
+const comparable = (runs, here) => runs.filter(({ id, step }) => step !== null || id === here.id);
 
 /** All about a run, or why it cannot be opened. @param {string} run @param {AbortSignal} signal @returns {Promise<Run | string>} */
 async function about(run, signal) {
@@ -241,11 +252,9 @@ export function mount(root, run) {
   // Its place in the page is kept while the list of runs is on its way.
   const place = h("div");
   root.append(place);
-  void json("/api/runs").then((/** @type {{runs: RunSummary[]}} */ { runs: all }) => {
-    // Before its first checkpoint a run has no network to compare; this one has, whenever the list was made.
-    const runs = all.filter(({ id, step }) => step !== null || id === run.id);
+  void listRuns().then((all) => {
     if (!place.isConnected) return;
-    const section = new Compare(run, runs);
+    const section = new Compare(run, comparable(all, run));
     section.mount(place);
     place.replaceWith(section.panel.root);
   });

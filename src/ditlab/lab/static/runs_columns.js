@@ -61,15 +61,16 @@ function otherTime() {
   return held?.length ? held[nearest(held, far)] : far;
 }
 
-/** Without a word in the address: this run and the next. A run that is alone stands at two times; points, which nothing is
- * asked about at a time, at two checkpoints or seeds. @param {Run} run @param {RunSummary[]} runs @returns {{columns: Column[], same: Pair[]}} */
+/** Without a word in the address: this run and the next. A run that is alone stands at two checkpoints; one that has only
+ * one, or a file, which holds only one, at two times; points, which nothing is asked about at a time, at two seeds. @param {Run} run @param {RunSummary[]} runs @returns {{columns: Column[], same: Pair[]}} */
 function usual(run, runs) {
   const here = runs.findIndex((one) => one.id === run.id);
   const other = runs[(here + 1) % runs.length];
   const first = plain(run.id);
   if (other && other.id !== run.id) return { columns: [first, plain(other.id)], same: ["t", "s"] };
+  const early = run.checkpoints.find((step) => step !== (selection.step ?? run.step));
+  if (early !== undefined && !choices()) return { columns: [{ ...first, step: early }, first], same: ["t", "h", "s"] };
   if (run.shape.length === 3) return { columns: [first, { ...first, t: otherTime() }], same: ["h", "s"] };
-  if (run.checkpoints.length > 1) return { columns: [first, { ...first, step: run.checkpoints[0] }], same: ["t", "h", "s"] };
   return { columns: [first, { ...first, seed: 1 }], same: ["t", "h"] };
 }
 

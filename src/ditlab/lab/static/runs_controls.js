@@ -116,12 +116,13 @@ export function sharedControls(chosen, places, runs, choose) {
   const add = columns.length < LETTERS.length && h("button", { type: "button", class: "tool", onclick: () => choose({ columns: [...columns, plain(next.id)] }) }, "Add a column");
   return h("div", { class: "runs-shared" },
     h("fieldset", { class: "runs-same" }, h("legend", null, "The same in all columns"), h("div", null, switches)),
-    same.includes("t") && there.some(({ run }) => run.data !== "points") && sharedTime(),
+    same.includes("t") && there.some(({ run }) => run.data !== "points") && sharedTime(there),
     same.includes("h") && sharedHeads(there), same.includes("s") && seedChoice(seed, (value) => choose({ seed: value })), add);
 }
 
-/** The page's own time: the bar moves along. */
-function sharedTime() {
+/** The page's own time, which the bar has a slider for, unless it is of points. @param {Place[]} places */
+function sharedTime(places) {
+  if (!places.some(({ run }) => run.id === selection.run && run.data === "points")) return null;
   const held = choices()?.t;
   const range = held?.length ? { values: held } : { min: 0, max: 1, step: 0.01 };
   const time = slider({ label: "Time t", value: selection.t, format: (t) => t.toFixed(2), ...range }, (t) => select({ t }));

@@ -4,6 +4,8 @@ import { arrays, at, exported, floats, isAbort, json, query } from "./api.js";
 import { lineChart, number, redraw } from "./chart.js";
 import { clear, h } from "./dom.js";
 import { nearest } from "./math.js";
+import { asChosen, curveControls } from "./curves.js";
+import { living } from "./life.js";
 import { axisChoice, countChoice } from "./runs_controls.js";
 import { grouped, lettersOf, nameOf } from "./runs_columns.js";
 import { selection } from "./state.js";
@@ -60,6 +62,8 @@ export class Loss {
     this.curves = new Map();
     /** Which curves the chart shows, and along what. */
     this.drawn = "";
+    /** @type {() => void} */
+    this.again = () => {};
   }
 
   /** @param {Place[]} places @param {Chosen} chosen @param {AbortSignal} signal */
@@ -69,7 +73,7 @@ export class Loss {
     const curves = new Map();
     const list = this.controls.querySelector("select");
     if (list) list.value = axis;
-    else this.controls.append(axisChoice(chosen, this.choose));
+    else this.controls.append(curveControls(() => this.again()), axisChoice(chosen, this.choose));
     /** @type {string[]} */
     const missing = [];
     /** @type {Series[]} */
@@ -97,14 +101,15 @@ export class Loss {
 
   /** @param {Series[]} series @param {"step" | "seconds"} axis */
   draw(series, axis) {
+    this.again = () => this.draw(series, axis);
     const svg = this.body.querySelector("svg");
     const drawn = JSON.stringify([axis, series.map(({ name, colour }) => [name, colour])]);
     // A curve that has grown is not taken from under who reads it.
-    if (svg && drawn === this.drawn) return redraw(svg, { x: union(series), series });
+    if (svg && drawn === this.drawn) return redraw(svg, { x: union(series), ...asChosen(series) });
     clear(this.body);
     this.drawn = drawn;
     if (!series.length) return;
-    this.body.append(read({ title: "Training loss of the compared runs", x: union(series), series, height: 220,
+    this.body.append(read({ title: "Training loss of the compared runs", x: union(series), ...asChosen(series), height: 220,
       xLabel: axis === "step" ? "training step" : "seconds of training", yLabel: series.length > 1 ? "loss" : `loss of ${series[0].name}` }));
   }
 
@@ -174,6 +179,7 @@ export class Quality {
     const steps = new Map(groups.map(([place]) => [place.run.id, some(place.run.checkpoints)]));
     const all = [...steps.values()].reduce((sum, list) => sum + list.length, 0);
     const control = new AbortController();
+    const signal = living(control.signal);
     this.control = control;
     this.button.textContent = "Stop";
     /** @type {string[]} */
@@ -183,7 +189,7 @@ export class Quality {
       for (const [place] of groups) {
         for (const step of steps.get(place.run.id) ?? []) {
           this.line.textContent = `Measuring ${place.letter} at step ${step.toLocaleString("en")}: ${done} of ${all} checkpoints done.`;
-          const trouble = await this.one(place, step, control.signal);
+          const trouble = await this.one(place, step, signal);
           done += 1;
           if (!trouble) continue;
           troubles.push(`${place.letter}: ${trouble}.`);

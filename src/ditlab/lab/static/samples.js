@@ -67,11 +67,11 @@ export class Samples {
     const canvas = (/** @type {string} */ label) => h("canvas", { class: this.images ? "picture" : "plane cloud", role: "img", "aria-label": label, width: 1, height: 1 });
     this.canvases = [canvas("Samples of the network as it was trained"), canvas("Samples of the changed network, from the same noise")];
     this.note = h("p", { class: "quiet", "aria-live": "polite" });
-    this.begin = h("button", { type: "button", hidden: true, onclick: () => void this.draw() }, "Draw the samples");
+    this.begin = h("button", { type: "button", hidden: true, onclick: () => void this.draw(this.next()) }, "Draw the samples");
     const figures = ["as trained", "changed"].map((caption, i) => h("figure", null, this.canvases[i], h("figcaption", null, caption)));
     this.frame = h("div", { class: this.images ? "change-strips" : "change-clouds", hidden: true }, figures);
     this.root = h("div", null, h("h3", null, "What it draws from the same noise"), this.frame, this.begin, this.note);
-    onTheme(this.root, () => this.paint());
+    onTheme(() => this.paint());
   }
 
   /** @param {() => void} fn called after new samples are shown */
@@ -84,18 +84,19 @@ export class Samples {
     return { n: this.run.draws, label: (choices() ? null : selection.label) ?? undefined };
   }
 
-  async load() {
+  /** @param {AbortSignal} signal */
+  async load(signal) {
     const { macs, sampling } = this.run;
     this.begin.hidden = choices() !== null || (macs ?? 0) * this.asked().n * sampling.steps * 2 <= AT_ONCE;
-    if (this.begin.hidden) return this.draw();
     this.next();
+    if (this.begin.hidden) return this.draw(signal);
     this.both = null;
     this.frame.hidden = true;
     this.note.textContent = "This network is large: drawing takes a while.";
   }
 
-  async draw() {
-    const signal = this.next();
+  /** @param {AbortSignal} signal */
+  async draw(signal) {
     const ask = async (/** @type {string} */ edits) => (await arrays(at(this.run.id, `/samples${query({ ...whichWeights(), ...this.asked(), edits: edits || null })}`), { signal })).arrays.samples;
     try {
       const [before, after] = await Promise.all([ask(""), ask(selection.edits)]);

@@ -7,7 +7,7 @@ import { exported } from "./api.js";
  * @property {string} run
  * @property {number | null} step the checkpoint
  * @property {string} weights "ema" or "raw"
- * @property {string} input "data:I", "sample:SEED", "own:ID" or "draw:…"
+ * @property {string} input "data:I", "sample:SEED", "own:ID", or by its pixels "draw:…" or "file:…"
  * @property {number} t 0 is data, 1 is noise
  * @property {number | null} label null: the input's own
  * @property {number} layer
@@ -21,6 +21,7 @@ import { exported } from "./api.js";
  * @property {string} b settings of the right denoiser
  * @property {string} c the columns of the comparison
  * @property {string} cs what the columns of the comparison share
+ * @property {string} curves how curves of a loss are drawn, such as "log_20"
  * @property {string} edits what is changed in the network, such as "head:2.1 block:3"
  */
 /** @typedef {keyof Selection} Key */
@@ -28,7 +29,7 @@ import { exported } from "./api.js";
 /** @type {Selection} */
 const current = {
   run: "", step: null, weights: "ema", input: "data:0", t: 0.3, label: null, layer: 0, head: "mean", patch: null,
-  direction: "from", key: null, train: null, at: null, a: "", b: "", c: "", cs: "", edits: "",
+  direction: "from", key: null, train: null, at: null, a: "", b: "", c: "", cs: "", curves: "", edits: "",
 };
 
 const NUMBERS = new Set(["step", "t", "label", "layer", "patch", "key", "train", "at"]);

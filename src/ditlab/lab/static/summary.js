@@ -4,7 +4,7 @@ import { arrays, at, floats, isAbort, query } from "./api.js";
 import { clear, h, s, table } from "./dom.js";
 import { percent } from "./math.js";
 import { patient } from "./patient.js";
-import { WHERE, onChange, selection, whichWeights } from "./state.js";
+import { onChange, selection, whichWeights } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {{t: number[], images: number, layers: number, get: (name: string, time: number, layer: number) => number, has: (name: string) => boolean}} Summary */
@@ -137,14 +137,13 @@ export function summary(run) {
       throw error;
     }
   };
-  // First: what was loaded is stale before the next is asked for.
   onChange(["step", "weights"], () => {
-    measuring.again();
     sentence.textContent = measuring.near() ? MEASURING : COMING;
     key.hidden = true;
     clear(body);
+    measuring.again();
   });
-  const measuring = patient(sentence, load, [...WHERE, "layer", "head", "patch", "direction", "edits"]);
+  const measuring = patient(sentence, load);
   onChange(["t"], () => {
     for (const now of body.querySelectorAll(".now")) {
       now.setAttribute("x1", String(x(selection.t)));

@@ -1,6 +1,7 @@
 // Light, dark, or as the system says; remembered between visits.
 
 import { h } from "./dom.js";
+import { lifetime } from "./life.js";
 
 const THEMES = ["auto", "light", "dark"];
 const STORE = "ditlab-theme";
@@ -23,17 +24,13 @@ function apply(theme) {
   }
 }
 
-/** Canvas colours do not follow the theme by themselves. @param {HTMLElement} root whose canvases they are: once it has left the page, nothing is drawn any more @param {() => void} redraw */
-export function onTheme(root, redraw) {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const turn = () => {
-    if (root.isConnected) return redraw();
-    dark.removeEventListener("change", turn);
-    watch.disconnect();
-  };
-  const watch = new MutationObserver(turn);
-  dark.addEventListener("change", turn);
-  watch.observe(document.documentElement, { attributes: true });
+/** Canvas colours do not follow the theme by themselves. @param {() => void} redraw called as long as the sections at hand live */
+export function onTheme(redraw) {
+  const signal = lifetime();
+  const watch = new MutationObserver(redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw, { signal });
+  watch.observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  signal?.addEventListener("abort", () => watch.disconnect(), { once: true });
 }
 
 /** @returns {HTMLElement} */

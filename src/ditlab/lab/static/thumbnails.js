@@ -6,7 +6,8 @@ import { h } from "./dom.js";
 import { Grid } from "./grid.js";
 import { chosenHead, view } from "./maps.js";
 import { painted } from "./paint.js";
-import { onChange, select, selection, where } from "./state.js";
+import { staleness } from "./stale.js";
+import { WHERE, onChange, select, selection, where } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {import("./api.js").Tensor} Tensor */
@@ -84,6 +85,8 @@ export class Thumbnails {
     // Few large tiles say no more than small ones.
     this.root.classList.toggle("thumbnails-many", this.heads > 8);
     this.root.style.maxWidth = `${Math.max(18, Math.min(40, 5 * (this.heads + 1)))}rem`;
+    this.stale = staleness(this.root);
+    onChange([...WHERE, "patch", "direction"], () => this.stale.begin());
     onChange(["layer", "head"], () => this.mark());
     this.mark();
   }
@@ -101,5 +104,6 @@ export class Thumbnails {
   async show(patch) {
     const tiles = await (exported ? cutOut(this.run, patch) : ask(this.run, patch, this.next()));
     this.grid.setPicture(composite(tiles));
+    this.stale.end();
   }
 }

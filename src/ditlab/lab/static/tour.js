@@ -2,6 +2,7 @@
 
 import { choices } from "./api.js";
 import { clear, h } from "./dom.js";
+import { land } from "./land.js";
 import { nearest } from "./math.js";
 import { select } from "./state.js";
 import { stepsOf } from "./tour_steps.js";
@@ -81,7 +82,7 @@ class Tour {
     if (this.run) choose(this.steps[index].scene?.(this.run) ?? {});
     this.draw();
     this.place.querySelector("h2")?.focus({ preventScroll: true });
-    this.spot()?.scrollIntoView({ block: "start" });
+    land(() => this.spot());
   }
 
   end() {
@@ -116,6 +117,9 @@ class Tour {
     const step = steps[index];
     const last = index === steps.length - 1;
     const button = (/** @type {string} */ label, /** @type {() => void} */ onclick, props = {}) => h("button", { type: "button", onclick, ...props }, label);
+    const seen = h("p", { class: "quiet" }, step.see(run));
+    // A run without recordings has no such words.
+    void step.recorded?.(run).then((text) => seen.append(` ${text}`), () => {});
     this.unmark();
     this.spot()?.classList.add("tour-spot");
     document.body.classList.add("touring");
@@ -123,7 +127,7 @@ class Tour {
       button("✕", () => this.close(), { class: "tool tour-close", "aria-label": "Close the tour; it remembers this step" }),
       h("div", { class: "tour-words" }, h("h2", { tabindex: -1, id: "tour-title" }, h("span", { class: "quiet" }, `${index + 1} of ${steps.length} `), step.title),
         h("p", null, step.text(run))),
-      h("div", { class: "tour-words" }, h("p", { class: "fact" }, h("b", null, "Try it. "), step.attempt(run)), h("p", { class: "quiet" }, step.see(run))),
+      h("div", { class: "tour-words" }, h("p", { class: "fact" }, h("b", null, "Try it. "), step.attempt(run)), seen),
       h("div", { class: "tools" },
         button("Back", () => this.go(index - 1), { disabled: index === 0 }),
         step.show && button("Do it for me", () => choose(step.show?.(run) ?? {})),
@@ -140,7 +144,7 @@ class Tour {
     if (!(heading instanceof HTMLElement)) return;
     heading.tabIndex = -1;
     heading.focus({ preventScroll: true });
-    this.spot()?.scrollIntoView({ block: "start" });
+    land(() => this.spot());
   }
 }
 

@@ -1,5 +1,7 @@
 // What the guided tour says, step by step. Each step stands beside one section and ends in something to try there.
 
+import { gateStory } from "./gates.js";
+
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {import("./api.js").SectionId} SectionId */
 /** @typedef {import("./state.js").Selection} Selection */
@@ -12,6 +14,7 @@
  * @property {(run: Run) => string} text
  * @property {(run: Run) => string} attempt something to do
  * @property {(run: Run) => string} see what one sees then
+ * @property {(run: Run) => Promise<string>} [recorded] what this run's own recordings say of it
  * @property {(run: Run) => Partial<Selection>} [scene] what it begins with, whatever the steps before left
  * @property {(run: Run) => Partial<Selection>} [show] does it for those who would rather watch
  * @property {(run: Run) => boolean} [fits] whether it applies to the run beyond its section (default: it does)
@@ -76,9 +79,10 @@ export const STEPS = [
   },
   {
     id: "gates", section: "gates", spot: ".gates-control", title: "Gates that open in training",
-    text: () => "A gate is like a volume knob: what a block computes is multiplied by it before it is added to the tokens. Before training all knobs are at 0, so the blocks do nothing and can do no harm. Training, practice on many pictures, turns each up as far as it helps.",
+    text: () => "A gate is like a volume knob: what a block computes is multiplied by it before it is added to the tokens. Before training all knobs are at 0, so the blocks do nothing and can do no harm. Training, practice on many pictures, turns each to where it helps.",
     attempt: () => "Press ▶ beside “Training step”.",
-    see: () => "The bars grow, and noise turns into pictures. Each block has two gates, one for attention and one for its MLP. Small numbers are enough: look at what it draws.",
+    see: () => "The bars leave 0 at once, and noise turns into pictures. Each block has two gates, one for attention and one for its MLP. Small numbers are enough: look at what it draws.",
+    recorded: gateStory,
     scene: () => ({ train: 0 }),
     show: (run) => ({ train: run.step }),
   },

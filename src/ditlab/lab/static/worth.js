@@ -5,7 +5,7 @@ import { number } from "./chart.js";
 import { clear, h } from "./dom.js";
 import { has, part, read, toggle } from "./edits.js";
 import { patient } from "./patient.js";
-import { WHERE, onChange, whichWeights } from "./state.js";
+import { onChange, whichWeights } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
 /** @typedef {{word: string, cost: number, error: number}} Row */
@@ -92,14 +92,14 @@ export function worth(run) {
     show(true);
   };
   onChange(["step", "weights"], () => {
-    if (isCostly(run)) measuring.stop();
-    else measuring.again();
     costs = null;
     begin.hidden = !isCostly(run);
     sentence.textContent = isCostly(run) ? LARGE : measuring.near() ? MEASURING : COMING;
     show(false);
+    if (isCostly(run)) measuring.stop();
+    else measuring.again();
   });
-  const measuring = patient(sentence, load, [...WHERE, "layer", "head", "patch", "direction", "edits"]);
+  const measuring = patient(sentence, load);
   onChange(["edits"], () => {
     const focused = /** @type {HTMLElement | null} */ (document.activeElement)?.dataset.word;
     draw();
