@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "ditlab"
 # Each module may import from its own floor's room and from floors below. Rooms on the lowest inner floor do not know
 # one another.
 FLOORS = [
-    {"errors", "chance", "devices", "disk", "section", "memory"},
+    {"errors", "chance", "devices", "disk", "locks", "section", "memory"},
     {"diffusion", "networks", "data"},
     {"choices", "config", "build", "inspection", "evaluation", "pictures"},
     {"training", "recipes"},

@@ -86,8 +86,8 @@ def test_the_terminal_and_the_page_say_which_runs_are_damaged(tmp_path, monkeypa
     said = []
     eventually(lambda: said.append(capfd.readouterr().err) or "left out" in "".join(said))
     lines = "".join(said).splitlines()
-    assert lines[0] == f"The lab looks at the runs in {tmp_path}."
-    assert lines[2].startswith(f"{tmp_path}/a is damaged and left out: {tmp_path}/a/config.json: ")
+    assert lines[1] == f"The lab looks at the runs in {tmp_path}."
+    assert lines[3].startswith(f"{tmp_path}/a is damaged and left out: {tmp_path}/a/config.json: ")
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def harm_bytes(file, chance):
         content = b"\x80\x04cposix\nsystem\n" + chance.randbytes(200)
     file.write_bytes(content)
     if deed == 6:
-        os.truncate(file, 2**31)  # sparse
+        os.truncate(file, 2**30)  # sparse
 
 
 # ---- the kinds of harm

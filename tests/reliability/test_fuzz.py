@@ -25,6 +25,7 @@ from tests.reliability.harms import HARMS, special
 from tests.training.test_fit import Nobody, tiny
 
 PROCESSOR, CLOCK = 5, 120  # seconds of this process, and on the clock for what waits without end
+IN_THE_WAY = OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError  # of another harm
 NUMPY = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "F64": np.float64}
 
 
@@ -172,9 +173,7 @@ def one(place, number, acts):
     outside, act = {name: tree(place / name) for name in ("home", "whole")}, chance.choice(acts)
     try:
         for harm in kinds:
-            with suppress(
-                OSError, ValueError, LookupError, TypeError, SafetensorError
-            ):  # one harm may be in another's way
+            with suppress(*IN_THE_WAY):
                 harm(run, chance)
         if act in (resume, further, sample) and not works_as_it_says(run):
             act = load

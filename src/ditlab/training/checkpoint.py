@@ -341,6 +341,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         DamagedCheckpoint: it is of another step, or says nothing that can be read.
     """
     facts = read_json(checkpoint / "state.json")
+    with damage(checkpoint / "state.json"):
+        json.dumps(facts, allow_nan=False)  # a number such as 1e999 could not be saved again
     if facts.get("step") != int(checkpoint.name.removeprefix("step-")):
         raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: it is of step {str(facts.get('step'))[:20]}")
     return facts

@@ -80,7 +80,7 @@ def read(file: Path) -> Iterator[dict[str, Any]]:
     if not there(file):
         return
     damaged = 0
-    with file.open("rb") as stream:
+    with file.open("rb", buffering=LONGEST) as stream:
         for number, text in enumerate(_texts(stream), 1):
             line = parse(text) if text.endswith(b"\n") else None
             if line is None:
@@ -108,7 +108,7 @@ def skipped(file: Path) -> list[str]:
     """Why steps were not learned from, one reason for each; damaged lines are left out."""
     if not there(file):
         return []
-    with file.open("rb") as stream:
+    with file.open("rb", buffering=LONGEST) as stream:
         lines = [parse(text) for text in _texts(stream) if b'"skipped"' in text]
     return [line["skipped"] for line in lines if line is not None and "skipped" in line]
 
@@ -233,7 +233,7 @@ class Growing:
         return self._lines() if known else None
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        with self._file.open("rb") as stream:
+        with self._file.open("rb", buffering=LONGEST) as stream:
             stream.seek(self._read)
             for text in _texts(stream):
                 if not text.endswith(b"\n") and len(text) < LONGEST:
