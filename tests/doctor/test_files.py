@@ -18,8 +18,9 @@ from ditlab.training.checkpoint import LATEST, MANIFEST, step_name
 from ditlab.training.posthoc import write_snapshot
 from tests.images import folder_of
 from tests.reliability.faults import tree
+from tests.reliability.harms import shard_file, sign, split
 from tests.reliability.test_damage import truncate
-from tests.reliability.test_shards import KEY, rewrite, shard_file, sign, split
+from tests.reliability.test_shards import KEY, rewrite
 from tests.training.test_fit import Nobody, tiny
 
 WORDS = ["train", "images", "--data.path", "photos", "--steps", "2", "--batch-size", "4", "--network.dim", "16"]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from ditlab.training.checkpoint import MANIFEST
 
 PARTS = ("model", "ema", "optimizer", "averages")
+SHARDS = 3
 VALUES = ["0", "-1", "1e999", "-1e999", "NaN", "1e-320", "0.5", "3", str(2**31), str(2**63), str(10**30), "1" * 5000]
 VALUES += ['""', '"x"', '"\\ud800"', '"a\\u0000b"', '"' + "x" * 5000 + '"', '"../../home"', "null", "true", "[]", "{}"]
 VALUES += ["[" * 50_000, "[[1]]", '{"a": 1}', "[1, 2, 3, 4, 5]"]
@@ -39,27 +40,27 @@ def sign(checkpoint):
     (checkpoint / MANIFEST).write_text(json.dumps(told))
 
 
+def shard_file(rank):
+    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+
+
 def split(checkpoint):
-    """The parts of a checkpoint in two shards each, as FSDP leaves them: rows of every tensor."""
+    """The same checkpoint as FSDP leaves it: so many processes, each with some rows of every tensor."""
     for part in PARTS:
         tensors = load_file(checkpoint / f"{part}.safetensors")
         (checkpoint / f"{part}.safetensors").unlink()
         (checkpoint / part).mkdir()
-        for rank in range(2):
-            own = {}
+        for rank in range(SHARDS):
+            own, offsets = {}, {}
             for name, tensor in tensors.items():
-                half = -(-len(tensor) // 2) if tensor.dim() else 0
-                if tensor.dim():
-                    own[name] = (
-                        (tensor[half:] if rank else tensor[:half]).clone(),
-                        [half * rank] + [0] * (tensor.dim() - 1),
-                    )
-                elif not rank:
-                    own[name] = tensor, []
-            offsets = {name: {"saved_offsets": first} for name, (_, first) in own.items()}
-            metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
-            file = checkpoint / part / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
-            save_file({name: tensor for name, (tensor, _) in own.items()}, file, metadata)
+                if tensor.dim() == 0 and rank:  # a single number is saved by the first
+                    continue
+                rows = -(-len(tensor) // SHARDS) if tensor.dim() else 0
+                first = min(rank * rows, len(tensor)) if tensor.dim() else 0
+                own[name] = tensor[first : first + rows].clone() if tensor.dim() else tensor
+                offsets[name] = {"saved_offsets": [first, *[0] * (tensor.dim() - 1)] if tensor.dim() else []}
+            metadata = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)}
+            save_file(own, checkpoint / part / shard_file(rank), metadata)
     sign(checkpoint)
 
 

@@ -1,6 +1,5 @@
 """Checkpoints in shards that lack something, or hold too much: no number is used that was not read from a file."""
 
-import hashlib
 import json
 import shutil
 
@@ -13,46 +12,9 @@ from ditlab.cli.main import main
 from ditlab.errors import DamagedCheckpoint, InputError
 from ditlab.fit import fit
 from ditlab.run import RunFolder
-from ditlab.training.checkpoint import MANIFEST, describe_part, read_part, step_name
+from ditlab.training.checkpoint import describe_part, read_part, step_name
+from tests.reliability.harms import PARTS, SHARDS, shard_file, sign, split
 from tests.training.test_fit import Nobody, tiny
-
-PARTS = ("model", "ema", "optimizer", "averages")
-SHARDS = 3
-
-
-def shard_file(rank):
-    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
-
-
-def sign(checkpoint):
-    """A manifest of all files that are there."""
-    entries = {}
-    for file in sorted(checkpoint.rglob("*")):
-        if file.is_file() and file.name != MANIFEST:
-            content = file.read_bytes()
-            entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            entries[str(file.relative_to(checkpoint))] = entry
-    (checkpoint / MANIFEST).write_text(json.dumps(entries))
-
-
-def split(checkpoint):
-    """The same checkpoint in the layout of so many processes that each have some rows of every tensor."""
-    for part in PARTS:
-        tensors = load_file(checkpoint / f"{part}.safetensors")
-        (checkpoint / f"{part}.safetensors").unlink()
-        (checkpoint / part).mkdir()
-        for rank in range(SHARDS):
-            own, offsets = {}, {}
-            for name, tensor in tensors.items():
-                if tensor.dim() == 0 and rank:  # a single number is saved by the first
-                    continue
-                rows = -(-len(tensor) // SHARDS) if tensor.dim() else 0
-                first = min(rank * rows, len(tensor)) if tensor.dim() else 0
-                own[name] = tensor[first : first + rows].clone() if tensor.dim() else tensor
-                offsets[name] = {"saved_offsets": [first, *[0] * (tensor.dim() - 1)] if tensor.dim() else []}
-            metadata = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)}
-            save_file(own, checkpoint / part / shard_file(rank), metadata)
-    sign(checkpoint)
 
 
 def rewrite(file, change):
