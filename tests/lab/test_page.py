@@ -79,6 +79,20 @@ def section(page, name):
     return page.get_by_role("region", name=name, exact=True)
 
 
+def settled(page):
+    """Wait until the page has all it asked for."""
+    page.wait_for_function("""() => {
+        const bodies = [...document.querySelectorAll(".panel:not(#compare) .panel-body")];
+        return bodies.length > 3 && bodies.every((body) => body.getAttribute("aria-busy") === "false");
+    }""")
+
+
+def copied(page):
+    """What was copied last, once it is there."""
+    page.wait_for_function("copied.length")
+    return page.evaluate("copied.splice(0).at(-1)")
+
+
 def attention(page):
     return section(page, "What does each patch look at?")
 
@@ -173,7 +187,7 @@ def test_image_and_matrix_light_each_other_up(chromium, address):
         attention(page).get_by_text(re.compile("of its attention to itself")).wait_for()
         panel.get_by_text(re.compile("A patch gives itself")).wait_for()
         matrix.scroll_into_view_if_needed()
-        page.wait_for_timeout(500)
+        settled(page)
         box = matrix.bounding_box()
         matrix.click(position={"x": (9 + 0.5) * box["width"] / 16, "y": (12 + 0.5) * box["height"] / 16})
         page.wait_for_url(re.compile("patch=12"))
@@ -253,17 +267,14 @@ def test_the_gates_play(chromium, address, lens):
 
 def test_what_is_copied_and_downloaded_is_what_is_shown(chromium, address, lens, tmp_path):
     with opened(chromium, address + "?patch=3&layer=1&head=2&t=0.5") as page:
-        page.wait_for_timeout(500)
+        settled(page)
         for name in PANELS:
             panel = section(page, name)
-            panel.scroll_into_view_if_needed()
-            page.wait_for_timeout(1500)
             with page.expect_download() as download:
                 panel.get_by_role("button", name="Download .npz").click()
             arrays = np.load(download.value.path())
             panel.get_by_role("button", name="Copy Python").click()
-            page.wait_for_timeout(300)
-            code = page.evaluate("copied.splice(0).at(-1)")
+            code = copied(page)
             given = [array.ravel() for array in run_snippet(code)]
             matched = [
                 key
@@ -323,7 +334,7 @@ def test_axe_finds_nothing(chromium, address, runs, theme, run):
 def test_no_width_makes_the_page_scroll_sideways(chromium, address, width):
     with opened(chromium, address, viewport={"width": width, "height": 800}) as page:
         section(page, "Denoise").get_by_role("button", name="Copy Python").wait_for()
-        page.wait_for_timeout(500)
+        settled(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

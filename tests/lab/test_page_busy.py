@@ -11,7 +11,7 @@ from ditlab.lab.api import create_app
 from ditlab.lab.library import Library
 from ditlab.lab.worker import Rank, Worker
 from tests.lab.shell import PATIENCE, eventually, serving
-from tests.lab.test_page import opened, section
+from tests.lab.test_page import opened, section, settled
 
 TO_TIME = """() => {
     const slider = document.querySelector(".field-time input");
@@ -82,14 +82,6 @@ def lab(runs):
         names = {entry["name"]: entry["id"] for entry in library.catalogue()["runs"]}
         yield f"http://127.0.0.1:{port}/", names, busy, worker
     worker.close()
-
-
-def settled(page):
-    """Wait until the page has all it asked for."""
-    page.wait_for_function("""() => {
-        const bodies = [...document.querySelectorAll(".panel:not(#compare) .panel-body")];
-        return bodies.length > 3 && bodies.every((body) => body.getAttribute("aria-busy") === "false");
-    }""")
 
 
 def test_nothing_old_is_taken_for_what_is_chosen(chromium, lab):

@@ -12,9 +12,17 @@ from ditlab.evaluate import evaluate
 from ditlab.lab import Lens
 from ditlab.lab.library import Library
 from ditlab.run import RunFolder
-from tests.lab.test_page import FROM_DISK, chosen, opened, run_snippet, section, serve
+from tests.lab.test_page import FROM_DISK, chosen, copied, opened, run_snippet, section, serve
 
 N = 100
+KEEP_WORDS = """() => {
+    window.written = [];
+    const plain = CanvasRenderingContext2D.prototype.fillText;
+    CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+        written.push(text);
+        return plain.call(this, text, ...rest);
+    };
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +112,23 @@ def test_what_is_copied_and_downloaded_is_what_is_shown(chromium, lab, runs):
         lines = [line for line in RunFolder(runs / "circles").read_metrics() if "loss" in line]
         np.testing.assert_allclose(arrays["a_loss"], [line["loss"] for line in lines], rtol=1e-6)
         panel.get_by_role("button", name="Copy Python").click()
-        page.wait_for_timeout(300)
-        code = page.evaluate("copied.splice(0).at(-1)")
+        code = copied(page)
         assert code.count("quality(") == 2
         given = run_snippet("\n".join(line for line in code.splitlines() if not line.startswith("quality(")))
         for name in ("a_samples", "b_samples", "a_map", "b_map", "a_loss"):
             assert any(one.size == arrays[name].size and np.allclose(one, arrays[name], atol=1e-5) for one in given), (
                 name
             )
+        page.evaluate(KEEP_WORDS)
         with page.expect_download() as download:
             panel.get_by_role("button", name="Download .png").click()
         assert download.value.path().read_bytes().startswith(b"\x89PNG")
+        title, caption = page.evaluate("written")[:2]
+        assert title == "Compare"
+        assert caption.startswith(
+            "A circles, step 40, seed 5, layer 1, average of heads, t = 0.40; B unet, step 2, seed 5"
+        )
+        assert caption.endswith("; attention to example 1")
 
 
 def test_figures_are_measured_when_asked_for(chromium, lab, runs):

@@ -52,7 +52,9 @@ class Change {
     this.panel = panel({
       id: "change", title: "Switch parts off", intro: run.attention.length ? PARTS : NO_PARTS, python: () => this.python(), download: () => this.download(),
       picture: () => this.pictures?.together() ?? this.samples.picture(), table: () => this.table(),
-      caption: ({ t, input }) => `t = ${t.toFixed(2)}, ${inputName(input)}; ${changedWords(run)}`,
+      caption: ({ t, input }) => (this.pictures?.row.hidden === false
+        ? `t = ${t.toFixed(2)}, ${inputName(input)}; as trained, changed and the difference: ${changedWords(run)}`
+        : `samples, above as trained, below changed: ${changedWords(run)}`),
     });
     const held = choices()?.changes;
     const note = held && h("p", { class: "quiet" }, held.edits.length ? "This file holds one change at a time." : "This file holds no changes: start ditlab lab to make some.");

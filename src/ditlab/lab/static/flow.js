@@ -6,6 +6,7 @@ import { diverging, grey } from "./color.js";
 import { land } from "./land.js";
 import { percent } from "./math.js";
 import { panel, snippet } from "./panel.js";
+import { inputName } from "./stale.js";
 import { milliseconds, outText, shapeText, shapes, short, transformer } from "./flow_model.js";
 import { meaning } from "./flow_words.js";
 import { narrowScene, wideScene } from "./flow_scene.js";
@@ -62,6 +63,7 @@ class ShapeFlow {
       python: () => snippet(this.run, "flow", {}, "", false),
       download: () => this.download(),
       picture: () => this.svg,
+      caption: ({ t, input }) => (this.images ? `t = ${t.toFixed(2)}, ${inputName(input)}` : ""),
       table: () => this.table(),
     });
     made.body.classList.add("flow");

@@ -240,7 +240,7 @@ async function begin() {
   const found = runs.find((run) => run.id === wanted.run) ?? runs[0];
   // An address that names no layer means the middle one.
   select({ layer: -1, ...wanted, run: found.id });
-  if (wanted.run && wanted.run !== found.id) notice(`There is no run “${wanted.run}” here (it may have been moved or renamed): this is ${found.name}.`);
+  if (wanted.run && wanted.run !== found.id) notice(`There is no run “${wanted.run}” here (it may have been moved, renamed or damaged): this is ${found.name}.`);
   await show(found.id);
   if (exported) return;
   const there = () => document.getElementById(location.hash.slice(1));

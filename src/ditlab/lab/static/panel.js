@@ -18,7 +18,7 @@ import { Turn } from "./turns.js";
  * @property {() => string} [python] a snippet that computes the same; `snippet` below helps
  * @property {() => {name: string, arrays: Record<string, Tensor>} | null} [download] `name` without ".npz"
  * @property {() => HTMLCanvasElement | SVGSVGElement | null} [picture]
- * @property {(shown: import("./stale.js").Selection) => string} [caption] what the picture shows, beside the run and its step
+ * @property {(shown: import("./stale.js").Selection) => string} [caption] what the picture shows, beside the run and its step; of `rows` all of it
  * @property {boolean} [legends] are the legends of the panel those of its picture? (default true)
  * @property {() => HTMLTableElement | null} [table]
  * @property {boolean} [patient] is nothing asked before somebody comes near?
@@ -79,12 +79,13 @@ async function copy(text, panel, code) {
 }
 
 /** @param {HTMLCanvasElement | SVGSVGElement | null} source @param {PanelOptions} options @param {Panel} panel */
-async function savePicture(source, { id, title, caption, legends = true }, panel) {
+async function savePicture(source, { id, title, caption, legends = true, rows = false }, panel) {
   const chosen = panel.shown() ?? selection;
   if (!source) return panel.status("Nothing to save yet.");
   const run = document.title.split(" · ")[0];
   const step = chosen.step === null ? "" : `step ${chosen.step.toLocaleString("en")}`;
-  const canvas = await sheet(source, title, [run, step, caption?.(chosen)].filter(Boolean).join(", "), legends ? panel.body : null);
+  const words = [...(rows ? [] : [run, step]), caption?.(chosen)].filter(Boolean).join(", ");
+  const canvas = await sheet(source, title, words, legends ? panel.body : null);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve));
   if (blob) save(/** @type {Blob} */ (blob), `${id}.png`);
   panel.status(`Saved ${id}.png.`);

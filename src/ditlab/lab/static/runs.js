@@ -11,7 +11,7 @@ import { columnControls, sharedControls } from "./runs_controls.js";
 import { Loss, Quality, figureText } from "./runs_curves.js";
 import { Facts, Gates } from "./runs_rows.js";
 import { Samples, drawing } from "./runs_samples.js";
-import { staleness } from "./stale.js";
+import { inputName, staleness } from "./stale.js";
 import { onChange, select, selection } from "./state.js";
 
 /** @typedef {import("./api.js").Run} Run */
@@ -46,6 +46,7 @@ class Compare {
     this.panel = panel({
       id: "compare", title: "Compare", intro: intro(runs), patient: true, rows: true,
       python: () => this.python(), download: () => this.download(), picture: () => this.picture(), table: () => this.table(),
+      caption: ({ input }) => this.caption(input),
     });
     this.quality = new Quality((error) => this.panel.fail(error, false), choose, this.loss, () => this.panel.refresh());
     this.samples = new Samples();
@@ -127,6 +128,16 @@ class Compare {
   /** Samples above, maps below; without either, the loss. */
   picture() {
     return together([this.samples.canvases, this.attention.canvases]) ?? /** @type {SVGSVGElement | null} */ (this.loss.root.querySelector("svg"));
+  }
+
+  /** The columns of the picture, from left to right. @param {string} input */
+  caption(input) {
+    const columns = this.places.map((place) => {
+      const { letter, step, seed, t, layer, head } = place;
+      const map = this.attention.found.has(letter) && layer && `layer ${place.run.attention.indexOf(layer)}, ${head === "mean" ? "average of heads" : `head ${head}`}, t = ${t.toFixed(2)}`;
+      return [nameOf(place), `step ${step?.toLocaleString("en")}`, this.samples.canvases.length > 0 && `seed ${seed}`, map].filter(Boolean).join(", ");
+    });
+    return [...columns, this.attention.found.size && `attention to ${inputName(input)}`].filter(Boolean).join("; ");
   }
 
   python() {
