@@ -223,3 +223,11 @@ def test_run_names_that_are_no_text_are_shown_and_can_be_pasted(in_tmp, capsys):
     told = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True).stdout
     assert told == os.fsencode(odd)
     assert pasted("runs/a b") == "'runs/a b'"
+
+
+def test_a_process_that_cannot_join_the_others_says_why(in_tmp, monkeypatch, capfd):
+    """The first one does not hear of it."""
+    for name, value in {"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "points", "--device", "cpu"]) == 2
+    assert capfd.readouterr().err == "ditlab: RANK=5 in the environment is none of WORLD_SIZE=2: start with torchrun\n"
