@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from ditlab import disk, locks
+from ditlab import locks
 from ditlab.cli import faults, terminal
 from ditlab.cli import main as program
 from ditlab.cli.main import guarded, main
@@ -174,10 +174,10 @@ def test_who_waits_for_a_lock_says_for_whom(in_tmp, monkeypatch):
     code = f"import os,signal,sys,filelock; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); "
     code += "print(1, flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        os.waitid(os.P_PID, other.pid, os.WSTOPPED)
-        monkeypatch.setattr(disk, "BEFORE_A_WORD", 0.01)
         try:
+            other.stdout.readline()
+            os.waitid(os.P_PID, other.pid, os.WSTOPPED)
+            monkeypatch.setattr(locks, "BEFORE_A_WORD", 0.01)
             held = f"runs/a is being trained by process {other.pid} .*kill -CONT"
             with pytest.raises(ValueError, match=held), locks.alone(lock, "runs/a is being trained", patience=0.01):
                 pass
