@@ -126,7 +126,7 @@ def _foresee(folder: RunFolder, config: Config, dataset: Dataset, resume: bool) 
                 as_named=False,
             )
     samples = config.batch_size * math.prod(dataset.shape)
-    must_have_room(f"a batch of {config.batch_size:,} samples of shape {dataset.shape}", samples)
+    must_have_room(f"a batch of {config.batch_size:,} samples of shape {dataset.shape} (--batch-size)", samples)
     kind, numbers = config.network.kind, most_numbers(config, dataset)
     if numbers > LARGE and (network := network_shapes(config, dataset)) is not None:
         must_have_room(f"a network of these sizes (--network {kind})", sum(p.numel() for p in network.parameters()))

@@ -36,7 +36,10 @@ def must_have_room(what: str, numbers: int) -> None:
     """
     there = physical()
     if 4 * numbers > there:
-        raise InputError(f"{what} takes {4 * numbers / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f} GiB")
+        raise InputError(
+            f"{what} takes {4 * numbers / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f} GiB: choose a smaller one"
+        )
 
 
 @contextmanager

@@ -174,10 +174,10 @@ def test_who_waits_for_a_lock_says_for_whom(in_tmp, monkeypatch):
     code = f"import os,signal,sys,filelock; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); "
     code += "print(1, flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        os.waitid(os.P_PID, other.pid, os.WSTOPPED)
-        monkeypatch.setattr(locks, "BEFORE_A_WORD", 0.01)
         try:
+            other.stdout.readline()
+            os.waitid(os.P_PID, other.pid, os.WSTOPPED)
+            monkeypatch.setattr(locks, "BEFORE_A_WORD", 0.01)
             held = f"runs/a is being trained by process {other.pid} .*kill -CONT"
             with pytest.raises(ValueError, match=held), locks.alone(lock, "runs/a is being trained", patience=0.01):
                 pass
@@ -223,3 +223,11 @@ def test_run_names_that_are_no_text_are_shown_and_can_be_pasted(in_tmp, capsys):
     told = subprocess.run(["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True).stdout
     assert told == os.fsencode(odd)
     assert pasted("runs/a b") == "'runs/a b'"
+
+
+def test_a_process_that_cannot_join_the_others_says_why(in_tmp, monkeypatch, capfd):
+    """The first one does not hear of it."""
+    for name, value in {"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "points", "--device", "cpu"]) == 2
+    assert capfd.readouterr().err == "ditlab: RANK=5 in the environment is none of WORLD_SIZE=2: start with torchrun\n"

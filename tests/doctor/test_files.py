@@ -125,6 +125,33 @@ def test_what_is_no_recording_or_snapshot_of_this_run_is_named(run, capsys):
     assert bad == ["metrics", "newest", "snapshots", "recordings", "evaluations"]
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "averages", "probes", "samples", f"samples/{step_name(4)}.png"])
+def test_what_is_a_link_out_of_the_run_is_named_and_not_read(run, tmp_path, capsys, place):
+    (run / place).rename(tmp_path / "elsewhere")
+    (run / place).symlink_to(tmp_path / "elsewhere")
+    status, found = checked(capsys, run)
+    (bad,) = [check for check in found.values() if check["verdict"] == "bad"]
+    assert status == 1
+    assert f"{run / place} is a link" in bad["reason"]
+
+
+def test_metrics_that_are_no_text_are_damaged_and_a_line_that_was_not_finished_is_not(run, capsys):
+    lines = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(lines + b'{"step": 5, "lo')
+    assert checked(capsys, run)[0] == 0
+    for damage in (b"\xff\x00" * 100, b"{}\n"):
+        (run / "metrics.jsonl").write_bytes(lines + damage)
+        status, found = checked(capsys, run)
+        assert (status, found["metrics"]["verdict"]) == (1, "bad")
+
+
+def test_checkpoints_that_went_away_are_missed(run, capsys):
+    for step in (2, 4):
+        shutil.rmtree(run / "checkpoints" / step_name(step))
+    status, found = checked(capsys, run)
+    assert (status, found["checkpoints"]["verdict"]) == (1, "bad")
+
+
 def test_a_run_that_is_not_there_is_wrong_input(in_tmp, capsys):
     assert main(["check", "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("ditlab: no run at nowhere")

@@ -14,18 +14,19 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from ditlab import disk
 from ditlab.build import build_dataset, build_network
 from ditlab.config import Config, ExternalData
 from ditlab.data.images.dataset import Images
 from ditlab.data.images.source import Progress
 from ditlab.data.latents.check import check_store
 from ditlab.data.latents.dataset import Latents
-from ditlab.disk import must_be_file
 from ditlab.doctor.checks import Check, unknown
 from ditlab.errors import DamagedCheckpoint, InputError
 from ditlab.evaluation_record import FILE, read_evaluations
 from ditlab.networks.counts import on_meta
-from ditlab.run import RunFolder
+from ditlab.run import MADE, STEP, RunFolder
+from ditlab.training import metrics
 from ditlab.training.averages import PowerAverages
 from ditlab.training.checkpoint import (
     LATEST,
@@ -42,6 +43,7 @@ from ditlab.training.optim import Optimizers
 from ditlab.training.posthoc import read_snapshot
 
 NAMED = 3  # damaged files in a line
+READABLE = "make it a folder that can be read"
 PARTS = ("model", "ema", "optimizer", "averages")
 
 
@@ -78,9 +80,9 @@ def verify(run: str | Path, progress: Progress | None = None) -> Verified:
     checks = [configuration]
     checks.append(_metrics(folder))
     checks += _checkpoints(folder, config, network)
-    checks.append(_each("snapshots", folder.averages, ".safetensors", lambda file: _snapshot(file, config, network)))
-    checks.append(_each("recordings", folder.probes, ".safetensors", _recording))
-    checks.append(_each("pictures", folder.samples, ".png", _picture))
+    checks.append(_each("snapshots", folder, "averages", lambda file: _snapshot(file, config, network)))
+    checks.append(_each("recordings", folder, "probes", _recording))
+    checks.append(_each("pictures", folder, "samples", _picture))
     if (folder.path / FILE).exists():
         checks.append(_evaluations(folder))
     if config is not None:
@@ -112,11 +114,11 @@ def _configuration(folder: RunFolder) -> tuple[Config | None, nn.Module | None, 
 
 def _metrics(folder: RunFolder) -> Check:
     try:
-        lines = folder.read_metrics()
+        lines = sum(1 for _ in metrics.read(folder.metrics_file, whole=True))
     except (InputError, OSError) as error:
         advice = "bring the line or the file back from a copy, or delete it"
         return Check("metrics", "bad", "damaged", reason=said(error), advice=advice)
-    return Check("metrics", "ok", f"{len(lines):,} {'line' if len(lines) == 1 else 'lines'}", {"lines": len(lines)})
+    return Check("metrics", "ok", f"{lines:,} {'line' if lines == 1 else 'lines'}", {"lines": lines})
 
 
 # ---- checkpoints
@@ -125,30 +127,29 @@ def _metrics(folder: RunFolder) -> Check:
 def _checkpoints(folder: RunFolder, config: Config | None, network: nn.Module | None) -> Iterator[Check]:
     """A check of each, and of what names the newest."""
     try:
-        if folder.checkpoints.exists():
-            os.listdir(folder.checkpoints)  # noqa: PTH208 - a glob would say nothing of what it cannot read
-    except OSError as error:
-        yield Check("checkpoints", "bad", "not readable", reason=said(error), advice="make it readable")
+        steps = saved_steps(folder.checkpoints)
+    except (InputError, OSError) as error:
+        yield Check("checkpoints", "bad", "not readable", reason=said(error), advice=READABLE)
         return
-    steps = saved_steps(folder.checkpoints)
-    if not steps:
+    named = folder.checkpoints / LATEST
+    if not steps and os.path.lexists(named):
+        reason, advice = f"{named} is there, but no checkpoint", "bring the checkpoints back from a copy"
+        yield Check("checkpoints", "bad", "missing", reason=reason, advice=advice)
+    elif not steps:
         yield unknown("checkpoints", "there is none yet")
     for step in steps:
         check = _checkpoint(folder, step, config, network)
         if check is not None:
             yield check
-    named = folder.checkpoints / LATEST
-    if steps and not _names_one(named, folder.checkpoints):
+    if steps and not _names_one(named, steps):
         advice = f"ditlab train --resume {folder.path} writes it anew"
         yield Check("newest", "bad", "not named", reason=f"{named} names no checkpoint that is there", advice=advice)
 
 
-def _names_one(file: Path, checkpoints: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        name = stream.read(100).strip()
-    return name in [step_name(step).encode() for step in saved_steps(checkpoints)]
+def _names_one(file: Path, steps: list[int]) -> bool:
+    with suppress(InputError, OSError):
+        return disk.read(file, 100, file.parent).strip() in [step_name(step).encode() for step in steps]
+    return False
 
 
 def _checkpoint(folder: RunFolder, step: int, config: Config | None, network: nn.Module | None) -> Check | None:
@@ -193,16 +194,20 @@ def _must_fit(parts: Mapping[str, Mapping[str, Tensor]], config: Config, network
 # ---- what else a run leaves
 
 
-def _each(name: str, folder: Path, suffix: str, look: Callable[[Path], object]) -> Check:
-    """Whether each file of a step can be read."""
-    found = sorted(file for file in folder.glob(f"step-*{suffix}") if re.fullmatch(r"step-[0-9]{8}", file.stem))
+def _each(name: str, folder: RunFolder, kind: str, look: Callable[[Path], object]) -> Check:
+    """Whether each file of a step in one of a run's folders can be read, and is no link."""
+    place = folder.path / kind
+    try:
+        found = [place / entry for entry in disk.names(place, folder.path) if re.fullmatch(STEP + MADE[kind], entry)]
+    except (InputError, OSError) as error:
+        return Check(name, "bad", "not readable", reason=said(error), advice=READABLE)
     wrong = []
     for file in found:
         try:
-            must_be_file(file)
+            disk.must_be_file(file, folder.path)
             look(file)
         except Exception as error:  # whatever a damaged file makes a reader raise
-            if file.exists():
+            if os.path.lexists(file):
                 named = "" if isinstance(error, InputError) else f"{file} is damaged: "
                 wrong.append(f"{named}{said(error)}"[:240])
     value = {"files": len(found), "damaged": len(wrong)}

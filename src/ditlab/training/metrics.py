@@ -71,24 +71,32 @@ def there(file: Path) -> bool:
     return True
 
 
-def read(file: Path) -> Iterator[dict[str, Any]]:
+def read(file: Path, *, whole: bool = False) -> Iterator[dict[str, Any]]:
     """The lines from the first one on; what a crash has damaged at the end is left out.
 
+    Args:
+        file: of the metrics.
+        whole: that nothing may be damaged but a last line that was not finished.
+
     Raises:
-        InputError: a line before good ones is damaged, or it is no file.
+        InputError: a line before good ones is damaged, or any where the ``whole`` is wanted, or it is no file.
     """
     if not there(file):
         return
-    damaged = 0
+    damaged, broken = 0, 0
     with file.open("rb", buffering=LONGEST) as stream:
         for number, text in enumerate(_texts(stream), 1):
             line = parse(text) if text.endswith(b"\n") else None
             if line is None:
                 damaged = damaged or number
+                if text.endswith(b"\n") or not text.startswith(b"{"):
+                    broken = broken or number
             elif damaged:
                 raise InputError(f"{file}, line {damaged}, is damaged: delete that line")
             else:
                 yield line
+    if whole and broken:
+        raise InputError(f"{file}, line {broken}, is damaged: delete that line")
 
 
 def newest(file: Path) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
-from ditlab.errors import Caution, InputError, TrainingError
+from ditlab.errors import Caution, InputError, TrainingError, speaks
 from ditlab.training.rendezvous import meet
 
 if TYPE_CHECKING:
@@ -219,12 +219,22 @@ def join(device: str = "auto", patience: float = 1800.0, say: Callable[[str], No
     Args:
         device: a configuration's; on CUDA each process takes the GPU of its LOCAL_RANK.
         patience: seconds that one may keep the others waiting, in a step for example.
-        say: is told after ten seconds which of them are missing.
+        say: is told after ten seconds which of them are missing, and by any but the first process why it cannot join.
 
     Raises:
         InputError: the environment says that there are others, but not where; one of them did not come; or there is no
             GPU for each.
     """
+    try:
+        return _joined(device, patience, say)
+    except InputError as error:
+        if not speaks():  # what keeps this one away, the first one does not hear of
+            say(str(error))
+        raise
+
+
+def _joined(device: str, patience: float, say: Callable[[str], None]) -> Ranks:
+    """Connect, or raise what keeps this process from it."""
     world = _number("WORLD_SIZE", 1)
     if world == 1:
         return ALONE
