@@ -1,5 +1,6 @@
 """What evaluations leave in a run folder."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +8,7 @@ from PIL import Image
 from ditlab.errors import InputError
 from ditlab.evaluation_record import must_be_recordable, read_evaluations, record
 from ditlab.evaluator import Copy, Measured
+from ditlab.pictures import save_each
 
 FIGURES = {"frechet": 1.0, "n": 100, "seed": 0, "features": "pixels"}
 
@@ -39,3 +41,16 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)  # a superuser may write anywhere
     with pytest.raises(InputError, match="cannot be written to"):
         must_be_recordable(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_any_number_of_bands_have_pictures(tmp_path, channels):
+    images = torch.linspace(-1, 1, channels)[:, None, None].expand(channels, 8, 8)
+    copies = [Copy(0, images, torch.stack([images] * 5), [0.5] * 5, ["a"] * 5)]
+    written = record(tmp_path, Measured(FIGURES, torch.stack([images] * 4), None, copies))
+    assert [path.name for path in written] == ["eval.json", "eval.png", "eval-nearest.png"]
+    save_each(tmp_path, torch.stack([images]))
+    levels = [round(255 * band / (channels - 1)) for band in range(channels)]
+    with Image.open(tmp_path / "000000.png") as picture:
+        assert picture.mode == ("RGB" if channels > 2 else "L")  # a fourth band is no transparency
+        assert np.ravel(picture.getpixel((0, 0))).tolist() == pytest.approx(levels[: 3 if channels > 2 else 1], abs=1)

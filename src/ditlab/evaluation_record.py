@@ -15,7 +15,7 @@ from ditlab.disk import read_json, remove, write_atomically
 from ditlab.errors import InputError
 from ditlab.evaluator import Copy, Measured
 from ditlab.locks import alone
-from ditlab.pictures import contact_sheet, save_picture
+from ditlab.pictures import as_bytes, as_colors, contact_sheet, save_picture
 
 FILE, GRID, COPIES = "eval.json", "eval.png", "eval-nearest.png"
 
@@ -70,9 +70,8 @@ def record(run: Path, measured: Measured) -> list[Path]:
         write_atomically(run / FILE, lambda path: path.write_text(text))
         written = [run / FILE]
         shown, columns = measured.shown, measured.columns
-        if shown.dim() == 2 or shown.shape[1] in (1, 3):
-            write_atomically(run / GRID, lambda path: save_picture(path, shown, columns))
-            written.append(run / GRID)
+        write_atomically(run / GRID, lambda path: save_picture(path, shown, columns))
+        written.append(run / GRID)
         if not measured.copies:
             remove(run / COPIES)  # of another evaluation
         else:
@@ -93,6 +92,6 @@ def _row(copy: Copy) -> tuple[str, Sequence[np.ndarray]]:
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    """(C, H, W) in [−1, 1] → 8 bits."""
-    pixels: np.ndarray = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+    """(C, H, W) in [−1, 1] → 8 bits, in colours."""
+    pixels: np.ndarray = as_bytes(as_colors(image.detach().float().cpu()[None]))[0].numpy()
     return pixels.repeat(3, axis=0) if len(pixels) == 1 else pixels

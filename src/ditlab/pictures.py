@@ -28,14 +28,17 @@ def save_picture(path: str | Path, samples: Tensor, columns: int | None = None) 
     if samples.shape[1:] == (2,):
         _scatter(samples.numpy(), path)
     elif samples.dim() == 4:
-        image_grid(samples[:, : 3 if samples.shape[1] >= 3 else 1], columns).save(path)
+        image_grid(as_colors(samples), columns).save(path)
     else:
         raise InputError(f"samples of shape {tuple(samples.shape[1:])} have no picture; write them with --out FILE.npz")
 
 
 def save_each(folder: Path, images: Float[Tensor, "n C H W"]) -> None:
-    """Write each image into a folder that is there, as a PNG of its own size: 000000.png and so on."""
-    for i, pixels in enumerate(as_bytes(images).permute(0, 2, 3, 1).numpy()):
+    """Write each image into a folder that is there, as a PNG of its own size: 000000.png and so on.
+
+    Channels are shown as ``save_picture`` shows them.
+    """
+    for i, pixels in enumerate(as_bytes(as_colors(images)).permute(0, 2, 3, 1).numpy()):
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(folder / f"{i:06d}.png")
 
 
@@ -44,13 +47,18 @@ def as_bytes(images: Float[Tensor, "n C H W"]) -> UInt8[Tensor, "n C H W"]:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
+def as_colors(images: Float[Tensor, "n C H W"]) -> Float[Tensor, "n c H W"]:
+    """What a picture shows of any number of channels: the first three as red, green and blue, or the first as grey."""
+    return images[:, : 3 if images.shape[1] >= 3 else 1]
+
+
 def false_colors(latents: Float[Tensor, "n C H W"]) -> Float[Tensor, "n c H W"]:
     """The first three channels of latents as red, green and blue, or the first as grey, from −3 to 3.
 
     Scaled latents have a standard deviation of about 1. What a picture shows can be told from these colours; the
     autoencoder, which training does without, would make the picture itself.
     """
-    return latents[:, : 3 if latents.shape[1] >= 3 else 1] / 3
+    return as_colors(latents) / 3
 
 
 def image_grid(images: Float[Tensor, "n C H W"], columns: int | None = None) -> Image.Image:

@@ -259,3 +259,13 @@ def test_flat_folders_train_without_labels(in_tmp, capsys):
     assert call(capsys, *TRAIN, "--data.path", "flat")[0] == 0
     run = ditlab.load("images")
     assert (run.num_classes, run.shape, run.config.sampling.guidance) == (None, (1, 8, 8), 1)
+
+
+@pytest.mark.parametrize(
+    ("window", "trained"), [(["0", "4095"], "0 4095"), (["auto"], "auto"), (["-0.5", "0.1"], "-0.5 0.1")]
+)
+def test_data_check_names_the_training_of_what_it_looked_at(in_tmp, capsys, window, trained):
+    write("p/1.png", png(1))
+    status, _, err = call(capsys, "data", "check", "p", "--out", "s.png", "--channels", "1", "--window", *window)
+    assert status == 0
+    assert f"ditlab train images --data.path p --data.channels 1 --data.window {trained}\n" in err

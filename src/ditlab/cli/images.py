@@ -62,9 +62,23 @@ def check(arguments: Sequence[str]) -> int:
             f"{len(found.rejected):,} of {found.usable + len(found.rejected):,} files cannot be used, above the share "
             f"of {options.bad_share:g} that training bears: mend or remove them"
         )
-    shown = pasted(options.path)
-    say(f"\nNext: {f'look at {drawn}, ' if drawn else ''}ditlab train images --data.path {shown}")
+    say(f"\nNext: {f'look at {drawn}, ' if drawn else ''}ditlab train images {_as_trained(options)}")
     return 0
+
+
+def _as_trained(options: DataCheckOptions) -> str:
+    """The options of training that read the images as they were looked at."""
+    words = ["--data.path", pasted(options.path)]
+    if options.channels is not None:
+        words += ["--data.channels", str(options.channels)]
+    if options.window is not None:
+        words += [
+            "--data.window",
+            *(["auto"] if options.window == "auto" else [repr(end).removesuffix(".0") for end in options.window]),
+        ]
+    if options.image_column is not None:
+        words += ["--data.image-column", pasted(options.image_column)]
+    return " ".join(words)
 
 
 def _check_store(options: DataCheckOptions) -> int:
