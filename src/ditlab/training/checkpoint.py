@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,7 +170,8 @@ def _digests(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 def _digest(folder: Path, file: Path) -> dict[str, dict[str, Any]]:
     with file.open("rb") as stream:
-        return {file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(stream)}}
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": digest}}
 
 
 def point(folder: Path, step: int) -> None:
@@ -194,10 +194,6 @@ def _link(file: Path, other: Path) -> None:
         other.hardlink_to(file)
     except OSError:
         shutil.copyfile(file, other)
-
-
-def _sha256(stream: BufferedReader) -> str:
-    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---- finding
@@ -323,7 +319,8 @@ def verified(folder: Path, step: int) -> Path:
             raise DamagedCheckpoint(f"{checkpoint / MANIFEST} is damaged: it says nothing of {name[:80]}")
         with damage(file), disk.opened(file, folder.parent) as stream:
             size = os.fstat(stream.fileno()).st_size  # looked at first: what is too large is not read
-            if size != expected.get("size") or _sha256(stream) != expected.get("sha256"):
+            same = size == expected.get("size")
+            if not (same and hashlib.file_digest(stream, "sha256").hexdigest() == expected.get("sha256")):
                 raise DamagedCheckpoint(f"{file} is damaged: its content is not what was saved")
     for name in folders:
         if f"{name}.safetensors" in manifest:
