@@ -196,6 +196,6 @@ def test_an_export_says_how_far_it_is(monkeypatch):
     for path in ("flow", "attention/summary"):
         told(path)
     assert seen.told == [
-        "computed 1 answers of the page, the last one of flow",
-        "computed 2 answers of the page, the last one of attention/summary",
+        "answers of the page computed so far: 1, the last one of flow",
+        "answers of the page computed so far: 2, the last one of attention/summary",
     ]

@@ -78,7 +78,7 @@ def _counting(watcher: Bar | Lines) -> Callable[[str], None]:
         count += 1
         if time.monotonic() - said >= LINE_EVERY:
             said = time.monotonic()
-            watcher.doing(f"computed {count:,} answers of the page, the last one of {path}")
+            watcher.doing(f"answers of the page computed so far: {count:,}, the last one of {path}")
 
     return told
 
