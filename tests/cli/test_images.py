@@ -264,8 +264,10 @@ def test_flat_folders_train_without_labels(in_tmp, capsys):
 @pytest.mark.parametrize(
     ("window", "trained"), [(["0", "4095"], "0 4095"), (["auto"], "auto"), (["-0.5", "0.1"], "-0.5 0.1")]
 )
-def test_data_check_names_the_training_of_what_it_looked_at(in_tmp, capsys, window, trained):
+@pytest.mark.parametrize("prefix", ["--", "--data."])  # names of its own, and those of training
+def test_data_check_names_the_training_of_what_it_looked_at(in_tmp, capsys, window, trained, prefix):
     write("p/1.png", png(1))
-    status, _, err = call(capsys, "data", "check", "p", "--out", "s.png", "--channels", "1", "--window", *window)
+    looking = [f"{prefix}channels", "1", f"{prefix}window", *window]
+    status, _, err = call(capsys, "data", "check", "p", "--out", "s.png", *looking)
     assert status == 0
     assert f"ditlab train images --data.path p --data.channels 1 --data.window {trained}\n" in err

@@ -273,9 +273,18 @@ class DataCheckOptions(Section):
     image_size: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="S|H W")] = Field(
         None, description="pixels of the pictures on the sheet; None is 64"
     )
-    channels: int | None = Field(None, ge=1, le=1024, description="as --data.channels of training; None is 3, or all")
-    window: Window = Field(None, description="as --data.window of training")
-    image_column: str | None = Field(None, description="as --data.image-column of training")
+    channels: Annotated[int | None, tyro.conf.arg(aliases=["--data.channels"])] = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="as --data.channels of training; None is 3, or all",
+    )
+    window: Annotated[Window, tyro.conf.arg(aliases=["--data.window"])] = Field(
+        None, description="as --data.window of training"
+    )
+    image_column: Annotated[str | None, tyro.conf.arg(aliases=["--data.image-column"])] = Field(
+        None, description="as --data.image-column of training"
+    )
     out: str = Field("contact-sheet.png", description="picture to write, of some images of each class")
     bad_share: float = Field(0.01, ge=0, le=1, description="share of bad files above which training would refuse")
     as_json: Json = False
