@@ -68,7 +68,7 @@ class Device(TorchDispatchMode):
         if not here and torch.device(kwargs.get("device") or HOST).type not in THERE:
             return func(*args, **kwargs)
         if not has_kernel(func.name().removeprefix("aten::").removesuffix(".default")):
-            raise NotImplementedError(f"{func.name()}: torch has no kernel for the device")
+            raise RuntimeError(f"{func.name()}: torch has no kernel for the device")
         if func is aten._local_scalar_dense.default:
             self.waits.append("a number is read")
         else:

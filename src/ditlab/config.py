@@ -142,7 +142,7 @@ class DiTConfig(Section):
     embedders: Literal["shared", "per-block"] = Field(
         "shared", description="of time and label: one for all blocks, or one each, as in diffusers' DiT"
     )
-    null_label: bool = Field(True, description="have a label for no label; without it there is no guidance")
+    null_label: bool = Field(True, description="add a null class, which guidance needs")
     qk_norm: bool = Field(False, description="divide queries and keys by their root mean square")
     norm: Literal["layer", "rms"] = Field("layer", description="of the tokens in a block")
     mlp: Literal["gelu", "swiglu"] = Field("gelu", description="of a block; of about as many parameters")

@@ -92,15 +92,18 @@ def measure(
     asked = _labels(run, dataset, n, seed, labels)
     draw = _Draw(run, asked, {"seed": seed, "guide": guide, **drawing})
     measured = evaluator.measure(draw, asked)
-    likelihood: dict[str, Any] = {}
-    if nll:
-        assert isinstance(dataset, HeldOut)
-        likelihood = measure_likelihood(run.process, dataset, nll_n, seed, ranks.spread)
+    likelihood = _likelihood(run, dataset, nll_n, seed, ranks) if nll else {}
     if not ranks.first:
         return measured
     decided = {"n": n, "seed": seed} | ({} if asked is None else {"labels": labels}) | drawn_with(run, settings, guide)
     decided |= {"evaluations": draw.evaluations, "weights": run.weights, "run_step": run.step}
     return measured._replace(figures=measured.figures | likelihood | decided | _made_by(run, decode, vae))
+
+
+def _likelihood(run: Run, dataset: Dataset, n: int | None, seed: int, ranks: Ranks) -> dict[str, Any]:
+    """The negative log-likelihood of held-out data, which ``_own_data`` made sure of."""
+    assert isinstance(dataset, HeldOut)
+    return measure_likelihood(run.process, dataset, n, seed, ranks.spread)
 
 
 class _Draw:

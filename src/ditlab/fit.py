@@ -101,7 +101,8 @@ def _fit(
         ranks.agree(lambda: content_of(dataset, config))
         if resume and not folder.knows_averages:
             watcher.notice(
-                f"{folder.path} is of before averages were tracked: it goes on without, and without ditlab ema"
+                f"{folder.path} predates weight averaging. It resumes without averages, so ditlab ema is not "
+                "available for it"
             )
         if config.compile and ranks.world == 1:
             _tell(watcher, lines)

@@ -76,7 +76,7 @@ class RunFolder:
         )
 
     def read_config(self) -> Config:
-        """The configuration; runs of before averages were tracked have none.
+        """The configuration; runs that predate weight averaging have no averages.
 
         Sampling is not guided where labels were never dropped, so that there is nothing to guide away from.
 

@@ -174,8 +174,8 @@ def test_a_folder_gets_a_picture_of_each_sample(here, capsys, tmp_path):
     ("words", "message"),
     [
         (["images", "--out", "a.png", "--dtype", "uint8"], "--out FILE.npz"),
-        (["points", "--out", "points/"], "no images"),
-        (["points", "--out", "a.npz", "--dtype", "uint8"], "no images"),
+        (["points", "--out", "points/"], "are not images"),
+        (["points", "--out", "a.npz", "--dtype", "uint8"], "are not images"),
     ],
 )
 def test_what_is_no_image_is_not_written_as_one(here, capsys, words, message):

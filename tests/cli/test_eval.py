@@ -267,7 +267,7 @@ def test_a_function_of_ones_own(here, capsys):
         (["labelled", "--vae", "vae"], "are no latents"),
         (["labelled", "--features", "inception"], "--features inception needs"),
         (["latents", "--features", "classifier"], "latents are compared by pixels"),
-        (["latents", "--data", "photos"], "no store"),
+        (["latents", "--data", "photos"], "is not a store"),
         (["unreadable"], "holds no list of evaluations"),
     ],
 )

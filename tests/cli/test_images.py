@@ -65,8 +65,8 @@ def test_it_says_what_it_saw_and_chose(folder, capsys):
     assert err.splitlines() == [
         "24 grey images of 8×8 in 3 classes, 1 with captions, which are not used yet; 1 other file is left out",
         "note: cat/metadata.jsonl: 1 of 2 lines tell nothing of an image here",
-        f"A DiT of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, which is each image "
-        "1.3 times; ditlab train images --help tells how to choose otherwise",
+        f"A DiT of {json.loads(out)['parameters']:,} parameters on patches of 1×1; 4 steps of 8, "
+        "about 1.3 epochs; ditlab train images --help tells how to choose otherwise",
     ]
     assert not (folder.parent / "runs").exists()
 
@@ -177,7 +177,7 @@ def test_a_run_works_without_its_images_as_far_as_it_can(trained, capsys, monkey
         for words in (["eval", "images", "--n", 10, "--steps", 2], ["train", "--resume", "images", "--steps", 50]):
             status, _, err = call(capsys, *words)
             assert status == 2
-            assert "pictures any more: bring them back there, or say where they are" in err.splitlines()[-1]
+            assert "pictures any more. Put them back, or give their new place" in err.splitlines()[-1]
         with pytest.raises(InputError, match="any more"):
             lens.attention(input="data:0", t=0.5, layer=0, head=0)
     finally:

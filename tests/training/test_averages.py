@@ -111,7 +111,7 @@ def test_a_made_run_is_not_trained_on(run):
     (made,) = make_averages(run, [0.15])
     config = made.folder.read_config().model_copy(update={"steps": 20})
     before = tree(made.folder.path)
-    with pytest.raises(InputError, match=r"made of .*digits after its training: go on with that"):
+    with pytest.raises(InputError, match=r"an average made from .*digits; resume \S*digits instead"):
         fit(made.folder, config, Nobody(), resume=True)
     after = tree(made.folder.path)
     assert {name: after[name] for name in before} == before
@@ -235,7 +235,7 @@ def test_a_run_of_before_goes_on_without(tmp_path):
         config = folder.read_config().model_copy(update={"steps": steps})
         assert config.averages == ()
         fit(folder, config, Hears(), resume=True)
-    assert sum("goes on without" in line for line in heard) == 1
+    assert sum("resumes without averages" in line for line in heard) == 1
     assert folder.step == 8
     with pytest.raises(InputError, match=r"has no averages, which config\.json asks for"):
         fit(folder, tiny(steps=9), Nobody(), resume=True)

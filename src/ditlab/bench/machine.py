@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ import torch
 
 from ditlab.disk import write_atomically
 from ditlab.machine.profile import VARIABLES, cpuinfo, processor
+from ditlab.memory import physical
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that products are the faster for
 
@@ -51,9 +53,8 @@ def _cores() -> int:
 
 def _memory_gib() -> float | None:
     """Of the machine; None where the system does not tell, as Windows."""
-    if not hasattr(os, "sysconf"):
-        return None
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    there = physical()
+    return round(there / 2**30, 1) if math.isfinite(there) else None
 
 
 def _flags() -> list[str]:

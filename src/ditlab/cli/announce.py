@@ -37,7 +37,7 @@ def _of_images(config: Config, seen: Survey) -> Iterator[str]:
         yield f"note: ditlab data check tells {len(seen.notes) - NOTES:,} more"
     yield f"{_chosen(config, seen.count)}; ditlab train images --help tells how to choose otherwise"
     if data.image_size[0] * data.image_size[-1] > LARGEST_SMALL:
-        yield "This size wants a GPU; --data.image-size 32 takes a CPU some minutes"
+        yield "A GPU is recommended at this size; with --data.image-size 32 a CPU trains in minutes"
 
 
 def _of_latents(config: Config, seen: StoreSurvey) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _of_latents(config: Config, seen: StoreSurvey) -> Iterator[str]:
         yield "note: the store has no mirrored latents, so none are drawn"
     yield f"{_chosen(config, seen.count)}; --help tells how to choose otherwise"
     if data.shape[1] * data.shape[2] > SMALL_LATENT:
-        yield "This size wants a GPU; latents of at most 16×16 take a CPU some minutes"
+        yield "A GPU is recommended at this size; on latents of at most 16×16 a CPU trains in minutes"
 
 
 def _classes(classes: tuple[str, ...] | None) -> str:
@@ -66,5 +66,5 @@ def _chosen(config: Config, count: int) -> str:
     epochs = config.steps * config.batch_size / count
     return (
         f"A {name} of {parameters_of(config):,} parameters{cut}; {config.steps:,} steps of {config.batch_size:,}, "
-        f"which is each image {epochs:.1f} times"
+        f"about {epochs:.1f} epochs"
     )

@@ -60,7 +60,7 @@ def check(arguments: Sequence[str]) -> int:
     if found.bad_share > options.bad_share:
         raise InputError(
             f"{len(found.rejected):,} of {found.usable + len(found.rejected):,} files cannot be used, above the share "
-            f"of {options.bad_share:g} that training bears: mend or remove them"
+            f"of {options.bad_share:g} that training allows. Fix or remove them"
         )
     say(f"\nNext: {f'look at {drawn}, ' if drawn else ''}ditlab train images {_as_trained(options)}")
     return 0

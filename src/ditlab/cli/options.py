@@ -37,7 +37,11 @@ class DemoOptions(Section):
 
 
 class ResumeOptions(Section):
-    """Go on with a run where it was saved. Nothing that decides its numbers may change, but how many steps it takes."""
+    """Resume a run where it was saved.
+
+    Only the number of steps and, with --rewarm, the schedule may change; everything else that decides its numbers is
+    fixed by the run.
+    """
 
     resume: str = Field(description="folder of a run, or its name in runs/")
     steps: int | None = Field(None, ge=1, le=10**8 - 1, description="train to this many steps instead")
@@ -139,7 +143,7 @@ class EvalOptions(DrawingOptions):
 
 
 class DoctorOptions(Section):
-    """Say whether a run is healthy, finished or in training; it is only looked at. Status 0, or 1 if it is ill."""
+    """Say whether a run is healthy, finished or in training, without changing it. Exits with 1 if a check fails."""
 
     run: RunName
     n: int = Field(1024, ge=64, le=10**6, description="samples that losses are measured on")

@@ -290,7 +290,7 @@ def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, 
     labels = run.labels(options.n, label)
     decode = _decoder(run, options.vae, each or out.suffix == ".png")
     if (each or options.dtype == "uint8") and (len(run.shape) != 3 or (run.latent and decode is None)):
-        raise InputError(f"samples of {run.folder.path} are no images: draw them into a .npz of float32")
+        raise InputError(f"samples of {run.folder.path} are not images: write them to a .npz file as float32")
     drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
     ranks.decided(lambda: _must_fit(options.n, run.shape))
     with autocast(options.precision, run.process.like().device):

@@ -234,7 +234,7 @@ def _recording(file: Path) -> None:
     blocks = tuple(gate.shape) if gate is not None else ()
     wanted = {"t": (times,), "gate": blocks, "contribution": blocks, "effective_depth": (times,)}
     if len(blocks) != 3 or shapes != wanted:
-        raise InputError(f"{file} is no recording of gates")
+        raise InputError(f"{file} is not a recording of gates")
 
 
 def _picture(file: Path) -> None:

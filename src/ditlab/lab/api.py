@@ -124,7 +124,7 @@ class Measure(Query):
 
 
 class Nothing(BaseModel):
-    """Of a question about a folder there is nothing to choose."""
+    """A query without parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

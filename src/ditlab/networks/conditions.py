@@ -1,4 +1,4 @@
-"""What a network may be told beside x and t: labels, scalars, text and an interval; checked, embedded, taken away."""
+"""The conditions of a network: labels, scalars, text and an interval; checked, embedded, taken away."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class Workers:
             raise TrainingError(f"{message}{where}; try --workers 0") from None
         except BrokenProcessPool:
             raise TrainingError(
-                f"a worker process died while it prepared batches, perhaps for want of memory: try --workers "
+                f"a worker process died while it prepared batches; it may have run out of memory. Try --workers "
                 f"{self.config.workers // 2}, or a smaller --batch-size"
             ) from None
         self.starting = 0.0

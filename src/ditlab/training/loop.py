@@ -128,9 +128,7 @@ class TrainState:
                 changed.
         """
         if "run" in facts:
-            raise InputError(
-                f"these weights were made of {facts['run']} after its training: go on with that run instead"
-            )
+            raise InputError(f"these weights are an average made from {facts['run']}; resume {facts['run']} instead")
         then = facts.get("fingerprint")
         if then != self.fingerprint:
             raise InputError(

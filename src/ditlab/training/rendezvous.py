@@ -55,7 +55,7 @@ def meet(rank: int, world: int, limit: float, say: Callable[[str], None]) -> Sto
     """
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     if not (port.isdecimal() and int(port) < 2**16):
-        raise InputError(f"MASTER_PORT={port} in the environment is no port: start with torchrun")
+        raise InputError(f"MASTER_PORT={port} in the environment is not a port: start with torchrun")
     place, waiting = f"{host}:{port} (MASTER_ADDR:MASTER_PORT)", Waiting(limit, say)
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serves:

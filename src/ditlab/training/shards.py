@@ -96,7 +96,7 @@ def described(files: Sequence[Path]) -> dict[str, Entry]:
                 shape = tuple(view.get_shape())
                 offsets = told[name]["saved_offsets"] if told else [0] * len(shape)
                 if len(offsets) != len(shape) or any(offsets[1:]):
-                    raise ValueError(f"{file.name} holds a piece of {name} at {offsets}, which are no rows of it")
+                    raise ValueError(f"{file.name} holds a piece of {name} at {offsets}, which are not its rows")
                 pieces.setdefault(name, []).append(Piece(file, offsets[0] if shape else 0, shape))
                 types.setdefault(name, set()).add((view[:0] if shape else opened.get_tensor(name)).dtype)
     return {name: Entry(_whole(name, found, types[name]), found) for name, found in pieces.items()}

@@ -16,6 +16,7 @@ from ditlab.data.datasets import Batch
 from ditlab.data.images.decode import decode
 from ditlab.data.images.labels import readable
 from ditlab.data.images.locate import located, open_source
+from ditlab.data.images.reading import refuse_bad
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.store import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
 from ditlab.data.images.survey import seen_window
@@ -23,7 +24,7 @@ from ditlab.data.images.wide import Window
 from ditlab.data.order import coins, sample_order
 from ditlab.errors import InputError
 
-NAMED = 3  # bad files in a message
+NAMED = 3  # classes in a message
 SHOWN = 20  # classes in a message
 
 
@@ -211,7 +212,7 @@ class Images:
         if self._source is None:
             if Path(self.path).is_absolute() and not Path(self.path).exists():
                 raise InputError(
-                    f"the images are not at {self.path} any more: bring them back there, or say where they are with "
+                    f"the images are not at {self.path} any more. Put them back, or give their new place with "
                     f"ditlab train --resume RUN --data.path PATH"
                 )
             self._source = open_source(self.path, self.column)
@@ -228,20 +229,7 @@ class Images:
 
     def _check(self, store: Store, quarantine: Path | None) -> None:
         """Refuse images of which too many cannot be used."""
-        bad, every = len(store.rejected), len(store.rejected) + store.count
-        if store.count and bad <= self.bad_share * every:
-            return
-        first = "; ".join(f"{readable(path)}: {reason}" for path, reason in store.rejected[:NAMED])
-        listed = f"; all are listed in {quarantine}" if quarantine is not None else ""
-        raise InputError(
-            f"{bad:,} of {every:,} files cannot be used, above the share of {self.bad_share:g} that is borne ({first}"
-            f"{' …' if bad > NAMED else ''}){listed}; mend or remove them"
-            + (
-                f", or bear more in a new run with --data.bad-share {min(1.0, _rounded_up(bad / every))}"
-                if store.count
-                else ""
-            )
-        )
+        refuse_bad(store.rejected, store.count, self.bad_share, quarantine, "in a new run with --data.bad-share")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is mapped into memory: a worker process maps it for itself, and needs no list of files then."""
@@ -256,7 +244,3 @@ def _difference(source: Source, classes: tuple[str, ...]) -> str:
     new, gone = (sorted(set(a) - set(b))[:NAMED] for a, b in ((found, classes), (classes, found)))
     parts = [f"{', '.join(names)} {what}" for names, what in ((new, "new"), (gone, "gone")) if names]
     return "; ".join(parts) or "in another order"
-
-
-def _rounded_up(share: float) -> float:
-    return (int(share * 100) + 1) / 100

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 from ditlab.data.images.decode import Picture, decode
+from ditlab.data.images.labels import readable
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.wide import Window
+from ditlab.errors import InputError
 
 CHUNK = 2**22  # bytes of pixels that a thread decodes before it hands them on
 MOST = 64  # images
+NAMED = 3  # bad files in a message
 
 
 def decode_all(
@@ -60,3 +64,31 @@ def decode_all(
                 progress(done - wanted.start, len(wanted))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def refuse_bad(
+    rejected: Sequence[Rejected], usable: int, allowed: float, quarantine: Path | None, how_to_raise: str
+) -> None:
+    """Refuse images of which more than the allowed share cannot be used.
+
+    Args:
+        rejected: those that cannot be used.
+        usable: how many can.
+        allowed: share, from 0 to 1.
+        quarantine: the file that lists all of them, if there is one.
+        how_to_raise: the option that allows more, such as "with --bad-share".
+
+    Raises:
+        InputError: there are too many, or none can be used; the first ones are named.
+    """
+    bad, every = len(rejected), len(rejected) + usable
+    if usable and bad <= allowed * every:
+        return
+    first = "; ".join(f"{readable(path)}: {reason}" for path, reason in rejected[:NAMED])
+    listed = "" if quarantine is None else f"; all are listed in {quarantine}"
+    enough = min(1.0, (int(100 * bad / every) + 1) / 100)
+    raise InputError(
+        f"{bad:,} of {every:,} files cannot be used, above the share of {allowed:g} that is allowed ({first}"
+        f"{' …' if bad > NAMED else ''}){listed}. Fix or remove them"
+        + (f", or raise the limit {how_to_raise} {enough}" if usable else "")
+    )

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # told how many of how many are done
 
 FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")  # of those the system has: a named pipe would block
 
-SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this process or machine: no fault of the file
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this process or machine; the file is not to blame
 
 
 class Unusable(ValueError):
@@ -103,7 +103,7 @@ def why_unreadable(error: OSError) -> str:
     """Why an entry of a folder could not be opened.
 
     Raises:
-        OSError: the process or the machine is short of something, which is no fault of the file.
+        OSError: the process or the machine has run out of something, and the file is not to blame.
     """
     if error.errno in SHORTAGES:
         raise error

@@ -90,8 +90,8 @@ class Latents:
         if self._index is None:
             if not Path(self.path).exists():
                 raise InputError(
-                    f"there is no store of latents at {self.path} any more: bring it back there, or say where it "
-                    f"is with ditlab train --resume RUN --data.path PATH"
+                    f"there is no store of latents at {self.path} any more. Put it back, or give its new place with "
+                    f"ditlab train --resume RUN --data.path PATH"
                 )
             index = read_index(self.path)
             self._compare(index)

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from ditlab import disk, locks
 from ditlab.data.images.decode import Picture
 from ditlab.data.images.labels import readable
-from ditlab.data.images.reading import decode_all
+from ditlab.data.images.reading import decode_all, refuse_bad
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.store import write_rejected
 from ditlab.data.latents.index import (
@@ -50,7 +50,6 @@ PLAN = "plan.json"  # in that
 LOOKED = "images.sha256"  # in that: of the bytes of some images
 LOOKS = 16  # images, evenly spread
 PAUSE = 0.2  # seconds between looks at what other processes are at
-NAMED = 3  # bad files in a message
 
 
 class Encoding:
@@ -101,9 +100,9 @@ class Encoding:
         """Write the plan, or see that what is there was begun with the same one."""
         if self.folder.is_dir() and not (self.folder / WORK).exists() and not has_index(self.folder):
             if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
-                raise InputError(f"{self.folder} is there already and is no store of latents: choose another --out")
+                raise InputError(f"{self.folder} already exists and is not a store of latents: choose another --out")
         elif self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"{self.folder} is there already and is no folder: choose another --out")
+            raise InputError(f"{self.folder} already exists and is not a folder: choose another --out")
         begun = self._begun()
         if begun is None:
             with self._alone("plan.lock"):
@@ -273,7 +272,7 @@ class Encoding:
         write_rejected(self.folder / "quarantine.jsonl", rejected)
         shards = tuple(shard for shard, _ in entries)
         count = sum(shard.rows for shard in shards)
-        _bear(rejected, count, bad_share, self.folder)
+        refuse_bad(rejected, count, bad_share, self.folder / "quarantine.jsonl", "with --bad-share")
         index = Index(**self.plan.model_dump(), count=count, shards=shards)
         text = index.model_dump_json(indent=1) + "\n"
         disk.write_atomically(self.folder / INDEX, lambda path: path.write_text(text, encoding="utf-8"))
@@ -342,16 +341,3 @@ def _read(file: Path) -> Plan:
         return Plan.model_validate(disk.read_json(file))
     except ValidationError:
         raise InputError(f"{file} is damaged: remove {file.parent.parent} to encode anew") from None
-
-
-def _bear(rejected: Sequence[Rejected], count: int, bad_share: float, folder: Path) -> None:
-    """Refuse images of which too many cannot be used."""
-    bad = len(rejected)
-    if count and bad <= bad_share * (bad + count):
-        return
-    first = "; ".join(f"{readable(path)}: {reason}" for path, reason in rejected[:NAMED])
-    raise InputError(
-        f"{bad:,} of {bad + count:,} files cannot be used, above the share of {bad_share:g} that is borne ({first}"
-        f"{' …' if bad > NAMED else ''}); all are listed in {folder / 'quarantine.jsonl'}"
-        + (f"; bear them with --bad-share {min(1.0, int(100 * bad / (bad + count) + 1) / 100)}" if count else "")
-    )

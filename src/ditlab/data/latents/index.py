@@ -138,7 +138,7 @@ def read_index(path: str | Path) -> Index:
         raise InputError(
             f"{path} is not finished: go on with the ditlab latents encode that began it"
             if unfinished
-            else f"{path} is no store of latents: there is no {INDEX} in it; ditlab latents encode makes one of images"
+            else f"{path} is not a store of latents: it has no {INDEX}. Make one with ditlab latents encode"
         )
     try:
         index = Index.model_validate(read_json(folder / INDEX))
