@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.bench.training import as_trained
-from ditlab.build import build_dataset
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
-from ditlab.training.averages import PowerAverages, exponent, interval, tensor_name
-from ditlab.training.checkpoint import read_part, verified
+from ditlab.runs.build import build_dataset
+from ditlab.runs.checkpoint import read_part, verified
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.weights import tensor_name
+from ditlab.training.ema import PowerAverages, exponent, interval
 from ditlab.training.loop import TrainState, train
-from ditlab.training.posthoc import combine, combined
+from ditlab.training.posthoc_ema import combine, combined
 
 ROUNDS, STEPS = 60, 4
 WEIGHTS, AT_ONCE, WIDTHS = 64, 1000, (0.05, 0.1)  # of the long trainings: numbers, steps drawn at a time, widths

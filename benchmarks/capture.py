@@ -23,9 +23,9 @@ import ditlab
 from ditlab.bench.machine import as_result, write_result
 from ditlab.bench.rounds import Work, interleaved, median, ratios
 from ditlab.bench.training import as_trained
-from ditlab.build import build_dataset
 from ditlab.recipes import circles
-from ditlab.training.compiled import uncompiled
+from ditlab.runs.build import build_dataset
+from ditlab.training.compilation import uncompiled
 from ditlab.training.loop import TrainState, train
 
 OUT = Path(__file__).parent / "results" / "capture.json"

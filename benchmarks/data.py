@@ -28,13 +28,13 @@ from PIL import Image
 from ditlab.bench.machine import as_result, write_result
 from ditlab.bench.rounds import interleaved, median, ratios
 from ditlab.bench.training import as_trained
-from ditlab.build import build_dataset
 from ditlab.cli.main import main as main_verb
 from ditlab.config import Config
-from ditlab.data.datasets import Dataset, Prepared
+from ditlab.data.dataset import Dataset, Prepared
 from ditlab.data.images.survey import survey
 from ditlab.data.latents.survey import survey_store
 from ditlab.recipes import RECIPES
+from ditlab.runs.build import build_dataset
 from ditlab.training.loader import batches
 from ditlab.training.loop import TrainState, train
 from tests.interop.peers import random_vae

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import ditlab
-from ditlab.build import build_dataset
-from ditlab.chance import generator_for
-from ditlab.data.datasets import Dataset
-from ditlab.run import Run
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Dataset
+from ditlab.runs.build import build_dataset
+from ditlab.runs.run import Run
 
 
 def feeding(run: Run, dataset: Dataset, batches: int = 200) -> dict[str, float]:

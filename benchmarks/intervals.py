@@ -23,10 +23,10 @@ import torch
 
 from ditlab.bench.machine import as_result, write_result
 from ditlab.bench.rounds import median
-from ditlab.chance import generator_for
-from ditlab.evaluation import kernel
-from ditlab.evaluation.comparison import Reference, judged
-from ditlab.evaluation.memorisation import Bank, memorised
+from ditlab.core.rng import generator_for
+from ditlab.evaluation.metrics import kid as kernel
+from ditlab.evaluation.metrics.comparison import Reference, judged
+from ditlab.evaluation.metrics.memorisation import Bank, memorised
 from studies.intervals import counted, over_seeds
 
 OUT = Path(__file__).parent / "results" / "intervals.json"

@@ -21,16 +21,16 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from ditlab.bench.training import as_trained
-from ditlab.build import build_dataset
-from ditlab.lab.api import create_app
-from ditlab.lab.library import Library
-from ditlab.lab.worker import Worker
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Worker
 from ditlab.recipes import RECIPES
-from ditlab.recorder import Recorder
-from ditlab.run import RunFolder
-from ditlab.tracking import Nobody
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
+from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState, train
-from ditlab.training.writer import CheckpointWriter
+from ditlab.training.recorder import Recorder
+from ditlab.training.tracking import Nobody
 from tests.lab.browser import ARGUMENTS, find_browser
 from tests.lab.shell import serving
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import ditlab
-from ditlab.build import build_dataset
 from ditlab.doctor.losses import by_bin, squared_errors, training_trials
 from ditlab.doctor.reference import curve_name
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import saved_steps
+from ditlab.runs.build import build_dataset
+from ditlab.runs.checkpoint import saved_steps
+from ditlab.runs.folder import RunFolder
 
 FILE = Path(__file__).parents[1] / "src" / "ditlab" / "doctor" / "reference.json"
 SAMPLES = 1024

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from ditlab import load
-from ditlab.diffusion.solvers import SOLVERS, DormandPrince, EulerMaruyama, Solver, as_solver
-from ditlab.evaluation.measures import measure_circles
-from ditlab.run import Run
+from ditlab.core.registry import SOLVERS
+from ditlab.diffusion.solvers import DormandPrince, EulerMaruyama, Solver, as_solver
+from ditlab.evaluation.metrics.by_data import measure_circles
+from ditlab.runs.run import Run
 
 EVALUATIONS = (1, 2, 5, 10, 20, 50)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)

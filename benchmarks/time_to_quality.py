@@ -36,12 +36,13 @@ import torch
 
 from ditlab.bench.machine import as_result, write_result
 from ditlab.bench.training import as_trained
-from ditlab.build import build_dataset, build_drawing
 from ditlab.config import AdamWConfig, Config, DDPMConfig, DiTConfig, FlowConfig, SamplingConfig
 from ditlab.diffusion.process import Process
-from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap
+from ditlab.evaluation.metrics.discs import VALID_OVERLAP, disc_overlap
 from ditlab.recipes import UNCLIPPED, circles
-from ditlab.training.compiled import uncompiled
+from ditlab.runs.build import build_dataset
+from ditlab.runs.sampling import build_drawing
+from ditlab.training.compilation import uncompiled
 from ditlab.training.loop import TrainState, train
 
 HERE = Path(__file__).parent

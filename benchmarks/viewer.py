@@ -30,7 +30,7 @@ import torch
 
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
+from ditlab.runs.folder import RunFolder
 
 STRETCH = 50  # steps
 WATCHING, COMPUTING = "watched", "computing"

@@ -15,7 +15,7 @@ import torch
 
 import ditlab
 from ditlab.data.circles import circles
-from ditlab.pictures import save_picture
+from ditlab.runs.pictures import save_picture
 from ditlab.training.muon import BatchedMuon
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3000

@@ -25,12 +25,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ditlab import probe
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.data.circles import circles
 from ditlab.inspection.probe import attention_layers
 from ditlab.inspection.statistics import brightness, map_statistics, neighbourhood, query_statistics
 from ditlab.networks.dit import DiT
-from ditlab.run import Run
+from ditlab.runs.run import Run
 from studies.intervals import (
     CONFIRMED,
     CONTRADICTED,

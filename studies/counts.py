@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ditlab import DiT, FlowMatching, MLPDenoiser, Process
-from ditlab.networks.counts import parameter_count
+from ditlab.networks.costs import parameter_count
 from studies.intervals import CONFIRMED, CONTRADICTED, Verdict, exact
 from studies.plots import COLORS, TEXT, name, page
 from studies.study import Finding, Outcome, Study, main

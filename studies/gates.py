@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ditlab.lab.recordings import gate_recordings
-from ditlab.run import RunFolder
+from ditlab.lab.lens.recordings import gate_recordings
+from ditlab.runs.folder import RunFolder
 from studies.intervals import Measured, above, every, exact, over_seeds
 from studies.plots import COLORS, key_below, name, page, upright
 from studies.study import Finding, Outcome, Study, main

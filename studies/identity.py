@@ -24,15 +24,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from torch import Tensor, nn
 
-from ditlab.build import build_dataset, initial_network
-from ditlab.chance import generator_for
 from ditlab.config import DiTConfig
+from ditlab.core.rng import generator_for
 from ditlab.data.circles import circles
-from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap
+from ditlab.evaluation.metrics.discs import VALID_OVERLAP, disc_overlap
 from ditlab.inspection.branches import modulated_blocks
-from ditlab.networks.conditioning import AdaLNZero
+from ditlab.networks.conditionings import AdaLNZero
 from ditlab.networks.layers import MLP
-from ditlab.run import RunFolder
+from ditlab.runs.build import build_dataset, initial_network
+from ditlab.runs.folder import RunFolder
 from studies.intervals import (
     CONFIRMED,
     CONTRADICTED,

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from ditlab.build import build_dataset, build_network
-from ditlab.chance import generator_for
 from ditlab.config import Config
-from ditlab.data.datasets import HeldOut
-from ditlab.diffusion.solvers import SOLVERS
-from ditlab.evaluate import evaluate
+from ditlab.core.registry import SOLVERS
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import HeldOut
+from ditlab.evaluation.evaluate import evaluate
 from ditlab.machine.resolve import resolved
-from ditlab.networks.counts import multiply_accumulates, on_meta, parameter_count
-from ditlab.run import Run, RunFolder, load
+from ditlab.networks.costs import multiply_accumulates, on_meta, parameter_count
+from ditlab.runs.build import build_dataset, build_network
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import Run, load
 from ditlab.training.loop import SETTLED, TrainState, train
 from studies.intervals import Measured
 from studies.training import Tier

@@ -28,8 +28,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ditlab.disk import write_atomically
-from ditlab.errors import InputError
+from ditlab.core.disk import write_atomically
+from ditlab.core.errors import InputError
 from studies.intervals import Measured, Verdict
 from studies.training import FULL, QUICK, Stopped, Tier, Workers, elapsed
 

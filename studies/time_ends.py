@@ -24,10 +24,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.data.circles import circles
-from ditlab.evaluation.shapes import VALID_OVERLAP, disc_overlap
-from ditlab.run import Run
+from ditlab.evaluation.metrics.discs import VALID_OVERLAP, disc_overlap
+from ditlab.runs.run import Run
 from studies.intervals import CONFIRMED, Measured, above, below, curve_over_seeds, every, over_seeds
 from studies.plots import COLORS, band, key_below, level, name, page, upright
 from studies.study import Finding, Outcome, Study, main

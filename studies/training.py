@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ditlab.build import build_dataset
 from ditlab.config import Config, SamplingConfig
-from ditlab.errors import InputError, Interrupted, TrainingError
+from ditlab.core.errors import InputError, Interrupted, TrainingError
 from ditlab.fit import fit
 from ditlab.machine.resolve import resolved
 from ditlab.recipes import RECIPES
-from ditlab.run import Run, RunFolder, load
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import Run, load
+from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState
-from ditlab.training.writer import CheckpointWriter
 
 Start = Callable[[nn.Module], object]  # changes the weights that a training begins with
 

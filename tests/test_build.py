@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ditlab.build import HALVES, accelerator_precision, autocast, multiplies_bf16
+from ditlab.core.device import HALVES, accelerator_precision, autocast, multiplies_bf16
 from ditlab.machine.resolve import resolve_precision
 
 CUDA = torch.device("cuda")

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditlab.config import KINDS, Config, ImagesData, SamplingConfig
+from ditlab.config.section import Section
+from ditlab.core.errors import ConfigError, InputError
 from ditlab.data.images.survey import Survey
-from ditlab.errors import ConfigError, InputError
 from ditlab.recipes import RECIPES
-from ditlab.section import Section
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 import ditlab
-from ditlab.build import build_dataset
-from ditlab.chance import generator_for
 from ditlab.config import DDPMConfig, FlowConfig, MeanFlowConfig
-from ditlab.devices import moved
+from ditlab.core.device import moved
+from ditlab.core.registry import SOLVERS
+from ditlab.core.rng import generator_for
 from ditlab.diffusion.guidance import ClassifierFree, Interval, Rescaled
 from ditlab.diffusion.likelihood import bits_per_dim
-from ditlab.diffusion.solvers import OWN, SOLVERS, DormandPrince, EulerMaruyama
+from ditlab.diffusion.solvers import DormandPrince, EulerMaruyama
 from ditlab.diffusion.variance import log_ndtr
-from ditlab.lab.costs import squared_errors
+from ditlab.lab.lens.ablations import squared_errors
+from ditlab.runs.build import build_dataset
 from ditlab.training.loop import TrainState, train
 from tests.device import DEVICE, HOST, device, has_kernel
 from tests.diffusion.test_process import shaken
@@ -42,7 +43,9 @@ PROCESSES = {
     "meanflow": lambda: ditlab.MeanFlow(dit(interval=True), flow_share=0.5),
 }
 NOISY = {"ancestral", "euler-maruyama", "sbdm"}
-STEPPING = {name: SOLVERS[name]() for name in sorted(OWN - {"dopri5", "ddim"})} | {"sbdm": EulerMaruyama("sbdm")}
+STEPPING = {name: SOLVERS[name]() for name in sorted(set(SOLVERS.own) - {"dopri5", "ddim"})} | {
+    "sbdm": EulerMaruyama("sbdm")
+}
 TOGETHER = [("linear", solver) for solver in STEPPING]
 TOGETHER += [(process, solver) for process in PROCESSES if process != "linear" for solver in ("heun", "ancestral")]
 RULES = {

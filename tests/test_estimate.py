@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditlab.build import build_dataset, build_network, build_process
 from ditlab.cli.main import main
 from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData, FlowConfig, MeanFlowConfig
-from ditlab.estimate import estimate
-from ditlab.networks.counts import activation_bytes
+from ditlab.networks.costs import activation_bytes
 from ditlab.networks.dit import DiT
 from ditlab.recipes import circles, digits, imagenet256
+from ditlab.runs.build import build_dataset, build_network, build_process
+from ditlab.training.estimate import estimate
 from ditlab.training.optim import Optimizers, learning_rate_factor
 
 XL, TRAINABLE = 675_129_632, 674_834_720  # parameters of DiT-XL/2: all, and those that are trained
@@ -186,7 +186,9 @@ def test_a_part_of_a_batch_is_what_is_kept():
 
 def test_several_devices_are_gpus_that_multiply_bf16_unless_told_otherwise(monkeypatch):
     """And what a machine like this one takes is that of its own precision."""
-    monkeypatch.setattr("ditlab.estimate.resolve_precision", lambda asked, _: "fp32" if asked == "auto" else asked)
+    monkeypatch.setattr(
+        "ditlab.training.estimate.resolve_precision", lambda asked, _: "fp32" if asked == "auto" else asked
+    )
     one, two = (estimate(circles(), devices=devices) for devices in (1, 2))
     assert (one["precision"], two["precision"]) == ("fp32", "bf16")
     assert one["memory_bytes"] == two["memory_bytes"]

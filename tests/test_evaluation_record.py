@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ditlab.errors import InputError
-from ditlab.evaluation_record import must_be_recordable, read_evaluations, record
-from ditlab.evaluator import Copy, Measured
-from ditlab.pictures import save_each
+from ditlab.core.errors import InputError
+from ditlab.evaluation.evaluator import Copy, Measured
+from ditlab.evaluation.record import must_be_recordable, read_evaluations, record
+from ditlab.runs.pictures import save_each
 
 FIGURES = {"frechet": 1.0, "n": 100, "seed": 0, "features": "pixels"}
 

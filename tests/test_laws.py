@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from ditlab.chance import generator_for
+from ditlab.core.registry import SOLVERS
+from ditlab.core.rng import generator_for
 from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, named_betas
 from ditlab.diffusion.process import DDPM, FlowMatching
 from ditlab.diffusion.solvers import (
     DIFFUSION,
-    SOLVERS,
     DormandPrince,
     DPMSolverPlusPlus,
     DPMSolverPlusPlus3M,

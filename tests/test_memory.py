@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from ditlab import memory
+from ditlab.core import malloc as memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc is told so on Linux alone")
@@ -15,7 +15,7 @@ def test_freed_memory_is_kept_within_and_given_back_after():
     script = """
         import resource
         import torch
-        from ditlab.memory import freed_memory_kept
+        from ditlab.core.malloc import freed_memory_kept
 
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

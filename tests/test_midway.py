@@ -5,11 +5,11 @@ import json
 import pytest
 
 import ditlab
-from ditlab.errors import ConfigError
-from ditlab.evaluate import evaluate
+from ditlab.core.errors import ConfigError
+from ditlab.evaluation.evaluate import evaluate
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.tracking import flat
+from ditlab.runs.folder import RunFolder
+from ditlab.training.tracking import flat
 from tests.training.test_fit import Nobody, tiny
 
 

@@ -1,6 +1,5 @@
-"""What holds for the package as a whole: what it imports, in which direction, and what it names in public."""
+"""What holds for the package as a whole: what importing it imports, and what it names in public."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,69 +9,6 @@ import pytest
 import ditlab
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "ditlab"
-
-# Each module may import from its own floor's room and from floors below. Rooms on the lowest inner floor do not know
-# one another.
-FLOORS = [
-    {"errors", "chance", "devices", "disk", "locks", "section", "memory"},
-    {"diffusion", "networks", "data"},
-    {"choices", "config", "build", "inspection", "evaluation", "pictures"},
-    {"training", "recipes"},
-    {"machine"},
-    {
-        "run",
-        "tracking",
-        "fit",
-        "recorder",
-        "evaluator",
-        "midway",
-        "evaluate",
-        "evaluation_record",
-        "estimate",
-        "interop",
-        "averaging",
-        "doctor",
-    },
-    {"lab", "bench"},
-    {"cli", "__main__"},
-]
-STRANGERS = {"diffusion", "networks", "data"}
-
-
-def room(module):
-    return module.split(".")[1] if "." in module else module
-
-
-def imports():
-    for file in SOURCE.rglob("*.py"):
-        parts = file.relative_to(SOURCE.parent).with_suffix("").parts
-        here = ".".join(parts).removesuffix(".__init__")
-        if here == "ditlab":
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{here}: import by full name"
-                names = [node.module] if node.module != "ditlab" else [f"ditlab.{a.name}" for a in node.names]
-            elif isinstance(node, ast.Import):
-                names = [a.name for a in node.names]
-            for name in names:
-                if name.startswith("ditlab."):
-                    yield here, name
-
-
-def floor(name):
-    return next(i for i, rooms in enumerate(FLOORS) if name in rooms)
-
-
-def test_no_import_runs_upward():
-    seen = list(imports())
-    assert len(seen) > 50
-    for here, there in seen:
-        a, b = room(here), room(there)
-        assert floor(b) <= floor(a), f"{here} imports {there}"
-        assert a == b or not {a, b} <= STRANGERS, f"{here} imports {there}: they are not to know each other"
 
 
 @pytest.mark.parametrize(

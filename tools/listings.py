@@ -58,7 +58,7 @@ def options(place: str) -> str:
 
 def _row(prefix: str, name: str, field: Any) -> str | None:
     """One option; None for what cannot be given, or is a section of its own."""
-    from ditlab.section import Section
+    from ditlab.config.section import Section
 
     parts = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
     if tyro.conf.Suppress in field.metadata or any(issubclass(part, Section) for part in parts):

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ditlab.core.errors import ConfigError, InputError
+    from ditlab.core.registry import register, register_network
     from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
     from ditlab.diffusion.likelihood import log_likelihood
     from ditlab.diffusion.meanflow import MeanFlow
@@ -24,30 +26,29 @@ if TYPE_CHECKING:
         register_solver,
     )
     from ditlab.diffusion.targets import Estimate
-    from ditlab.errors import ConfigError, InputError
     from ditlab.inspection.probe import probe
     from ditlab.interop.exports import export_run
     from ditlab.interop.imports import import_checkpoint
-    from ditlab.networks.conditioning import Conditioning, register_conditioning
-    from ditlab.networks.conditions import Conditions
+    from ditlab.lab.notebook import show
+    from ditlab.networks.conditioner import Conditions
+    from ditlab.networks.conditionings import Conditioning, register_conditioning
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
     from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
     from ditlab.networks.modulation import BlockModulation, Modulation
-    from ditlab.networks.registered import register_network
     from ditlab.networks.unet import UNet
-    from ditlab.run import Run, load
+    from ditlab.runs.run import Run, load
 
 _HOME = {
     "DiT": "networks.dit",
     "UNet": "networks.unet",
     "MLPDenoiser": "networks.mlp",
     "MLPVelocity": "networks.mlp",
-    "Conditioning": "networks.conditioning",
-    "Conditions": "networks.conditions",
+    "Conditioning": "networks.conditionings",
+    "Conditions": "networks.conditioner",
     "Modulation": "networks.modulation",
     "BlockModulation": "networks.modulation",
-    "register_conditioning": "networks.conditioning",
+    "register_conditioning": "networks.conditionings",
     "PatchEmbed": "networks.embeddings",
     "SinEmb": "networks.embeddings",
     "DDPM": "diffusion.process",
@@ -58,7 +59,7 @@ _HOME = {
     "Estimate": "diffusion.targets",
     "Solver": "diffusion.solvers",
     "register_solver": "diffusion.solvers",
-    "register_network": "networks.registered",
+    "register_network": "core.registry",
     "Euler": "diffusion.solvers",
     "Heun": "diffusion.solvers",
     "DPMSolverPlusPlus": "diffusion.solvers",
@@ -70,12 +71,14 @@ _HOME = {
     "Interval": "diffusion.guidance",
     "Rescaled": "diffusion.guidance",
     "probe": "inspection.probe",
-    "Run": "run",
-    "load": "run",
+    "Run": "runs.run",
+    "load": "runs.run",
+    "register": "core.registry",
+    "show": "lab.notebook",
     "import_checkpoint": "interop.imports",
     "export_run": "interop.exports",
-    "InputError": "errors",
-    "ConfigError": "errors",
+    "InputError": "core.errors",
+    "ConfigError": "core.errors",
 }
 
 __all__ = [
@@ -113,9 +116,11 @@ __all__ = [
     "load",
     "log_likelihood",
     "probe",
+    "register",
     "register_conditioning",
     "register_network",
     "register_solver",
+    "show",
 ]
 
 

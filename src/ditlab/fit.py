@@ -13,27 +13,30 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ditlab.build import build_dataset, build_drawing, most_numbers, network_shapes, resolve_device
 from ditlab.config import Config, ExternalData
-from ditlab.data.datasets import Dataset, Prepared
-from ditlab.errors import CheckpointWarning, InputError, Interrupted, TrainingError
+from ditlab.core.device import resolve_device
+from ditlab.core.distributed import ALONE, Ranks, is_lost
+from ditlab.core.errors import CheckpointWarning, InputError, Interrupted, TrainingError
+from ditlab.core.malloc import must_have_room
+from ditlab.data.dataset import Dataset, Prepared
+from ditlab.evaluation.in_training import InTraining
 from ditlab.machine.resolve import computing_as, settled
-from ditlab.memory import must_have_room
-from ditlab.recorder import Recorder, Watcher, tell_doing
-from ditlab.run import RunFolder
-from ditlab.tracking import Nobody, must_be_installed, tracking
-from ditlab.training import compiled
-from ditlab.training.agreement import content_of, options_of, versions, weights_of
-from ditlab.training.checkpoint import newest_whole, saved_steps, step_name, verified
+from ditlab.runs.agreement import content_of, options_of, versions, weights_of
+from ditlab.runs.build import build_dataset, most_numbers, network_shapes
+from ditlab.runs.checkpoint import newest_whole, saved_steps, step_name, verified
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.sampling import build_drawing
+from ditlab.runs.weights import foresee
+from ditlab.training import compilation as compiled
+from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loader import STARTING
-from ditlab.training.loading import foresee, load_checkpoint
 from ditlab.training.loop import TrainState, compiled_over_written, rehearse, train
 from ditlab.training.optim import scheduled
-from ditlab.training.parallel import ALONE, Ranks, is_lost
+from ditlab.training.recorder import Recorder, Watcher, tell_doing
+from ditlab.training.resume import load_checkpoint
 from ditlab.training.signals import collected
-from ditlab.training.stacks import write_stacks
-from ditlab.training.watchdog import Watchdog
-from ditlab.training.writer import CheckpointWriter
+from ditlab.training.tracking import Nobody, must_be_installed, tracking
+from ditlab.training.watchdog import Watchdog, write_stacks
 
 SLOWER = 1.1  # times as long that compiled code may take, as the clock of a busy machine tells
 LARGE = 2**30  # numbers of a network from which on it is looked at whether they have room
@@ -185,7 +188,12 @@ def _train(folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watc
         Watchdog(folder.path, config.stall_after) as watchdog,
         CheckpointWriter(folder.checkpoints, state, watchdog.beat) as writer,
     ):
-        recorder = Recorder(folder, state, dataset, watcher, tracker, writer, watchdog.beat)
+        evaluate = None
+        if config.eval_every:
+            process, device = state.averaged_process, state.device
+            told = watcher.notice, watchdog.beat
+            evaluate = InTraining(config, process, dataset, device, ranks, *told).figures
+        recorder = Recorder(folder, state, dataset, watcher, tracker, writer, watchdog.beat, evaluate)
         if state.step == 0:
             recorder.at_start()
         watchdog.expect(STARTING if config.workers else 0.0)

@@ -20,10 +20,10 @@ from ditlab.config import (
     PointsData,
     SamplingConfig,
 )
+from ditlab.core.errors import InputError
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
-from ditlab.errors import InputError
-from ditlab.networks.published import preset as preset_sizes
+from ditlab.networks.presets import preset as preset_sizes
 
 
 def circles() -> Config:

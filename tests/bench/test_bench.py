@@ -19,8 +19,8 @@ from ditlab.bench.rows import Table
 from ditlab.bench.sizes import CUDA_PART, KNOWN, ON_CPU, ON_CUDA, size_of, sizes_of
 from ditlab.bench.training import default_contestant, emulates_bf16
 from ditlab.cli.main import main
-from ditlab.errors import InputError
-from ditlab.networks.counts import parameter_count
+from ditlab.core.errors import InputError
+from ditlab.networks.costs import parameter_count
 
 CPU = torch.device("cpu")
 NUMBERS = ("seconds", "images_per_s", "flops_per_s", "share_of_ceiling", "share_of_best", "ratio", "ratio_as_it_comes")

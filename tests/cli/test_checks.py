@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 import ditlab
-from ditlab import disk
-from ditlab.build import build_dataset
 from ditlab.cli.main import main
-from ditlab.errors import InputError
-from ditlab.evaluate import evaluate
+from ditlab.core import disk
+from ditlab.core.errors import InputError
+from ditlab.evaluation.evaluate import evaluate
 from ditlab.lab import Lens
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import write_checkpoint
-from ditlab.training.loading import network_facts
+from ditlab.runs.build import build_dataset
+from ditlab.runs.checkpoint import write_checkpoint
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.weights import network_facts
 from ditlab.training.optim import learning_rate_factor, scheduled
 from tests.cli.test_cli import SMALL, call
 from tests.images import folder_of

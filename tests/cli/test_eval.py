@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 
 import ditlab
-from ditlab.chance import generator_for
 from ditlab.cli.main import main
+from ditlab.core.rng import generator_for
 from ditlab.data.circles import circles
 from ditlab.data.digits import digit_halves
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
-from ditlab.evaluate import evaluate, measure
-from ditlab.evaluation.moments import Moments, frechet
-from ditlab.evaluation.real import real_data
-from ditlab.evaluator import Evaluator
+from ditlab.evaluation.evaluate import evaluate, measure
+from ditlab.evaluation.evaluator import Evaluator
+from ditlab.evaluation.metrics.frechet import Moments, frechet
+from ditlab.evaluation.reference import real_data
 from tests.images import folder_of, noise, write
 from tests.interop.peers import random_vae
 
@@ -126,7 +126,7 @@ def test_figures_are_those_of_the_samples(here):
 
 @pytest.mark.parametrize("features", ["auto", "none"])
 def test_samples_that_are_no_numbers_have_no_figures(here, capsys, monkeypatch, features):
-    monkeypatch.setattr("ditlab.run.Run.sample", lambda _, n, *__, **___: torch.full((n, 1, 16, 16), torch.nan))
+    monkeypatch.setattr("ditlab.runs.run.Run.sample", lambda _, n, *__, **___: torch.full((n, 1, 16, 16), torch.nan))
     status, out, err = call(capsys, "eval", "circles", "--n", 10, "--features", features, "--json")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "some samples are not finite numbers" in err
@@ -155,7 +155,7 @@ def test_copies_beyond_what_is_kept_are_found(here, monkeypatch):
     """They are drawn again for the picture, and are what they were."""
     run = ditlab.load("labelled")
     whole = measure(run, 60, steps=2, features="pixels")
-    monkeypatch.setattr("ditlab.evaluator.MOST_VALUES", 10 * 3 * 8 * 8)
+    monkeypatch.setattr("ditlab.evaluation.evaluator.MOST_VALUES", 10 * 3 * 8 * 8)
     part = measure(run, 60, steps=2, features="pixels", batch_size=10)
     assert max(copy.number for copy in part.copies) >= 10
     assert [copy.number for copy in part.copies] == [copy.number for copy in whole.copies]
@@ -274,7 +274,7 @@ def test_a_function_of_ones_own(here, capsys):
 def test_what_cannot_be_compared_is_said_before_drawing(here, capsys, monkeypatch, words, message):
     shutil.copytree("runs/circles", "runs/unreadable", dirs_exist_ok=True)
     Path("runs/unreadable/eval.json").write_text("{}")
-    monkeypatch.setattr("ditlab.run.Run.sample", lambda *_, **__: pytest.fail("drawn before it was refused"))
+    monkeypatch.setattr("ditlab.runs.run.Run.sample", lambda *_, **__: pytest.fail("drawn before it was refused"))
     status, _, err = call(capsys, "eval", *words)
     assert (status, message in err) == (2, True), err
 

@@ -109,8 +109,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(here, capsys):
 
 
 def test_the_lab_walks_by_average_velocities(here):
-    from ditlab.lab.describe import describe
-    from ditlab.lab.lens import Lens
+    from ditlab.lab.lens.describe import describe
+    from ditlab.lab.lens.lens import Lens
 
     lens = Lens(here / "runs/circles")
     about = describe(lens)

@@ -14,8 +14,9 @@ from ditlab.cli import lab
 from ditlab.cli.main import guarded, main
 from ditlab.cli.progress import Lines, _report
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.training import compiled, loop
+from ditlab.runs.folder import RunFolder
+from ditlab.training import compilation as compiled
+from ditlab.training import loop
 from tests.cli.test_cli import SMALL, call
 from tests.training.test_fit import Nobody, tiny
 
@@ -48,7 +49,7 @@ def clock(monkeypatch):
         return backward(*arguments)
 
     monkeypatch.setattr("ditlab.training.loop._backward", slow)
-    monkeypatch.setattr("ditlab.recorder.time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    monkeypatch.setattr("ditlab.training.recorder.time", SimpleNamespace(perf_counter=lambda: now.seconds))
     return now
 
 
@@ -83,7 +84,7 @@ def test_slow_steps_are_shown_between_the_lines_of_metrics(tmp_path, clock):
 def test_what_takes_long_before_the_first_step_is_told_before_it_is_done(tmp_path, monkeypatch):
     seen = Watching()
     config = tiny(steps=1, compile=True)
-    monkeypatch.setattr("ditlab.training.compiled.why_not", lambda device: None)
+    monkeypatch.setattr("ditlab.training.compilation.why_not", lambda device: None)
     monkeypatch.setattr("ditlab.training.loop.compile_network", lambda network, whole: None)
     fit(RunFolder(tmp_path / "a"), config, seen)
     assert seen.told == ["compiling the network", "begin", "drawing the first pictures"]
@@ -182,7 +183,7 @@ def test_the_lab_says_at_once_that_it_starts(in_tmp, capsys, monkeypatch):
         said.append(capsys.readouterr().err)
         raise ditlab.InputError("far enough")
 
-    monkeypatch.setattr("ditlab.lab.library.Library", library)
+    monkeypatch.setattr("ditlab.lab.server.library.Library", library)
     monkeypatch.setattr("ditlab.cli.lab.open_browser", opened.append)
     assert main(["lab", "circles", "--no-browser", "--port", "0"]) == 2
     assert said == ["The lab starts: it reads circles.\n"]

@@ -10,11 +10,11 @@ from PIL import Image
 
 import ditlab
 from ditlab.cli.main import main
+from ditlab.core.errors import InputError
 from ditlab.data.images.survey import survey
-from ditlab.errors import InputError
 from ditlab.lab import Lens
-from ditlab.lab.describe import describe
-from ditlab.run import Run
+from ditlab.lab.lens.describe import describe
+from ditlab.runs.run import Run
 from tests.cli.test_cli import SMALL, call
 from tests.images import encoded, folder_of, noise, png, spoil, write
 

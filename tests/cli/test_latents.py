@@ -12,7 +12,8 @@ import torch
 
 from ditlab.cli.main import main
 from ditlab.recipes import IMAGENET, RECIPES, imagenet256
-from ditlab.run import RunFolder, load
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import load
 from tests.images import folder_of
 from tests.interop.peers import random_vae
 from tests.latents import WORDS, images_and_vae
@@ -106,7 +107,7 @@ def test_a_run_outlives_its_store_and_its_autoencoder(here, tmp_path, capsys, mo
 
 def test_samples_are_decoded_with_the_stores_scale_and_shift(here):
     """As diffusers alone does it: z / scale + shift."""
-    from ditlab.interop.latents import decoder
+    from ditlab.runs.decode import decoder
 
     random_vae(here / "shifted")
     words = ["--vae", "shifted", "--scale", "2", "--shift", "0.5", "--out", "shifted-store"]
@@ -140,8 +141,8 @@ def test_samples_are_not_decoded_by_a_changed_autoencoder_without_a_word(here, t
 
 
 def test_the_lab_looks_at_latents(here):
-    from ditlab.lab.describe import describe
-    from ditlab.lab.lens import Lens
+    from ditlab.lab.lens.describe import describe
+    from ditlab.lab.lens.lens import Lens
 
     lens = Lens(load("runs/latents"))
     about = describe(lens)

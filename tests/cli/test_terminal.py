@@ -11,11 +11,11 @@ from pathlib import Path
 import filelock
 import pytest
 
-from ditlab import locks
 from ditlab.cli import faults, terminal
 from ditlab.cli import main as program
 from ditlab.cli.main import guarded, main
-from ditlab.errors import Caution, pasted
+from ditlab.core import locks
+from ditlab.core.errors import Caution, pasted
 from tests.cli.test_cli import SMALL, call
 
 FULL_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -162,7 +162,7 @@ def test_options_that_are_wrong_get_one_line(capsys, words, said):
 
 def test_more_samples_than_memory_are_refused_before_any_is_drawn(in_tmp, capsys, monkeypatch):
     assert call(capsys, "train", "circles", *SHORT, "--name", "a")[0] == 0
-    monkeypatch.setattr("ditlab.memory.physical", lambda: 1e9)
+    monkeypatch.setattr("ditlab.core.malloc.physical", lambda: 1e9)
     status, _, err = call(capsys, "sample", "a", "--n", 10**6, "--out", "a.npz")
     assert (status, "GB of memory" in err) == (2, True)
     assert err.count("\n") == 1

@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from ditlab.chance import SampleNoise, generator_for, seed_from
-from ditlab.data.circles import circles
-from ditlab.data.datasets import Circles, Digits, Points
-from ditlab.data.digits import digit_halves
-from ditlab.data.order import sample_order
-from ditlab.data.points import POINTS
+from ditlab.core.rng import SampleNoise, generator_for, seed_from
+from ditlab.data.circles import Circles, circles
+from ditlab.data.digits import Digits, digit_halves
+from ditlab.data.points import POINTS, Points
+from ditlab.data.shuffle import sample_order
 
 
 def test_discs_are_as_the_formula_says():

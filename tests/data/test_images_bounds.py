@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import GifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from ditlab.core.errors import InputError
 from ditlab.data.images import bounds
 from ditlab.data.images.decode import decode
 from ditlab.data.images.source import Unusable
-from ditlab.errors import InputError
-from ditlab.lab.images import from_file
+from ditlab.lab.lens.uploads import from_file
 from tests.images import encoded, noise, png, progressive
 
 

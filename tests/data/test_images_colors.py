@@ -7,10 +7,10 @@ from PIL import Image, ImageCms
 from ditlab.data.images import colors
 from ditlab.data.images.dataset import Images
 from ditlab.data.images.decode import BROKEN, CONVERTED, decode
-from ditlab.data.images.locate import open_source
+from ditlab.data.images.open import open_source
 from ditlab.data.images.source import SUFFIXES
 from ditlab.data.images.survey import survey
-from ditlab.lab.images import from_file
+from ditlab.lab.lens.uploads import from_file
 from tests.images import encoded, folder_of, icc, noise, png, write
 
 # IEC 61966-2-1: the primaries of sRGB as columns of D50's XYZ (adapted by Bradford), and its curve

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ditlab.data.datasets import Dataset, HeldOut
+from ditlab.core.errors import InputError
+from ditlab.data.dataset import Dataset, HeldOut
 from ditlab.data.images.dataset import Images
-from ditlab.data.order import sample_order
-from ditlab.errors import InputError
+from ditlab.data.shuffle import sample_order
 from tests.images import folder_of, noise, png, write
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ditlab.core.errors import InputError
 from ditlab.data.images import folder as folders
 from ditlab.data.images.folder import Folder
-from ditlab.data.images.locate import located, open_source
+from ditlab.data.images.open import located, open_source
 from ditlab.data.images.source import MAX_BYTES, Unusable, read_file
 from ditlab.data.images.survey import survey
-from ditlab.errors import InputError
 from tests.images import encoded, folder_of, noise, odd_but_good, png, spoil, write
 
 

@@ -14,13 +14,13 @@ import time
 import numpy as np
 import pytest
 
+from ditlab.core.disk import cache_folder
+from ditlab.core.errors import Caution
+from ditlab.data.images import cache as stores
 from ditlab.data.images import checksums
-from ditlab.data.images import store as stores
+from ditlab.data.images.cache import Store, Strings, prepare
 from ditlab.data.images.folder import Folder
 from ditlab.data.images.source import Rejected
-from ditlab.data.images.store import Store, Strings, prepare
-from ditlab.disk import cache_folder
-from ditlab.errors import Caution
 from tests.images import folder_of, noise, png, write
 
 
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, cache, monkeypatch):
 
 SLOW = """
     import sys, time
-    from ditlab.data.images import reading, store
+    from ditlab.data.images import decode_all as reading, cache as store
     from ditlab.data.images.folder import Folder
 
     real = reading.decode

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from ditlab.core.errors import InputError
 from ditlab.data.images import arrow
 from ditlab.data.images.dataset import Images
-from ditlab.data.images.locate import open_source
+from ditlab.data.images.open import open_source
 from ditlab.data.images.source import Unusable
 from ditlab.data.images.survey import survey
-from ditlab.errors import InputError
 from tests.images import noise, png, write
 
 datasets = pytest.importorskip("datasets")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditlab.cli.training import parse_train
+from ditlab.cli.train_arguments import parse_train
+from ditlab.core.errors import ConfigError
 from ditlab.data.images.check import check
 from ditlab.data.images.dataset import Images
 from ditlab.data.images.decode import DOUBTFUL, DROPPED, decode
-from ditlab.data.images.locate import open_source
+from ditlab.data.images.open import open_source
 from ditlab.data.images.source import Unusable
 from ditlab.data.images.survey import survey
-from ditlab.errors import ConfigError
 from tests.images import encoded, folder_of, noise, png16, write
 
 

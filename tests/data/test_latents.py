@@ -15,14 +15,14 @@ from PIL import Image, ImageOps
 
 from ditlab.cli.main import main
 from ditlab.config import LatentsData
-from ditlab.data.images.locate import open_source
+from ditlab.core.errors import InputError
+from ditlab.data.images.open import open_source
 from ditlab.data.latents.check import check_store
 from ditlab.data.latents.dataset import Latents
 from ditlab.data.latents.encode import _looked
 from ditlab.data.latents.index import Index, read_index
 from ditlab.data.latents.shards import OpenShard, write_shard
 from ditlab.data.latents.survey import survey_store
-from ditlab.errors import InputError
 from ditlab.recipes import latents as recipe
 from tests.images import spoil
 from tests.interop.peers import random_vae

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ditlab.chance import generator_for
-from ditlab.data.order import BLOCK, WINDOW, sample_order
+from ditlab.core.rng import generator_for
+from ditlab.data.shuffle import BLOCK, WINDOW, sample_order
 
 BORDERS = [WINDOW, WINDOW + 1, WINDOW + BLOCK - 1, WINDOW + BLOCK, 2 * WINDOW - 1, 2 * WINDOW, 2 * WINDOW + 1, 200_001]
 

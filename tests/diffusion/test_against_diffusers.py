@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.diffusion.process import DDPM
 from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, integrate
 

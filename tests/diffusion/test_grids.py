@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ditlab
-from ditlab.choices import GridName
+from ditlab.config.values import GridName
 from ditlab.diffusion.grids import GRIDS, sampling_times
 from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, named_betas
 

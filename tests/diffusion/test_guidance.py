@@ -5,7 +5,7 @@ import torch
 
 import ditlab
 from ditlab import ClassifierFree, Interval, Rescaled
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 
 PROCESSES = {"flow": ditlab.FlowMatching, "ddpm-eps": ditlab.DDPM, "ddpm-v": lambda net: ditlab.DDPM(net, target="v")}
 

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 import ditlab
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.data.circles import circles
 from ditlab.diffusion.likelihood import bits_per_dim, chosen_trace, log_likelihood, quantised, rademacher
 from ditlab.diffusion.process import DDPM, FlowMatching

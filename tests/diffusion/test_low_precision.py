@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import ditlab
-from ditlab.chance import generator_for
+from ditlab.core.errors import InputError
+from ditlab.core.rng import generator_for
 from ditlab.diffusion.likelihood import log_likelihood
 from ditlab.diffusion.meanflow import MeanFlow
-from ditlab.errors import InputError
 from ditlab.networks.embeddings import TimeEmbedding
 from tests.diffusion.test_process import shaken
 

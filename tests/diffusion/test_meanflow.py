@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ditlab
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import FlowMatching
 from tests.diffusion.test_process import shaken

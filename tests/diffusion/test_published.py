@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 import ditlab
-from ditlab.chance import SampleNoise, generator_for
+from ditlab.core.rng import SampleNoise, generator_for
 from ditlab.diffusion.paths import named_betas
 from ditlab.diffusion.solvers import Euler
 

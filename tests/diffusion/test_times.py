@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Uniform
 
 

@@ -8,7 +8,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 import ditlab
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.diffusion.paths import DiscreteVP, named_betas
 from ditlab.diffusion.targets import Estimate
 from ditlab.diffusion.variance import density_surprise, pixel_surprise, variational_bound

@@ -11,7 +11,7 @@ import pytest
 
 from ditlab.cli import options
 from ditlab.cli.main import main
-from ditlab.cli.training import parse_train
+from ditlab.cli.train_arguments import parse_train
 from tests.docs.blocks import split
 from tools.quotes import ROOT
 

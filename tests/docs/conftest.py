@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from ditlab.cli.main import main
-from ditlab.diffusion.solvers import SOLVERS
+from ditlab.core.registry import CONDITIONINGS, NETWORKS, SOLVERS
 from ditlab.lab import export
-from ditlab.networks.conditioning import CONDITIONINGS
-from ditlab.networks.registered import NETWORKS
 from tests.docs.commands import FEW
 from tests.images import folder_of, png
 from tests.interop.peers import facebook_state, random_vae
@@ -76,10 +74,10 @@ def folder(world, tmp_path, monkeypatch, unchecked):
     monkeypatch.setitem(os.environ, "COLUMNS", "120")
     monkeypatch.setattr(export, "INPUTS", export.INPUTS[:1])  # of a page in one file
     monkeypatch.setattr(export, "TIMES", export.TIMES[:2])
-    known = [(names, dict(names)) for names in (CONDITIONINGS, NETWORKS, SOLVERS)]
+    known = [(names, dict(names.parts)) for names in (CONDITIONINGS, NETWORKS, SOLVERS)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield tmp_path
     for names, before in known:
-        names.clear()
-        names.update(before)
+        names.parts.clear()
+        names.parts.update(before)

@@ -11,20 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from ditlab.averaging import make_averages
-from ditlab.build import build_dataset
 from ditlab.cli.main import main
 from ditlab.config import AdamWConfig, Config, DDPMConfig, DiTConfig, ExternalData, ImagesData, UNetConfig
-from ditlab.data import datasets
+from ditlab.data import dataset as datasets
 from ditlab.data.digits import LabelledImages, digit_halves
-from ditlab.doctor.examine import examine
 from ditlab.doctor.reference import curves, reference_for
+from ditlab.doctor.report import examine
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import thin_out
+from ditlab.runs.build import build_dataset
+from ditlab.runs.checkpoint import thin_out
+from ditlab.runs.folder import RunFolder
 from ditlab.training.ema import EMA
 from ditlab.training.loop import TrainState
+from ditlab.training.make_ema import make_averages
 from tests.training.test_fit import Nobody, tiny
 
 STEPS = 240
@@ -309,7 +309,7 @@ def test_every_recipe_has_its_reference():
 
 
 def test_the_initial_weights_are_found_again():
-    from ditlab.build import initial_network
+    from ditlab.runs.build import initial_network
 
     config = small(seed=5)
     begun = TrainState(config, build_dataset(config)).network.state_dict()

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from ditlab.cli.main import main
 from ditlab.doctor.files import verify
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import LATEST, MANIFEST, step_name
-from ditlab.training.posthoc import write_snapshot
+from ditlab.runs.checkpoint import LATEST, MANIFEST, step_name
+from ditlab.runs.folder import RunFolder
+from ditlab.training.posthoc_ema import write_snapshot
 from tests.images import folder_of
 from tests.reliability.faults import tree
 from tests.reliability.harms import shard_file, sign, split
@@ -243,8 +243,8 @@ def test_damaged_labels_are_prepared_anew_in_a_line(trained, capsys):
 def test_data_that_moved_or_changed_are_no_damage(trained, capsys):
     Path("photos/a/0000.png").rename("photos/a/new.png")
     assert main(["data", "check", "photos"]) == 0
+    from ditlab.data.images.cache import prepare
     from ditlab.data.images.folder import Folder
-    from ditlab.data.images.store import prepare
 
     prepare(Folder(Path.cwd() / "photos"), (8, 8), 3)
     capsys.readouterr()

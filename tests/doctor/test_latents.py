@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ditlab.build import build_dataset
 from ditlab.data.latents.survey import survey_store
-from ditlab.doctor.examine import examine
+from ditlab.doctor.report import examine
 from ditlab.recipes import latents as recipe
-from ditlab.run import RunFolder
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
 from tests.latents import encode, images_and_vae
 
 

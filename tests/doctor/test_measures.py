@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from ditlab.build import build_process
 from ditlab.config import DDPMConfig, FlowConfig, MeanFlowConfig, MLPConfig
-from ditlab.data.datasets import Batch, Digits, Points
+from ditlab.data.dataset import Batch
+from ditlab.data.digits import Digits
+from ditlab.data.points import Points
 from ditlab.doctor.checks import Check, verdict
-from ditlab.doctor.curve import Course, from_metrics, gates, skipped_steps, training_curve
+from ditlab.doctor.evidence import Weights
 from ditlab.doctor.labels import told_by_samples
 from ditlab.doctor.losses import bounds, squared_errors, training_trials, trials
-from ditlab.doctor.subject import Weights
+from ditlab.doctor.metrics import Course, from_metrics, gates, skipped_steps, training_curve
 from ditlab.doctor.weights import LITTLE, expected_lag, gradient_noise
 from ditlab.networks.mlp import MLPDenoiser
+from ditlab.runs.build import build_process
 from ditlab.training.ema import EMA
 from ditlab.training.optim import learning_rate_factor
 from tests.training.test_fit import tiny

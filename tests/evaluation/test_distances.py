@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from ditlab.chance import generator_for
-from ditlab.evaluation.comparison import Reference
-from ditlab.evaluation.intervals import share_interval
-from ditlab.evaluation.kernel import kernel_distance, kernel_interval
-from ditlab.evaluation.memorisation import Bank, memorised
-from ditlab.evaluation.moments import Moments, frechet, frechet_interval
-from ditlab.evaluation.neighbours import manifolds, nearest, neighbour_distances
+from ditlab.core.rng import generator_for
+from ditlab.evaluation.metrics.comparison import Reference
+from ditlab.evaluation.metrics.frechet import Moments, frechet, frechet_interval
+from ditlab.evaluation.metrics.intervals import share_interval
+from ditlab.evaluation.metrics.kid import kernel_distance, kernel_interval
+from ditlab.evaluation.metrics.memorisation import Bank, memorised
+from ditlab.evaluation.metrics.precision_recall import manifolds, nearest, neighbour_distances
 
 
 def cloud(n, d, *seed):
@@ -138,8 +138,8 @@ def test_neighbours_are_those_of_plain_loops():
 def test_neighbours_do_not_depend_on_blocks(monkeypatch):
     x, y = cloud(300, 4, "x"), cloud(200, 4, "y")
     whole = manifolds(x, y), nearest(x, y, 4).numbers, kernel_distance(x, y), kernel_interval(x, y).interval
-    monkeypatch.setattr("ditlab.evaluation.neighbours.HELD", 1000)
-    monkeypatch.setattr("ditlab.evaluation.kernel.ROWS", 7)
+    monkeypatch.setattr("ditlab.evaluation.metrics.precision_recall.HELD", 1000)
+    monkeypatch.setattr("ditlab.evaluation.metrics.kid.ROWS", 7)
     for a, b in zip(whole[0], manifolds(x, y), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(whole[1], nearest(x, y, 4).numbers)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from scipy import stats
 
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.data.circles import circles, draw_discs
 from ditlab.data.digits import digit_halves
-from ditlab.evaluation.distances import energy_distance, sliced_wasserstein
-from ditlab.evaluation.measures import measure_circles, measure_digits, measure_points
-from ditlab.evaluation.shapes import disc_overlap, disc_parameters
+from ditlab.evaluation.metrics.by_data import measure_circles, measure_digits, measure_points
+from ditlab.evaluation.metrics.discs import disc_overlap, disc_parameters
+from ditlab.evaluation.metrics.distances import energy_distance, sliced_wasserstein
 
 
 def cloud(n, d, seed):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy import stats
 
-from ditlab.chance import generator_for
-from ditlab.evaluation import kernel
-from ditlab.evaluation.comparison import Reference
-from ditlab.evaluation.intervals import added, score_interval, squared_interval
-from ditlab.evaluation.memorisation import Bank, memorised
-from ditlab.evaluation.neighbours import WIDE, manifolds
+from ditlab.core.rng import generator_for
+from ditlab.evaluation.metrics import kid as kernel
+from ditlab.evaluation.metrics.comparison import Reference
+from ditlab.evaluation.metrics.intervals import added, score_interval, squared_interval
+from ditlab.evaluation.metrics.memorisation import Bank, memorised
+from ditlab.evaluation.metrics.precision_recall import WIDE, manifolds
 
 DRAWS = 60
 

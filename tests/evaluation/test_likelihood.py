@@ -6,14 +6,15 @@ import pytest
 import torch
 
 import ditlab
-from ditlab.chance import generator_for
-from ditlab.data.datasets import Circles, Digits, HeldOut, Points
-from ditlab.data.digits import digit_halves
-from ditlab.data.points import DENSITIES, POINTS
+from ditlab.core.rng import generator_for
+from ditlab.data.circles import Circles
+from ditlab.data.dataset import HeldOut
+from ditlab.data.digits import Digits, digit_halves
+from ditlab.data.points import DENSITIES, POINTS, Points
 from ditlab.diffusion.likelihood import quantised
 from ditlab.diffusion.process import FlowMatching
 from ditlab.diffusion.targets import compose
-from ditlab.evaluation.likelihood import measure_likelihood
+from ditlab.evaluation.metrics.likelihood import measure_likelihood
 from tests.mixture import Mixture
 
 RING = Mixture([[1.5 * math.cos(i * math.pi / 4), 1.5 * math.sin(i * math.pi / 4)] for i in range(8)], 0.1)

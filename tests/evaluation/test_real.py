@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ditlab.data.images.dataset import Images
-from ditlab.evaluation.real import labels_as_in, other_data, random_order, real_data
+from ditlab.evaluation.reference import labels_as_in, other_data, random_order, real_data
 
 CLASSES, EACH = 200, 400  # more than are shuffled together in training, one class after the other
 

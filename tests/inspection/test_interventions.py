@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import ditlab
-from ditlab.chance import generator_for
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.core.rng import generator_for
 from ditlab.inspection.interventions import Edits, intervened, single_edits, within
 from tests.diffusion.test_process import shaken
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import ditlab
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.inspection.branches import effective_depth, measure_branches
 from ditlab.inspection.interventions import intervened
 from tests.diffusion.test_process import shaken

@@ -8,7 +8,7 @@ import torch
 import ditlab
 from ditlab.inspection.flow import measure_parts
 from ditlab.inspection.statistics import brightness, distances, map_statistics, neighbourhood, query_statistics
-from ditlab.networks.counts import multiply_accumulates, multiply_accumulates_by_module, parameter_count
+from ditlab.networks.costs import multiply_accumulates, multiply_accumulates_by_module, parameter_count
 
 GRID = (3, 4)
 N = 12

@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
-from ditlab.chance import generator_for
-from ditlab.networks.published import preset
+from ditlab.core.rng import generator_for
+from ditlab.networks.presets import preset
 
 
 def facebook_state(

@@ -10,7 +10,6 @@ import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
 import ditlab
-from ditlab.build import build_dataset, build_network
 from ditlab.config import (
     CirclesData,
     Config,
@@ -23,14 +22,15 @@ from ditlab.config import (
     PointsData,
     UNetConfig,
 )
+from ditlab.core.errors import InputError
 from ditlab.diffusion.solvers import as_solver, integrate
-from ditlab.errors import InputError
 from ditlab.interop.conventions import rotated
 from ditlab.interop.exports import export_run
 from ditlab.interop.imports import import_checkpoint
-from ditlab.interop.latents import decoder
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import write_checkpoint
+from ditlab.runs.build import build_dataset, build_network
+from ditlab.runs.checkpoint import write_checkpoint
+from ditlab.runs.decode import decoder
+from ditlab.runs.folder import RunFolder
 from tests.diffusion.test_process import shaken
 from tests.interop.peers import diffusers_dit, diffusers_state, random_diffusers, random_vae, relative, with_frequencies
 from tests.interop.test_imports import K, noise, saved, small

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ditlab.disk import read_json
-from ditlab.errors import InputError
-from ditlab.interop.files import as_weights, read_model_folder, read_safetensors, read_torch
+from ditlab.core.disk import read_json
+from ditlab.core.errors import InputError
 from ditlab.interop.imports import import_checkpoint
+from ditlab.interop.safe_load import as_weights, read_model_folder, read_safetensors, read_torch
 from tests.interop.peers import random_diffusers
 from tests.interop.test_imports import saved, small
 

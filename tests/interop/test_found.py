@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import ditlab
 from ditlab.cli.main import main
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.interop.exports import export_run
 from ditlab.interop.imports import import_checkpoint
 from tests.interop.peers import diffusers_dit, relative

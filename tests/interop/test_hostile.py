@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import ditlab
 from ditlab.cli.main import main
-from ditlab.errors import InputError, printable
+from ditlab.core.errors import InputError, printable
 from ditlab.interop.imports import import_checkpoint
 from tests.interop.peers import random_diffusers, random_vae
 from tests.interop.test_files import refused

@@ -8,8 +8,8 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 import ditlab
-from ditlab.chance import generator_for
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.core.rng import generator_for
 from ditlab.interop.imports import import_checkpoint
 from tests.interop.peers import diffusers_dit, facebook_state, random_diffusers, random_vae, relative
 
@@ -33,7 +33,7 @@ def agreement(tmp_path, name, depth=None, n=1):
     k, label = K[-n:], torch.arange(1000, 1000 - n, -1)
     with torch.no_grad():
         ours = run.process.network(noise(n), (k + 1) / 1000, {"label": label})
-        theirs = diffusers_dit(state, ditlab.networks.published.preset(name)["heads"])(noise(n), k, label).sample
+        theirs = diffusers_dit(state, ditlab.networks.presets.preset(name)["heads"])(noise(n), k, label).sample
     return relative(ours, theirs)
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.interop.imports import import_checkpoint
 from ditlab.lab import export
-from ditlab.lab.library import Library
+from ditlab.lab.server.library import Library
 from tests.interop.test_imports import saved, small
 
 

@@ -4,10 +4,10 @@ import torch
 from diffusers import DDPMScheduler
 
 import ditlab
-from ditlab.build import build_drawing
 from ditlab.config import SamplingConfig
 from ditlab.diffusion.solvers import integrate
 from ditlab.interop.imports import import_checkpoint
+from ditlab.runs.sampling import build_drawing
 from tests.interop.peers import diffusers_dit, facebook_state, relative
 from tests.interop.test_imports import noise, saved
 

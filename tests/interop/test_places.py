@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler
 
 from ditlab.cli.main import guarded, main
 from ditlab.config import DDPMConfig
+from ditlab.core.disk import made_whole
+from ditlab.core.errors import InputError
 from ditlab.diffusion.grids import sampling_times
 from ditlab.diffusion.paths import DiscreteVP, named_betas
-from ditlab.errors import InputError
 from ditlab.interop.diffusers_scheduler import read_scheduler
 from ditlab.interop.exports import export_run
 from ditlab.interop.imports import import_checkpoint
-from ditlab.interop.places import made_whole
 from tests.interop.peers import random_vae
 from tests.interop.test_exports import OWN, run_of
 from tests.interop.test_imports import saved, small

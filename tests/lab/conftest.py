@@ -8,7 +8,7 @@ from ditlab.cli.main import main
 from ditlab.config import Config
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
+from ditlab.runs.folder import RunFolder
 from tests.lab.browser import ARGUMENTS, find_browser
 
 EVERY = {"checkpoint_every": 20, "preview_every": 20, "record_every": 10, "log_every": 10}

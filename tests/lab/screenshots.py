@@ -5,9 +5,9 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from ditlab.lab.api import create_app
-from ditlab.lab.library import Library
-from ditlab.lab.worker import Worker
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Worker
 from tests.lab.browser import ARGUMENTS, find_browser
 from tests.lab.shell import serving
 

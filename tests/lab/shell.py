@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from ditlab.lab.connection import DEFAULT
-from ditlab.lab.guard import Guard, exception_handlers
-from ditlab.lab.serve import Server, allowed_hosts, listen
+from ditlab.lab.server.guard import Guard, exception_handlers
+from ditlab.lab.server.serve import Server, allowed_hosts, listen
+from ditlab.lab.server.timeouts import DEFAULT
 
 PATIENCE = 20  # seconds until a test gives up; nothing here takes a tenth of that
 

@@ -15,16 +15,16 @@ from torch.utils._pytree import tree_leaves
 import ditlab
 from ditlab.cli.main import main
 from ditlab.config import Config
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.inspection.probe import attention_map
 from ditlab.interop.imports import import_checkpoint
-from ditlab.interop.latents import decoder
 from ditlab.lab import Lens
-from ditlab.lab.api import create_app
-from ditlab.lab.decoding import Decoding, why_not
-from ditlab.lab.library import Library
-from ditlab.lab.worker import Worker
-from ditlab.run import RunFolder
+from ditlab.lab.lens.decoding import Decoding, why_not
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Worker
+from ditlab.runs.decode import decoder
+from ditlab.runs.folder import RunFolder
 from tests.images import folder_of
 from tests.interop.peers import facebook_state
 from tests.lab.conftest import train_into
@@ -165,7 +165,7 @@ def test_nothing_is_fetched_for_looking(several, tmp_path, monkeypatch):
 
 def test_a_network_too_large_for_its_own_sampling_draws_in_few_steps(several, monkeypatch):
     lens = Lens(several / "imported")
-    monkeypatch.setitem(ditlab.lab.scenes.QUICK, "cpu", 2 * 3 * lens.scenes.macs)
+    monkeypatch.setitem(ditlab.lab.lens.scenes.QUICK, "cpu", 2 * 3 * lens.scenes.macs)
     answer = lens.input(input="sample:1", t=0.4)
     assert answer.meta["drawn"] == "3 of euler in place of 5 of ancestral"
     cond = {"label": torch.tensor([1])}
@@ -221,7 +221,7 @@ def wide(tmp_path_factory):
 
 @pytest.mark.parametrize("where", [{}, {"head": 1}, {"direction": "to"}])
 def test_a_click_makes_no_more_than_one_layers_map(wide, where, monkeypatch):
-    monkeypatch.setitem(ditlab.lab.scenes.QUICK, "cpu", 1)
+    monkeypatch.setitem(ditlab.lab.lens.scenes.QUICK, "cpu", 1)
     lens = Lens(wide)
     made, one_map = click(lens, 1, **where)
     assert made.maps == 0

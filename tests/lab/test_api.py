@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.numpy import load as load_arrays
 
 from ditlab.lab import Lens
-from ditlab.lab.api import create_app
-from ditlab.lab.library import Library
-from ditlab.lab.worker import Worker
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Worker
 from tests.lab.shell import ask, eventually, serving
 
 

@@ -19,9 +19,9 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from ditlab.lab.connection import Limits
-from ditlab.lab.guard import exception_handlers
-from ditlab.lab.worker import Worker
+from ditlab.lab.server.guard import exception_handlers
+from ditlab.lab.server.timeouts import Limits
+from ditlab.lab.server.worker import Worker
 from tests.lab.shell import PATIENCE, ask, connect, eventually, read_all, serving, small_app, talk
 
 SECRET = b"the secret beside the folder"

@@ -12,14 +12,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ditlab.cli.main import main
-from ditlab.errors import InputError, Missing
-from ditlab.lab import live
-from ditlab.lab.api import create_app
-from ditlab.lab.library import Library
-from ditlab.lab.recordings import BINS, losses, outline
-from ditlab.lab.worker import Worker
-from ditlab.run import RunFolder
-from ditlab.training import metrics
+from ditlab.core.errors import InputError, Missing
+from ditlab.lab.lens.recordings import BINS, losses, outline
+from ditlab.lab.server import live
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Worker
+from ditlab.runs import metrics
+from ditlab.runs.folder import RunFolder
 from tests.lab.shell import PATIENCE, ask, eventually, serving
 from tests.lab.test_page import opened, serve
 from tests.lab.test_worker import Gate, here
@@ -81,7 +81,7 @@ def test_the_terminal_and_the_page_say_which_runs_are_damaged(tmp_path, monkeypa
         on_ready("http://here/")
         return 0
 
-    monkeypatch.setattr("ditlab.lab.serve.serve", served)
+    monkeypatch.setattr("ditlab.lab.server.serve.serve", served)
     assert main(["lab", str(tmp_path), "--port", "0"]) == 0
     said = []
     eventually(lambda: said.append(capfd.readouterr().err) or "left out" in "".join(said))

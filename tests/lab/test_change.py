@@ -11,16 +11,17 @@ from safetensors.numpy import load as load_arrays
 
 import ditlab
 from ditlab.config import Config, DigitsData, DiTConfig
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.inspection.interventions import single_edits
 from ditlab.lab import Lens
-from ditlab.lab.api import create_app
-from ditlab.lab.costs import TIMES
 from ditlab.lab.export import _held_changes
-from ditlab.lab.library import Library
-from ditlab.lab.scenes import MAX_WORK
-from ditlab.lab.worker import Worker
-from ditlab.run import Run, RunFolder
+from ditlab.lab.lens.ablations import TIMES
+from ditlab.lab.lens.scenes import MAX_WORK
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Worker
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import Run
 from tests.lab.shell import ask, serving
 from tests.lab.test_page import FROM_DISK, chosen, opened, section, serve
 
@@ -135,7 +136,7 @@ def test_costs_are_measured_once_and_can_be_left(runs):
 
 
 def test_where_there_are_no_examples_costs_are_measured_on_generated_images(runs, monkeypatch):
-    monkeypatch.setattr("ditlab.lab.scenes.Scenes.has_examples", False)
+    monkeypatch.setattr("ditlab.lab.lens.scenes.Scenes.has_examples", False)
     answer = Lens(runs / "unet").costs()
     assert (answer.meta["images"], answer.meta["source"]) == ("16", "generated")
     assert sorted(answer.meta["edits"].split()) == [f"head:0.{head}" for head in range(4)]
@@ -145,7 +146,7 @@ def test_work_is_that_of_the_whole_network_and_counts_what_has_to_be_drawn(runs,
     lens = Lens(runs / "circles")
     lens.samples(n=1, edits="block:0 block:1 head:2.0")
     assert lens.scenes.macs == Lens(runs / "circles").scenes.macs
-    monkeypatch.setattr("ditlab.lab.scenes.Scenes.has_examples", False)
+    monkeypatch.setattr("ditlab.lab.lens.scenes.Scenes.has_examples", False)
     lens = Lens(runs / "unet")
     passes = (len(single_edits(lens.network)) + 1) * len(TIMES) * lens.scenes.macs
     monkeypatch.setitem(MAX_WORK, "cpu", 4 * passes)  # enough for what is measured, if it were there

@@ -7,19 +7,19 @@ import pytest
 
 import ditlab
 from ditlab.config import Config
+from ditlab.core.errors import InputError
 from ditlab.data.images.dataset import Images
-from ditlab.errors import InputError
-from ditlab.evaluate import evaluate
-from ditlab.evaluation.measures import measure_circles
+from ditlab.evaluation.evaluate import evaluate
+from ditlab.evaluation.metrics.by_data import measure_circles
 from ditlab.lab import Lens
-from ditlab.lab.answer import look_away
-from ditlab.lab.api import create_app
-from ditlab.lab.comparing import configuration, looking, quality
-from ditlab.lab.library import Library
-from ditlab.lab.recordings import losses
-from ditlab.lab.worker import Gone, Worker
+from ditlab.lab.lens.answer import look_away
+from ditlab.lab.lens.comparing import configuration, looking, quality
+from ditlab.lab.lens.recordings import losses
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Gone, Worker
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
+from ditlab.runs.folder import RunFolder
 from tests.images import folder_of
 from tests.lab.conftest import train_into
 from tests.lab.shell import ask, serving
@@ -146,11 +146,11 @@ def test_four_columns_stay_loaded_unless_they_are_large(runs, names, monkeypatch
     library = Library(runs)
     lenses = [library.lens(names[run]) for run in names]
     assert [library.lens(names[run]) for run in names] == lenses
-    monkeypatch.setattr("ditlab.lab.library.MOST_BYTES", 1)
+    monkeypatch.setattr("ditlab.lab.server.library.MOST_BYTES", 1)
     last = library.lens(names["circles"], 20)
     assert [*library._lenses.values()] == [lenses[-1], last]
-    monkeypatch.setattr("ditlab.lab.library.MOST_BYTES", 1e9)
-    monkeypatch.setattr("ditlab.lab.library.MOST_LOADED", 4)
+    monkeypatch.setattr("ditlab.lab.server.library.MOST_BYTES", 1e9)
+    monkeypatch.setattr("ditlab.lab.server.library.MOST_LOADED", 4)
     for run in names:
         library.lens(names[run])
     assert len(library._lenses) == 4

@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load as load_arrays
 
 from ditlab.cli.main import main
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.lab import Lens
-from ditlab.lab.api import PAGE
 from ditlab.lab.export import INPUTS, TIMES, _affordable
+from ditlab.lab.server.api import PAGE
 
 
 @pytest.fixture(scope="module")

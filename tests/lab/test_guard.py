@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from ditlab.lab.serve import allowed_hosts, needs_token
+from ditlab.lab.server.serve import allowed_hosts, needs_token
 from tests.lab.shell import PATIENCE, ask, connect, eventually, serving, small_app, talk
 
 TOKEN = "correct-horse-battery-staple"

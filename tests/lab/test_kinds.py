@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import ditlab
-from ditlab.build import build_dataset
 from ditlab.cli.main import main
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.lab import Lens
-from ditlab.lab.describe import describe
+from ditlab.lab.lens.describe import describe
+from ditlab.runs.build import build_dataset
 from tests.networks.test_conditioning import OWN
 
 SMALL = ["--steps", "80", "--batch-size", "32", "--network.dim", "32", "--network.depth", "2", "--network.heads", "2"]

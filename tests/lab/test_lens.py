@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 import ditlab
 from ditlab.config import Config, DigitsData, DiTConfig
-from ditlab.errors import InputError, Missing
+from ditlab.core.errors import InputError, Missing
 from ditlab.lab import Lens
-from ditlab.lab.answer import Answer
-from ditlab.lab.describe import describe
-from ditlab.lab.library import Library
-from ditlab.lab.maps import queries_and_keys
-from ditlab.run import Run, RunFolder
+from ditlab.lab.lens.answer import Answer
+from ditlab.lab.lens.attention import queries_and_keys
+from ditlab.lab.lens.describe import describe
+from ditlab.lab.server.library import Library
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_an_image_of_ones_own_has_no_label_unless_given_one(runs):
 
 
 def test_a_trajectory_too_large_to_hold_is_refused(lens, monkeypatch):
-    monkeypatch.setattr("ditlab.lab.lens.MAX_BYTES", 1000)
+    monkeypatch.setattr("ditlab.lab.lens.lens.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="would hold"):
         lens.trajectory(steps=5)
 

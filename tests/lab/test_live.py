@@ -16,14 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.lab import Lens
-from ditlab.lab.api import create_app
-from ditlab.lab.connection import Limits
-from ditlab.lab.library import Library
-from ditlab.lab.live import Watch
-from ditlab.lab.worker import Worker
-from ditlab.run import RunFolder
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.live import Watch
+from ditlab.lab.server.timeouts import Limits
+from ditlab.lab.server.worker import Worker
+from ditlab.runs.folder import RunFolder
 from tests.lab.shell import PATIENCE, ask, eventually, serving
 from tests.lab.test_page import opened, section
 
@@ -133,7 +133,7 @@ def test_other_metrics_are_told_from_their_beginning_however_far_they_have_gone(
 
 
 def test_the_limit_of_streams_counts_those_that_have_not_begun(runs, monkeypatch):
-    monkeypatch.setattr("ditlab.lab.api.MAX_STREAMS", 1)
+    monkeypatch.setattr("ditlab.lab.server.api.MAX_STREAMS", 1)
     worker, library = Worker(), Library(runs / "circles")
     app, (run,) = create_app(library, worker), library.folders()
     sent = []
@@ -214,7 +214,7 @@ def test_streams_outlive_the_clocks_and_give_way_to_questions(runs, tmp_path):
 
 
 def test_too_many_are_told_so_and_those_who_leave_make_room(runs, monkeypatch):
-    monkeypatch.setattr("ditlab.lab.api.MAX_STREAMS", 1)
+    monkeypatch.setattr("ditlab.lab.server.api.MAX_STREAMS", 1)
     with serve(runs / "circles") as (port, run):
         with following(port, run) as events:
             next(events)

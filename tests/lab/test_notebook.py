@@ -5,7 +5,7 @@ import re
 import pytest
 
 import ditlab
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.lab import Lens
 from ditlab.lab.notebook import frame
 from tests.lab.test_page import opened
@@ -58,7 +58,7 @@ def test_a_network_without_attention_shows_how_it_denoises(chromium, runs, tmp_p
 
 
 def test_elsewhere_a_line_says_what_to_do(runs, capsys):
-    ditlab.load(runs / "points").show()
+    ditlab.show(ditlab.load(runs / "points"))
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert f"ditlab lab {runs / 'points'}" in said

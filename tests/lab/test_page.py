@@ -11,10 +11,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from ditlab.lab import Lens
-from ditlab.lab.answer import Answer
-from ditlab.lab.api import create_app
-from ditlab.lab.library import Library
-from ditlab.lab.worker import Worker
+from ditlab.lab.lens.answer import Answer
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Worker
 from tests.lab.shell import serving
 
 PATIENCE = 30_000  # milliseconds

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from ditlab.lab.api import create_app
-from ditlab.lab.library import Library
-from ditlab.lab.worker import Rank, Worker
+from ditlab.lab.server.api import create_app
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.worker import Rank, Worker
 from tests.lab.shell import PATIENCE, eventually, serving
 from tests.lab.test_page import opened, section, settled
 

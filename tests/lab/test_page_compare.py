@@ -8,10 +8,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 import ditlab
-from ditlab.evaluate import evaluate
+from ditlab.evaluation.evaluate import evaluate
 from ditlab.lab import Lens
-from ditlab.lab.library import Library
-from ditlab.run import RunFolder
+from ditlab.lab.server.library import Library
+from ditlab.runs.folder import RunFolder
 from tests.lab.test_page import FROM_DISK, chosen, copied, opened, run_snippet, section, serve
 
 N = 100

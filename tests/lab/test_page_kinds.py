@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ditlab.lab import Lens
-from ditlab.lab.library import Library
+from ditlab.lab.server.library import Library
 from tests.lab.test_page import attention, number_near, opened, section, serve
 
 WHERE = "&t=0.4&layer=1&patch=5&input=data:2"

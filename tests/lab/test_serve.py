@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from ditlab.errors import InputError
-from ditlab.lab.serve import address, listen
+from ditlab.core.errors import InputError
+from ditlab.lab.server.serve import address, listen
 from tests.lab.shell import PATIENCE, connect
 
 SCRIPT = """
@@ -18,8 +18,8 @@ import asyncio
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from ditlab.lab.guard import Guard
-from ditlab.lab.serve import address, allowed_hosts, listen, serve
+from ditlab.lab.server.guard import Guard
+from ditlab.lab.server.serve import address, allowed_hosts, listen, serve
 
 async def endless(request):
     await asyncio.sleep(1000)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from ditlab.lab.worker import Busy, Gone, Rank, Worker
+from ditlab.lab.server.worker import Busy, Gone, Rank, Worker
 from tests.lab.shell import PATIENCE, eventually
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ditlab.errors import Caution
+from ditlab.core.errors import Caution
 from ditlab.machine import profile as module
 from ditlab.machine.profile import VARIABLES, Profile, keep, measure
 
@@ -116,7 +116,7 @@ def test_an_older_processor_can_be_played(cache, in_tmp):
 def test_code_that_was_compiled_for_another_processor_is_not_run(tmp_path):
     """torch 2.13 finds it in its cache, and gets NaN."""
     script = (
-        "import torch; from ditlab import DiT; from ditlab.training.compiled import compile_network\n"
+        "import torch; from ditlab import DiT; from ditlab.training.compilation import compile_network\n"
         "torch.manual_seed(0); net = DiT(); compile_network(net, whole=True)\n"
         "loss = (net(torch.randn(32, 1, 16, 16), torch.rand(32)) - 1).square().mean(); loss.backward()\n"
         "assert all(p.grad.isfinite().all() for p in net.parameters())"

@@ -7,7 +7,7 @@ from ditlab.machine import resolve
 from ditlab.machine.resolve import computing_as, products_of, resolved, settled, use_quickest
 from ditlab.networks import kernels
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
+from ditlab.runs.folder import RunFolder
 from tests.machine.test_profile import FAST_BF16, SLOW_BF16
 from tests.training.test_fit import Nobody
 

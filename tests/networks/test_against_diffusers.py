@@ -5,7 +5,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 import ditlab
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from tests.diffusion.test_process import shaken
 
 

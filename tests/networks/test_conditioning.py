@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 
 import ditlab
-from ditlab.chance import generator_for
+from ditlab.core.registry import CONDITIONINGS
+from ditlab.core.rng import generator_for
 from ditlab.inspection.branches import measure_branches, modulated_blocks
-from ditlab.networks.conditioning import CONDITIONINGS
-from ditlab.networks.counts import activation_bytes, multiply_accumulates, multiply_accumulates_by_module
+from ditlab.networks.costs import activation_bytes, multiply_accumulates, multiply_accumulates_by_module
 from ditlab.networks.layers import MLP, RotaryPositions, SwiGLU
 from tests.diffusion.test_process import shaken
 
@@ -318,7 +318,7 @@ def test_qk_norm_bounds_the_products():
 
 COMPILED = """
 import torch, ditlab
-from ditlab.networks.conditioning import CONDITIONINGS
+from ditlab.core.registry import CONDITIONINGS
 torch.manual_seed(0)
 x, t, text = torch.randn(2, 1, 16, 16), torch.rand(2), torch.randn(2, 3, 5)
 cond = {"label": torch.tensor([0, 3]), "radius": torch.tensor([0.5, torch.nan]), "text": text, "interval": t / 2}
@@ -340,7 +340,7 @@ def test_every_kind_compiles_into_one_graph():
 
 
 def test_the_example_of_the_page_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.delitem(CONDITIONINGS, "scale-and-gate")
+    monkeypatch.delitem(CONDITIONINGS.parts, "scale-and-gate")
     page = (Path(__file__).parents[2] / "docs" / "conditioning.md").read_text()
     script = tmp_path / "scale_and_gate.py"
     script.write_text(page.split("```python\n")[1].split("```")[0])

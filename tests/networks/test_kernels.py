@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ditlab.chance import generator_for
+from ditlab.core.rng import generator_for
 from ditlab.networks import kernels
 from ditlab.networks.dit import DiT
 from ditlab.networks.kernels import Kernels, attention, layer_norm, linear, product, using

@@ -5,10 +5,10 @@ import torch
 from einops import rearrange
 
 import ditlab
-from ditlab.chance import generator_for
-from ditlab.networks.counts import activation_bytes, multiply_accumulates, on_meta, parameter_count
+from ditlab.core.rng import generator_for
+from ditlab.networks.costs import activation_bytes, multiply_accumulates, on_meta, parameter_count
 from ditlab.networks.embeddings import sincos_positions
-from ditlab.networks.published import PRESETS
+from ditlab.networks.presets import PRESETS
 from tests.diffusion.test_process import shaken
 
 NETWORKS = {

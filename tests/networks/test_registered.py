@@ -10,15 +10,15 @@ from torch import nn
 import ditlab
 from ditlab.cli.main import main
 from ditlab.config import Config, OwnConfig
-from ditlab.networks.registered import NETWORKS
+from ditlab.core.registry import NETWORKS
 
 WORDS = ["train", "digits", "--network", "own", "--steps", "3", "--batch-size", "4", "--sampling.steps", "2"]
 
 
 @pytest.fixture
 def registered(monkeypatch):
-    monkeypatch.setattr("ditlab.networks.registered.NETWORKS", {})
-    assert NETWORKS == {}
+    monkeypatch.setattr(NETWORKS, "parts", {})
+    assert NETWORKS.parts == {}
 
     @ditlab.register_network("scaled")
     class Scaled(nn.Module):
@@ -62,7 +62,7 @@ def test_what_is_wrong_is_said_in_a_line(in_tmp, registered, capsys):
 
 def test_a_network_that_is_not_registered_is_said_when_a_run_is_loaded(in_tmp, registered, monkeypatch, capsys):
     assert main([*WORDS, "--network.name", "scaled"]) == 0
-    monkeypatch.setattr("ditlab.networks.registered.NETWORKS", {})
+    monkeypatch.setattr(NETWORKS, "parts", {})
     assert main(["sample", "digits"]) == 2
     assert "unknown network 'scaled'; register it first" in capsys.readouterr().err
 

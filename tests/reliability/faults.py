@@ -1,4 +1,4 @@
-"""Faults to put where ``ditlab.disk.before`` is, and what a folder holds afterwards."""
+"""Faults to put where ``ditlab.core.disk.before`` is, and what a folder holds afterwards."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ditlab import disk
+from ditlab.core import disk
 
 
 def tree(folder):

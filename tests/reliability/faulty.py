@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from ditlab.data.datasets import Batch, Points
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.data.dataset import Batch
+from ditlab.data.points import Points
 
 
 class Faulty:
@@ -99,8 +100,8 @@ def config(**changes):
 def train(arguments):
     """Train; with "again", go on after each interruption, with a worker process every other time."""
     import ditlab.fit
-    from ditlab.errors import Interrupted
-    from ditlab.run import RunFolder
+    from ditlab.core.errors import Interrupted
+    from ditlab.runs.folder import RunFolder
 
     torch.set_num_threads(1)
     told = json.loads(arguments[1])

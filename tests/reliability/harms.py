@@ -7,7 +7,7 @@ import shutil
 
 from safetensors.torch import load_file, save_file
 
-from ditlab.training.checkpoint import MANIFEST
+from ditlab.runs.checkpoint import MANIFEST
 
 PARTS = ("model", "ema", "optimizer", "averages")
 SHARDS = 3

@@ -23,12 +23,12 @@ import torch
 import torch._dynamo
 
 import ditlab.cli.progress
-import ditlab.evaluate
+import ditlab.evaluation.evaluate
 import ditlab.fit  # noqa: F401 - so that forks need not import it
-from ditlab import disk
 from ditlab.cli.main import leave, main
+from ditlab.core import disk, rendezvous
 from ditlab.diffusion.process import Process
-from ditlab.training import agreement, rendezvous
+from ditlab.runs import agreement
 from tests.reliability.faults import At, torn
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import ditlab
-from ditlab import disk
-from ditlab.build import build_dataset
 from ditlab.cli.main import main
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import FILES, LATEST, MANIFEST, saved_steps, step_name, verified
+from ditlab.core import disk
+from ditlab.runs.build import build_dataset
+from ditlab.runs.checkpoint import FILES, LATEST, MANIFEST, saved_steps, step_name, verified
+from ditlab.runs.folder import RunFolder
+from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState, train
-from ditlab.training.writer import CheckpointWriter
 from tests.reliability.faults import At, die, full, in_a_child, put_back, recorded, torn, tree, vanish
 from tests.training.test_fit import tiny
 
@@ -245,7 +245,7 @@ def test_two_writers(in_tmp, capfd):
     assert main(["train", "circles", "--name", "demo", "--steps", "2", *SMALL]) == 0
     script = """
         import time
-        from ditlab.run import RunFolder
+        from ditlab.runs.folder import RunFolder
         with RunFolder("runs/demo").locked():
             print("locked", flush=True)
             time.sleep(600)

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import ditlab
-from ditlab.build import build_dataset
 from ditlab.cli.main import main
-from ditlab.errors import CheckpointWarning, InputError
+from ditlab.core.errors import CheckpointWarning, InputError
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import FILES, LATEST, MANIFEST, saved_steps, step_name
-from ditlab.training.loading import load_checkpoint
+from ditlab.runs.build import build_dataset
+from ditlab.runs.checkpoint import FILES, LATEST, MANIFEST, saved_steps, step_name
+from ditlab.runs.folder import RunFolder
+from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState
-from ditlab.training.writer import CheckpointWriter
+from ditlab.training.resume import load_checkpoint
 from tests.reliability.faults import tree
 from tests.training.test_fit import Nobody, tiny
 
@@ -189,7 +189,7 @@ def test_all_are_gone_but_not_forgotten(run):
 
 
 def test_the_lab_walks_back_too(run):
-    from ditlab.lab.library import Library
+    from ditlab.lab.server.library import Library
 
     truncate(run / "checkpoints/step-00000006/ema.safetensors", random.Random(0))
     library = Library(run)
@@ -234,7 +234,7 @@ def test_readers_while_checkpoints_are_deleted(run):
 
 def test_a_checkpoint_deleted_while_it_is_read(run, monkeypatch):
     """The next one is taken, though it was not there when the reader began."""
-    from ditlab.training import checkpoint
+    from ditlab.runs import checkpoint
 
     read = checkpoint.disk.read_json
     files = run / "checkpoints"

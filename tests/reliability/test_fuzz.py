@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 
 import ditlab
 from ditlab.cli.main import guarded, main
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.fit import fit
-from ditlab.lab.library import Library
-from ditlab.lab.live import Watch
-from ditlab.lab.recordings import gate_recordings, losses, picture, previews
-from ditlab.run import RunFolder
+from ditlab.lab.lens.recordings import gate_recordings, losses, picture, previews
+from ditlab.lab.server.library import Library
+from ditlab.lab.server.live import Watch
+from ditlab.runs.folder import RunFolder
 from tests.reliability.faults import tree
 from tests.reliability.harms import HARMS, special
 from tests.training.test_fit import Nobody, tiny

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import ditlab.fit
-from ditlab.errors import Interrupted, TrainingError
+from ditlab.core.errors import Interrupted, TrainingError
 from ditlab.fit import fit
-from ditlab.run import RunFolder
+from ditlab.runs.folder import RunFolder
 from ditlab.training import signals
 from tests.reliability.faulty import Faulty, config
 from tests.training.test_fit import Nobody, everything, tiny

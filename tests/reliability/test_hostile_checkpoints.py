@@ -9,9 +9,9 @@ import tracemalloc
 import pytest
 
 import ditlab
-from ditlab.errors import DamagedCheckpoint, InputError
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import FILES, MANIFEST
+from ditlab.core.errors import DamagedCheckpoint, InputError
+from ditlab.runs.checkpoint import FILES, MANIFEST
+from ditlab.runs.folder import RunFolder
 from tests.training.test_checkpoint import begun, refused, resaved, save
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ditlab import disk
 from ditlab.cli.main import main
+from ditlab.core import disk
 from ditlab.data.latents.encode import Encoding
 from tests.latents import encode, images_and_vae
 from tests.reliability.faults import At, die, ended, full, in_a_child, recorded, tree

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 import ditlab
-from ditlab import disk, locks
 from ditlab.cli.main import guarded, main
-from ditlab.errors import CheckpointWarning, InputError
+from ditlab.core import disk, locks
+from ditlab.core.errors import CheckpointWarning, InputError
 from ditlab.fit import fit
 from ditlab.lab.export import embed
-from ditlab.lab.library import Library
+from ditlab.lab.lens.recordings import gate_recordings, picture, previews
 from ditlab.lab.notebook import frame
-from ditlab.lab.recordings import gate_recordings, picture, previews
-from ditlab.run import MADE, RunFolder
-from ditlab.training.checkpoint import MANIFEST, damage, saved_steps
+from ditlab.lab.server.library import Library
+from ditlab.runs.checkpoint import MANIFEST, damage, saved_steps
+from ditlab.runs.folder import MADE, RunFolder
 from tests.reliability.faults import tree
 from tests.training.test_fit import Nobody, tiny
 
@@ -117,7 +117,7 @@ def test_what_is_deleted_is_a_link_and_not_what_it_points_to(tmp_path):
 
 def test_nothing_is_written_through_a_link_that_was_put_there(tmp_path, outside):
     """In the place of a hidden file that is to be written, of the workers' stacks, of a lock."""
-    from ditlab.training.stacks import answer_in, place, write_stacks
+    from ditlab.training.watchdog import answer_in, place, write_stacks
 
     before = tree(outside)
     disk.hidden(tmp_path / "a.txt").symlink_to(outside / ".ssh/id")

@@ -15,11 +15,11 @@ from PIL import Image
 
 import ditlab
 from ditlab.cli.main import VERBS
-from ditlab.errors import DamagedCheckpoint
-from ditlab.evaluate import evaluate
+from ditlab.core.errors import DamagedCheckpoint
+from ditlab.evaluation.evaluate import evaluate
 from ditlab.interop.exports import export_run
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import read_part, step_name
+from ditlab.runs.checkpoint import read_part, step_name
+from ditlab.runs.folder import RunFolder
 from tests.images import folder_of
 from tests.reliability.faults import asked, tree
 

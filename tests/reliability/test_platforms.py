@@ -11,16 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from ditlab import disk
 from ditlab.bench.machine import machine
 from ditlab.config import ImagesData
+from ditlab.core import disk
 from ditlab.data.images.dataset import Images
 from ditlab.fit import fit
-from ditlab.lab.connection import Limits
-from ditlab.lab.serve import _affordable
+from ditlab.lab.server.serve import _affordable
+from ditlab.lab.server.timeouts import Limits
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
-from ditlab.training import signals, stacks
+from ditlab.runs.folder import RunFolder
+from ditlab.training import signals
+from ditlab.training import watchdog as stacks
 from tests.images import folder_of
 from tests.training.test_fit import Nobody, tiny
 

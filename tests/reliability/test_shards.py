@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 import ditlab
 from ditlab.cli.main import main
-from ditlab.errors import DamagedCheckpoint, InputError
+from ditlab.core.errors import DamagedCheckpoint, InputError
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import describe_part, read_part, step_name
+from ditlab.runs.checkpoint import describe_part, read_part, step_name
+from ditlab.runs.folder import RunFolder
 from tests.reliability.harms import PARTS, SHARDS, shard_file, sign, split
 from tests.training.test_fit import Nobody, tiny
 
@@ -183,8 +183,8 @@ def test_a_tensor_too_few_or_too_many_is_named(runs, tmp_path, weights, change):
 
 def test_a_snapshot_of_another_network_makes_no_average(runs, tmp_path):
     """Whole in itself, and with the same names: its shapes are compared before anything is added up."""
-    from ditlab.averaging import make_averages
-    from ditlab.training.posthoc import read_snapshot, write_snapshot
+    from ditlab.training.make_ema import make_averages
+    from ditlab.training.posthoc_ema import read_snapshot, write_snapshot
 
     shutil.copytree(runs / "one", tmp_path / "r")
     folder = RunFolder(tmp_path / "r")

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import ditlab
-from ditlab.build import build_dataset, build_network, most_numbers, network_shapes
 from ditlab.cli.main import main
 from ditlab.config import Config, DiTConfig, ExternalData, MLPConfig, PointsData, UNetConfig
-from ditlab.errors import ConfigError, InputError
+from ditlab.config.section import Section
+from ditlab.core.errors import ConfigError, InputError
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.section import Section
-from ditlab.training.checkpoint import MANIFEST
-from ditlab.training.loading import LOOSELY, SMALL, foresee
+from ditlab.runs.build import build_dataset, build_network, most_numbers, network_shapes
+from ditlab.runs.checkpoint import MANIFEST
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.weights import LOOSELY, SMALL, foresee
 from tests.reliability.test_links import said
 from tests.training.test_fit import Nobody, tiny
 
@@ -97,9 +97,9 @@ LARGE = {
 def test_a_network_that_a_checkpoint_does_not_hold_takes_no_memory(run, capsys, monkeypatch, name):
     """Within the bounds, and with a checkpoint that says the same of itself: its headers are compared first."""
     built = []
-    monkeypatch.setattr("ditlab.run.build_network", lambda *_: built.append(1))
+    monkeypatch.setattr("ditlab.runs.run.build_network", lambda *_: built.append(1))
     monkeypatch.setattr("ditlab.fit.TrainState", lambda *_: built.append(1))
-    monkeypatch.setattr("ditlab.doctor.subject.initial_network", lambda *_: built.append(1))
+    monkeypatch.setattr("ditlab.doctor.evidence.initial_network", lambda *_: built.append(1))
     told = json.loads((run / "config.json").read_text())
     told["network"] |= LARGE[name]
     (run / "config.json").write_text(json.dumps(told))
@@ -150,7 +150,7 @@ def test_a_checkpoint_in_shards_is_compared_by_its_headers(run):
     """As FSDP leaves one: what it holds is looked at without being read."""
     from safetensors.torch import load_file
 
-    from ditlab.training import shards
+    from ditlab.runs import sharded as shards
 
     checkpoint = run / "checkpoints/step-00000004"
     (checkpoint / "model").mkdir()

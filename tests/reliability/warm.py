@@ -15,10 +15,10 @@ import torch
 import torch._dynamo
 
 import ditlab.cli.progress
-import ditlab.evaluate
+import ditlab.evaluation.evaluate
 import ditlab.fit  # noqa: F401 - so that forks need not import it
-from ditlab import disk
 from ditlab.cli.main import main
+from ditlab.core import disk
 from ditlab.diffusion.process import Process
 from tests.reliability.faults import At, die
 

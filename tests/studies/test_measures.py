@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ditlab.build import build_dataset
 from ditlab.config import DiTConfig
-from ditlab.diffusion.solvers import SOLVERS
-from ditlab.run import load
+from ditlab.core.registry import SOLVERS
+from ditlab.runs.build import build_dataset
+from ditlab.runs.run import load
 from studies import conditioning, measures, networks, objectives, scaling
 from studies.measures import cost, count_jumps, cpu_of_step, held_out_loss, smoothness, steps_within
 from studies.powerlaw import fit_power_law, fits_over_seeds, left_out_r2

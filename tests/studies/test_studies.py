@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from ditlab import probe
-from ditlab.build import build_dataset, initial_network
 from ditlab.config import DiTConfig
+from ditlab.core.errors import CheckpointWarning, InputError
 from ditlab.data.circles import circles
-from ditlab.errors import CheckpointWarning, InputError
 from ditlab.inspection.statistics import brightness, distances
+from ditlab.runs.build import build_dataset, initial_network
 from studies import study as framework
 from studies.__main__ import ORDER
 from studies.intervals import CONFIRMED, CONTRADICTED, NOT_SHOWN, Measured

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ditlab
-from ditlab import disk
-from ditlab.averaging import make_averages
-from ditlab.build import build_dataset
-from ditlab.errors import ConfigError, InputError, TrainingError
+from ditlab.core import disk
+from ditlab.core.errors import ConfigError, InputError, TrainingError
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.training.averages import PowerAverages
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
+from ditlab.training.ema import PowerAverages
 from ditlab.training.loop import TrainState, train
-from ditlab.training.posthoc import read_snapshot, write_snapshot
+from ditlab.training.make_ema import make_averages
+from ditlab.training.posthoc_ema import read_snapshot, write_snapshot
 from tests.reliability.faults import At, tree
 from tests.training.test_fit import Nobody, tiny
 

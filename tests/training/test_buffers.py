@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 import ditlab
-from ditlab.averaging import make_averages
-from ditlab.build import build_dataset
 from ditlab.config import OwnConfig
-from ditlab.data.datasets import Batch
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
+from ditlab.core.registry import NETWORKS
+from ditlab.data.dataset import Batch
 from ditlab.fit import fit
-from ditlab.run import RunFolder
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
 from ditlab.training.loop import TrainState, rehearse, train
+from ditlab.training.make_ema import make_averages
 from tests.reliability.test_guards import Nobody
 from tests.training.test_fit import tiny
 
@@ -24,7 +25,7 @@ STATISTICS = ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked
 @pytest.fixture(autouse=True)
 def normed(monkeypatch):
     """A network with a batch norm, and a buffer that is kept in no file."""
-    monkeypatch.setattr("ditlab.networks.registered.NETWORKS", {})
+    monkeypatch.setattr(NETWORKS, "parts", {})
 
     @ditlab.register_network("normed")
     class Normed(nn.Module):

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ditlab
-from ditlab import disk
-from ditlab.build import build_dataset
 from ditlab.config import AdamWConfig, DiTConfig, MLPConfig, UNetConfig
-from ditlab.errors import CheckpointWarning, InputError, TrainingError
+from ditlab.core import disk
+from ditlab.core.errors import CheckpointWarning, InputError, TrainingError
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import FILES, MANIFEST, saved_steps, thin_out, verified, write_checkpoint
-from ditlab.training.loading import load_checkpoint
+from ditlab.runs.build import build_dataset
+from ditlab.runs.checkpoint import FILES, MANIFEST, saved_steps, thin_out, verified, write_checkpoint
+from ditlab.runs.folder import RunFolder
+from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState, train
-from ditlab.training.writer import CheckpointWriter
+from ditlab.training.resume import load_checkpoint
 from tests.reliability.faults import At, full, tree
 from tests.training.test_fit import Nobody, tiny
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ditlab.build import build_dataset
-from ditlab.cli.training import parse_train
+from ditlab.cli.train_arguments import parse_train
 from ditlab.config import Config, UNetConfig
-from ditlab.data.datasets import Circles
+from ditlab.data.circles import Circles
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES
-from ditlab.run import RunFolder
-from ditlab.training import compiled
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
+from ditlab.training import compilation as compiled
 from ditlab.training.loop import TrainState, compiled_over_written
 from tests.training.test_fit import Nobody
 
@@ -59,7 +59,7 @@ def test_the_flag_stands_alone_or_says_how(words, meant):
 
 def test_without_a_compiler_training_says_so_and_goes_on_unless_compiled_code_was_asked_for(tmp_path):
     script = f"""
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from tests.training.test_compiled import short_run
 try:
     short_run({str(tmp_path / "asked")!r}, compile=True)

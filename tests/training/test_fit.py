@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 import ditlab
-from ditlab.build import build_dataset
-from ditlab.chance import generator_for
 from ditlab.config import Config, SamplingConfig
-from ditlab.errors import CheckpointWarning, TrainingError
+from ditlab.core.errors import CheckpointWarning, TrainingError
+from ditlab.core.rng import generator_for
 from ditlab.fit import fit
 from ditlab.recipes import RECIPES
-from ditlab.recorder import preview
-from ditlab.run import RunFolder
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
 from ditlab.training.ema import EMA
 from ditlab.training.loop import TrainState, train
 from ditlab.training.optim import Optimizers, block_matrices, learning_rate_factor
+from ditlab.training.recorder import preview
 from tests.diffusion.test_process import shaken
 
 SELF_MADE = [name for name, make in RECIPES.items() if not inspect.signature(make).parameters]  # need no files
@@ -149,7 +149,7 @@ def test_the_training_draws_do_not_depend_on_global_state():
     for noise in (0, 1):
         torch.manual_seed(noise)
         config = tiny()
-        from ditlab.build import build_dataset
+        from ditlab.runs.build import build_dataset
 
         data = build_dataset(config)
         state = TrainState(config, data)
@@ -345,7 +345,7 @@ def test_asking_for_huge_pages_changes_no_number():
     """In a process of its own, for the memory it has is rearranged."""
     script = """
         import torch
-        from ditlab.memory import _private_memory, use_huge_pages
+        from ditlab.core.malloc import _private_memory, use_huge_pages
         blocks = [torch.randn(2**18 + 7 * i) for i in range(40)]
         copies = [block.clone() for block in blocks]
         assert any(start <= block.data_ptr() < end for block in blocks for start, end in _private_memory())

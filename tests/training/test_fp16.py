@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from ditlab.build import build_dataset
-from ditlab.chance import generator_for
-from ditlab.errors import TrainingError
+from ditlab.core.errors import TrainingError
+from ditlab.core.rng import generator_for
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.training import guard
-from ditlab.training.guard import Guard, summary
+from ditlab.runs.build import build_dataset
+from ditlab.runs.folder import RunFolder
+from ditlab.training import spikes as guard
 from ditlab.training.loop import TrainState, train
+from ditlab.training.spikes import Guard, summary
 from tests.diffusion.test_process import shaken
 from tests.training.test_fit import Nobody, everything, tiny
 

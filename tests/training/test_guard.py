@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ditlab
-from ditlab.build import build_dataset
-from ditlab.chance import generator_for
-from ditlab.data.datasets import Batch
+from ditlab.core.errors import TrainingError
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Batch
 from ditlab.diffusion.meanflow import MeanFlow
-from ditlab.errors import TrainingError
-from ditlab.training.failures import save_failure
-from ditlab.training.guard import SETTLED, Guard, summary
+from ditlab.runs.build import build_dataset
+from ditlab.training.bad_batches import save_failure
 from ditlab.training.loop import TrainState, train
+from ditlab.training.spikes import SETTLED, Guard, summary
 from tests.diffusion.test_process import shaken
 from tests.reliability.faulty import Faulty, config
 from tests.training.test_fit import tiny

@@ -6,9 +6,9 @@ from contextlib import closing
 import pytest
 import torch
 
-from ditlab.build import build_dataset
-from ditlab.errors import InputError, TrainingError
-from ditlab.training import stacks
+from ditlab.core.errors import InputError, TrainingError
+from ditlab.runs.build import build_dataset
+from ditlab.training import watchdog as stacks
 from ditlab.training.loader import batches
 from tests.reliability.faulty import Faulty, config
 from tests.training.test_fit import tiny

@@ -3,8 +3,9 @@ import inspect
 import pytest
 import torch
 
-from ditlab.chance import generator_for
-from ditlab.training.muon import BatchedMuon, orthogonal_by_gram, orthogonal_by_matrix
+from ditlab.core.newton_schulz import orthogonal_by_gram, orthogonal_by_matrix
+from ditlab.core.rng import generator_for
+from ditlab.training.muon import BatchedMuon
 
 NARROW = [(48, 16), (16, 16), (16, 48), (16, 16), (32, 16), (16, 32), (48, 16)]
 WIDE = [(96, 72), (72, 72), (72, 96)]

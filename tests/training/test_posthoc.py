@@ -9,8 +9,8 @@ from scipy.integrate import quad
 from scipy.linalg import null_space
 
 import ditlab
-from ditlab.training.averages import PowerAverages, exponent, interval, relative_width
-from ditlab.training.posthoc import ROUNDING, combine, inner_products
+from ditlab.training.ema import PowerAverages, exponent, interval, relative_width
+from ditlab.training.posthoc_ema import ROUNDING, combine, inner_products
 from tests.diffusion.test_process import shaken
 
 WIDTHS = (0.05, 0.1)

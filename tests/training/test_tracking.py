@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ditlab import tracking
 from ditlab.cli.main import main
 from ditlab.config import Config
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.fit import fit
-from ditlab.run import RunFolder
-from ditlab.tracking import Guarded, TensorBoard, WeightsAndBiases, flat
+from ditlab.runs.folder import RunFolder
+from ditlab.training import tracking
+from ditlab.training.tracking import Guarded, TensorBoard, WeightsAndBiases, flat
 from tests.training.test_fit import Nobody, tiny
 
 

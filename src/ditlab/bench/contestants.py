@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditlab.bench.sizes import Size
-from ditlab.networks.counts import as_shapes
+from ditlab.networks.costs import as_shapes
 from ditlab.networks.dit import DiT
 from ditlab.networks.embeddings import PatchEmbed, TimeEmbedding
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ditlab.disk import write_atomically
+from ditlab.core.disk import write_atomically
+from ditlab.core.malloc import physical
 from ditlab.machine.profile import VARIABLES, cpuinfo, processor
-from ditlab.memory import physical
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that products are the faster for
 

@@ -16,7 +16,7 @@ from ditlab.bench.sampling import evaluations
 from ditlab.bench.sizes import Size, Task
 from ditlab.bench.training import COMPILED, EAGER, emulates_bf16, use_measured_kernels
 from ditlab.machine.profile import in_words, profile
-from ditlab.training.compiled import why_not
+from ditlab.training.compilation import why_not
 
 TASKS: tuple[Task, ...] = ("train", "sample")
 

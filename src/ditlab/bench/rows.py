@@ -27,8 +27,8 @@ from ditlab.bench.training import (
     resolved_default,
     training_turns,
 )
-from ditlab.memory import freed_memory_kept
-from ditlab.networks.counts import parameter_count
+from ditlab.core.malloc import freed_memory_kept
+from ditlab.networks.costs import parameter_count
 
 SAID_EVERY = 5.0  # seconds
 FORWARD_AND_BACKWARD = 3  # operations of a training step over those of its forward passes

@@ -11,12 +11,13 @@ from ditlab.bench.contestants import PEER, Predict, contestant
 from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
 from ditlab.bench.training import Entry, default_config, predicting
-from ditlab.build import build_process, initial_network
 from ditlab.config import ExternalData
-from ditlab.data.datasets import External
+from ditlab.data.dataset import External
 from ditlab.diffusion.process import FlowMatching
 from ditlab.diffusion.solvers import Heun
-from ditlab.run import Run, RunFolder
+from ditlab.runs.build import build_process, initial_network
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import Run
 
 
 def evaluations(size: Size) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ditlab.errors import InputError
-from ditlab.networks.published import PRESETS, preset
+from ditlab.core.errors import InputError
+from ditlab.networks.presets import PRESETS, preset
 
 Task = Literal["train", "sample"]
 

@@ -10,14 +10,15 @@ from torch import Tensor
 from ditlab.bench.contestants import OURS, PLAIN, Contestant, Predict, contestant, our_contestant
 from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
-from ditlab.build import autocast, build_network, resolve_device
 from ditlab.config import Config, DigitsData, DiTConfig
-from ditlab.data.datasets import Batch, Dataset, External
+from ditlab.core.device import autocast, resolve_device
+from ditlab.data.dataset import Batch, Dataset, External
 from ditlab.machine.profile import profile
 from ditlab.machine.resolve import computing_as, resolve_precision, resolved
 from ditlab.networks import kernels
 from ditlab.recipes import ANY_STORE, latents
-from ditlab.training import compiled
+from ditlab.runs.build import build_network
+from ditlab.training import compilation as compiled
 from ditlab.training.loop import Step, TrainState, train
 
 EAGER, COMPILED, DEFAULT = "eager", "compiled", "default"

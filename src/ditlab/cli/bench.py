@@ -10,7 +10,7 @@ from typing import Any
 from ditlab.bench.sizes import sizes_of
 from ditlab.cli.options import BenchOptions, parse
 from ditlab.cli.verbs import say
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def bench(arguments: Sequence[str]) -> int:
     from ditlab.bench.measure import measure
     from ditlab.bench.rows import QUICK, THOROUGH
     from ditlab.bench.table import lines
-    from ditlab.build import resolve_device
+    from ditlab.core.device import resolve_device
     from ditlab.machine.threads import limit
 
     device = resolve_device(options.device)

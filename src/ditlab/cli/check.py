@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ditlab.cli.doctor import table
 from ditlab.cli.options import CheckOptions, parse
-from ditlab.errors import printable
+from ditlab.core.errors import printable
 
 
 def check(arguments: Sequence[str]) -> int:

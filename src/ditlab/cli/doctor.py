@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ditlab.cli.options import DoctorOptions, parse
-from ditlab.errors import printable
+from ditlab.core.errors import printable
 
 if TYPE_CHECKING:
     from ditlab.doctor.checks import Check
-    from ditlab.doctor.examine import Report
+    from ditlab.doctor.report import Report
 
 SIGNS = {"ok": "✓", "info": "·", "warning": "!", "bad": "✗", "unknown": "?"}
 WORDS = {
@@ -27,7 +27,7 @@ WIDTH = 120
 def doctor(arguments: Sequence[str]) -> int:
     """Examine a run; 1 if it is ill."""
     options = parse(DoctorOptions, arguments, "ditlab doctor")
-    from ditlab.doctor.examine import examine
+    from ditlab.doctor.report import examine
 
     report = examine(options.run, options.n, options.device)
     if options.as_json:

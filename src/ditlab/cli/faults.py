@@ -54,6 +54,6 @@ def _of_another(error: RuntimeError) -> bool:
     """Whether a process of several has waited in vain for another."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or "torch" not in sys.modules:
         return False
-    from ditlab.training.parallel import is_lost
+    from ditlab.core.distributed import is_lost
 
     return is_lost(error)

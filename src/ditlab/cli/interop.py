@@ -9,7 +9,7 @@ from typing import cast
 from ditlab.cli.options import ExportOptions, ImportOptions, parse
 from ditlab.cli.verbs import report, say
 from ditlab.config import ExternalData, SamplingConfig
-from ditlab.errors import pasted, printable
+from ditlab.core.errors import pasted, printable
 
 FEW = 50  # steps
 

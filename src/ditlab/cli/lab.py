@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from ditlab.cli.options import LabOptions, parse
 from ditlab.cli.verbs import report, say
-from ditlab.errors import InputError, printable
+from ditlab.core.errors import InputError, printable
 
 if TYPE_CHECKING:
     from ditlab.cli.progress import Bar, Lines
-    from ditlab.lab.library import Library
+    from ditlab.lab.server.library import Library
 
 LINE_EVERY = 2.0  # seconds between words on an export
 
@@ -37,7 +37,7 @@ def lab(arguments: Sequence[str]) -> int:
         raise InputError(f"--export {options.export} must end in .html")
     if options.export is None:
         return _serve(options)
-    from ditlab.lab.library import Library
+    from ditlab.lab.server.library import Library
 
     return _export(Library(options.run, options.device), options)
 
@@ -95,15 +95,15 @@ def open_browser(url: str) -> None:
 
 
 def _serve(options: LabOptions) -> int:
-    from ditlab.lab.serve import allowed_hosts, listen, needs_token, serve
+    from ditlab.lab.server.serve import allowed_hosts, listen, needs_token, serve
 
     sock = listen(options.host, options.port)  # which may fail: before the seconds that the rest takes
     if _is_there(options.run):
         say(f"The lab starts: it reads {options.run}.")
-    from ditlab.lab.api import create_app
-    from ditlab.lab.guard import Guard
-    from ditlab.lab.library import Library
-    from ditlab.lab.worker import Worker
+    from ditlab.lab.server.api import create_app
+    from ditlab.lab.server.guard import Guard
+    from ditlab.lab.server.library import Library
+    from ditlab.lab.server.worker import Worker
 
     library = Library(options.run, options.device)
     token = secrets.token_urlsafe(24) if needs_token(options.host) else None

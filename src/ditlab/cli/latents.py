@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.cli.options import LatentsEncodeOptions, parse
+from ditlab.cli.train_arguments import take_part
 from ditlab.cli.verbs import report, say
-from ditlab.cli.words import take_part
-from ditlab.errors import InputError, pasted, printable
+from ditlab.core.errors import InputError, pasted, printable
 
 USAGE = (
     "usage: ditlab latents encode --data.path PATH --data.image-size S --vae VAE [OPTIONS]\n\n"
@@ -31,7 +31,7 @@ def encode(arguments: Sequence[str]) -> int:
     if len(options.image_size) not in (1, 2) or min(options.image_size) < 1:
         raise InputError("--data.image-size takes one number for a square, or height and width")
     out = Path(options.out if options.out is not None else f"latents/{Path(options.data_path).stem}")
-    from ditlab.data.images.locate import located, open_source
+    from ditlab.data.images.open import located, open_source
     from ditlab.data.images.survey import seen_window
 
     if Path(located(options.data_path)) in (out.absolute(), *out.absolute().parents):
@@ -84,7 +84,7 @@ def _device(asked: str) -> Any:
     """Where to encode: of several GPUs each process of a torchrun takes its own."""
     import torch
 
-    from ditlab.build import resolve_device
+    from ditlab.core.device import resolve_device
 
     device = resolve_device(asked)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from ditlab.cli import averages, images, interop, verbs
+from ditlab.cli import data as images
+from ditlab.cli import ema as averages
+from ditlab.cli import interop, verbs
 from ditlab.cli.bench import bench
 from ditlab.cli.check import check
 from ditlab.cli.doctor import doctor
@@ -24,7 +26,7 @@ from ditlab.cli.faults import in_words
 from ditlab.cli.lab import lab
 from ditlab.cli.latents import latents
 from ditlab.cli.terminal import announce_loading, fill_descriptors, hush, spoken
-from ditlab.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
+from ditlab.core.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),

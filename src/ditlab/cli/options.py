@@ -11,13 +11,13 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 import tyro
 from pydantic import Field
 
-from ditlab.choices import SOLVER_CHOICES, GridName, Interval, SolverName, Width, Window
 from ditlab.config import Config
+from ditlab.config.section import Section
+from ditlab.config.values import SOLVER_CHOICES, GridName, Interval, SolverName, Width, Window
+from ditlab.core.errors import InputError
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
-from ditlab.errors import InputError
-from ditlab.networks.published import PRESETS
-from ditlab.section import Section
+from ditlab.networks.presets import PRESETS
 
 Options = TypeVar("Options", bound=Section)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditlab.config import Config
-from ditlab.errors import InputError, printable
+from ditlab.core.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from ditlab.run import Run
+    from ditlab.runs.run import Run
 
 LISTED = 20  # classes in a line
 
@@ -52,7 +52,7 @@ def classes_after_help(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except SystemExit:
         if {"-h", "--help"} & set(arguments) and not arguments[0].startswith("-"):
-            from ditlab.run import RunFolder
+            from ditlab.runs.folder import RunFolder
 
             with suppress(InputError):
                 if classes := classes_of(RunFolder.find(arguments[0]).read_config()):

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditlab.cli.announce import announcement
 from ditlab.cli.options import (
     DemoOptions,
     DrawingOptions,
@@ -26,21 +25,23 @@ from ditlab.cli.options import (
     parse,
 )
 from ditlab.cli.sampling import check_out, classes_after_help, classes_of, is_folder, label_of, listed
-from ditlab.cli.training import carried_on, divisible, parse_train
+from ditlab.cli.summary import announcement
+from ditlab.cli.train_arguments import carried_on, divisible, parse_train
 from ditlab.config import Config, SamplingConfig
+from ditlab.config.section import Section
+from ditlab.core.disk import discard, remove, unfinished, write_atomically, write_folder
+from ditlab.core.errors import InputError, pasted, printable, speaks
 from ditlab.data.latents.survey import StoreSurvey
-from ditlab.disk import discard, remove, unfinished, write_atomically, write_folder
-from ditlab.errors import InputError, pasted, printable, speaks
 from ditlab.recipes import RECIPES
-from ditlab.section import Section
-from ditlab.training.metrics import newest
+from ditlab.runs.metrics import newest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ditlab.evaluator import Measured
-    from ditlab.run import Run, RunFolder
-    from ditlab.training.parallel import Ranks
+    from ditlab.core.distributed import Ranks
+    from ditlab.evaluation.evaluator import Measured
+    from ditlab.runs.folder import RunFolder
+    from ditlab.runs.run import Run
 
 RUNS = Path("runs")
 AT_A_TIME = 256  # samples, about
@@ -56,9 +57,10 @@ GLANCE = (
 def demo(arguments: Sequence[str]) -> int:
     """Train the circles recipe as runs/demo (or finish it), draw samples.png and measure."""
     options = parse(DemoOptions, arguments, "ditlab demo")
+    from ditlab.core.distributed import ALONE
     from ditlab.machine.resolve import use_quickest
-    from ditlab.run import RunFolder, load
-    from ditlab.training.parallel import ALONE
+    from ditlab.runs.folder import RunFolder
+    from ditlab.runs.run import load
 
     folder = RunFolder(RUNS / "demo")
     if options.fresh and folder.path.exists():
@@ -85,12 +87,12 @@ def demo(arguments: Sequence[str]) -> int:
 def train(arguments: Sequence[str]) -> int:
     """Train a recipe into a new run folder, or go on with a run."""
     options = parse_train(arguments)
-    from ditlab.run import RunFolder
+    from ditlab.runs.folder import RunFolder
 
     if isinstance(options, TrainOptions) and options.dry_run:
         options = divisible(options, options.devices, say)
         _announce(options)
-        from ditlab.estimate import estimate, readable
+        from ditlab.training.estimate import estimate, readable
 
         store = options.survey.bytes if isinstance(options.survey, StoreSurvey) else None
         costs = estimate(options.config, options.devices, options.days, store)
@@ -115,8 +117,8 @@ def train(arguments: Sequence[str]) -> int:
 
 def _to_resume(options: ResumeOptions) -> tuple[RunFolder, Config]:
     """A run and its configuration, with what may be changed in it."""
-    from ditlab.run import RunFolder
-    from ditlab.training.parallel import join
+    from ditlab.core.distributed import join
+    from ditlab.runs.folder import RunFolder
 
     try:
         folder = RunFolder.find(options.resume)
@@ -134,8 +136,8 @@ def _to_resume(options: ResumeOptions) -> tuple[RunFolder, Config]:
 
 def _joined(verb: str, options: Section, device: str, patience: float = 1800.0) -> Ranks:
     """Every process of this job, if there are several, once they agree on versions and options."""
-    from ditlab.training.agreement import options_of, versions
-    from ditlab.training.parallel import join
+    from ditlab.core.distributed import join
+    from ditlab.runs.agreement import options_of, versions
 
     ranks = join(device, patience, _say_which)
     ranks.agree(lambda: {"the verb": verb, **versions(), **options_of(options)})
@@ -144,8 +146,8 @@ def _joined(verb: str, options: Section, device: str, patience: float = 1800.0) 
 
 def _loaded(name: str, step: int | None, options: DrawingOptions, ranks: Ranks) -> Run:
     """A run to draw from, of which every process has the same weights."""
-    from ditlab.run import load
-    from ditlab.training.agreement import weights_of
+    from ditlab.runs.agreement import weights_of
+    from ditlab.runs.run import load
 
     run = ranks.together(lambda: load(name, weights=options.weights, step=step, device=options.device))
     ranks.agree(lambda: weights_of(run.folder.checkpoints, run.step))
@@ -184,7 +186,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     ranks = _joined("eval", options, options.device)
     run = _loaded(options.run, None, options, ranks)
     use_quickest(run.config, run.shape, AT_A_TIME, run.process.like().device)
-    from ditlab.evaluation_record import must_be_recordable, record
+    from ditlab.evaluation.record import must_be_recordable, record
 
     ranks.decided(lambda: must_be_recordable(run.folder.path))
     measured = _measure(run, options, ranks)
@@ -279,9 +281,10 @@ def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, 
     """Draw and write samples; return what was done."""
     import numpy as np
 
-    from ditlab.build import autocast, build_drawing
-    from ditlab.evaluate import drawn_with
-    from ditlab.pictures import as_bytes, save_each, save_picture
+    from ditlab.core.device import autocast
+    from ditlab.evaluation.evaluate import drawn_with
+    from ditlab.runs.pictures import as_bytes, save_each, save_picture
+    from ditlab.runs.sampling import build_drawing
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
     each = options.out is not None and is_folder(options.out)
@@ -320,7 +323,7 @@ def _write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, 
 
 def _must_fit(n: int, shape: tuple[int, ...]) -> None:
     """Refuse more samples than this machine can hold, before hours are spent on them."""
-    from ditlab.memory import physical
+    from ditlab.core.malloc import physical
 
     needed = 2 * 4 * n * math.prod(shape)  # bytes, as pieces and together
     if needed > physical():
@@ -334,13 +337,13 @@ def _decoder(run: Run, vae: str | None, pictured: bool) -> Callable[[Tensor], Te
     """What makes images of latents, where a picture or an autoencoder was asked for; found before anything is drawn."""
     if vae is None and not (run.latent and pictured):
         return None
-    from ditlab.interop.latents import decoder
+    from ditlab.runs.decode import decoder
 
     return decoder(run, vae)
 
 
 def _measure(run: Run, options: EvalOptions, ranks: Ranks) -> Measured:
-    from ditlab.evaluate import measure
+    from ditlab.evaluation.evaluate import measure
 
     settings, guide = _drawing(run, options, ranks)
     asked = ("seed", "features", "data", "vae", "labels", "batch_size", "nll", "nll_n")

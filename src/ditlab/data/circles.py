@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Batch
+
 SIZE = 16  # pixels
 RADII = (2.5, 6.5)  # pixels
 
@@ -35,3 +38,17 @@ def circles(n: int, generator: torch.Generator | None = None) -> Discs:
     r = RADII[0] + (RADII[1] - RADII[0]) * u[0]
     cx, cy = r + (SIZE - 2 * r) * u[1:]
     return Discs(2 * draw_discs(cx, cy, r) - 1, cx, cy, r)
+
+
+class Circles:
+    """Fresh discs for ever."""
+
+    shape: tuple[int, ...] = (1, SIZE, SIZE)
+    num_classes: int | None = None
+    levels: int | None = 256
+
+    def batch(self, seed: int, position: int, size: int) -> Batch:
+        return Batch(circles(size, generator_for(seed, "circles", position)).images, {})
+
+    def held_out(self, seed: int, n: int) -> Batch:
+        return Batch(circles(n, generator_for(seed, "evaluation", "held out")).images, {})

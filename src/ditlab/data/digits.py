@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ditlab.data.dataset import Batch
+from ditlab.data.shuffle import sample_order
+
 
 class LabelledImages(NamedTuple):
     """Images in [−1, 1] and their class numbers."""
@@ -29,3 +32,24 @@ def digit_halves() -> tuple[LabelledImages, LabelledImages]:
     labels = torch.from_numpy(source.target.astype(np.int64))
     a, b = train_test_split(np.arange(len(labels)), test_size=0.5, random_state=0, stratify=source.target)
     return LabelledImages(images[a], labels[a]), LabelledImages(images[b], labels[b])
+
+
+class Digits:
+    """Half A of the handwritten digits, in an order that is a function of the seed."""
+
+    shape: tuple[int, ...] = (1, 8, 8)
+    num_classes: int | None = 10
+    levels: int | None = 17
+
+    def __len__(self) -> int:
+        return len(digit_halves()[0].labels)
+
+    def batch(self, seed: int, position: int, size: int) -> Batch:
+        images, labels = digit_halves()[0]
+        chosen = sample_order(seed, position, size, len(labels))
+        return Batch(images[chosen], {"label": labels[chosen]})
+
+    def held_out(self, seed: int, n: int) -> Batch:
+        images, labels = digit_halves()[1]
+        chosen = sample_order(seed, 0, min(n, len(labels)), len(labels))
+        return Batch(images[chosen], {"label": labels[chosen]})

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Batch
+
 Sampler = Callable[[int, torch.Generator | None], Float[Tensor, "n 2"]]
 
 GAUSSIANS_RADIUS = 1.5
@@ -81,3 +84,22 @@ DENSITIES: dict[str, Callable[[Float[Tensor, "n 2"]], Float[Tensor, " n"]]] = {
     "gaussians": gaussians_log_density,
     "checkerboard": checkerboard_log_density,
 }
+
+
+class Points:
+    """Fresh points for ever, from the distribution of that name."""
+
+    shape: tuple[int, ...] = (2,)
+    num_classes: int | None = None
+    levels: int | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sampler = POINTS[name]
+        self.log_density = DENSITIES.get(name)
+
+    def batch(self, seed: int, position: int, size: int) -> Batch:
+        return Batch(self.sampler(size, generator_for(seed, self.name, position)), {})
+
+    def held_out(self, seed: int, n: int) -> Batch:
+        return Batch(self.sampler(n, generator_for(seed, "evaluation", "held out")), {})

@@ -15,10 +15,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ditlab.core.errors import InputError
 from ditlab.diffusion.paths import Path, match
 from ditlab.diffusion.solvers import Denoiser
 from ditlab.diffusion.targets import Estimate
-from ditlab.errors import InputError
 
 Pair = Callable[[Tensor, Tensor], tuple[Estimate, Estimate]]
 

@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.chance import sample_streams
-from ditlab.devices import widest_float
-from ditlab.diffusion.modes import evaluating
+from ditlab.core.device import widest_float
+from ditlab.core.errors import InputError
+from ditlab.core.rng import sample_streams
+from ditlab.diffusion.evaluating import evaluating
 from ditlab.diffusion.paths import flow_clock, motion
 from ditlab.diffusion.process import Condition, Process
 from ditlab.diffusion.targets import determinant
-from ditlab.errors import InputError
 
 Trace = Literal["exact", "hutchinson", "auto"]
 

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ditlab.diffusion.evaluating import evaluating
 from ditlab.diffusion.guidance import Guidance, as_guidance
-from ditlab.diffusion.modes import evaluating
 from ditlab.diffusion.paths import LinearPath, Path, exact, match, times_of
 from ditlab.diffusion.process import Condition, Process
 from ditlab.diffusion.solvers import Denoiser, Noise, Solver

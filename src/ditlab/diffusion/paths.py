@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from ditlab.devices import widest_float
+from ditlab.core.device import widest_float
 
 
 class Coefficients(NamedTuple):

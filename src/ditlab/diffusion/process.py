@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.chance import SampleNoise
+from ditlab.core.malloc import freed_memory_kept
+from ditlab.core.rng import SampleNoise
+from ditlab.diffusion.evaluating import evaluating, input_type
 from ditlab.diffusion.grids import Grid, sampling_times
 from ditlab.diffusion.guidance import Guidance, Passes, as_guidance, must_be_learned
-from ditlab.diffusion.modes import evaluating, input_type
 from ditlab.diffusion.paths import (
     CosinePath,
     DiscreteVP,
@@ -29,7 +30,6 @@ from ditlab.diffusion.solvers import Denoiser, Solver, as_solver, integrate
 from ditlab.diffusion.targets import Estimate, compose, determinant, find_target, resolve
 from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Times, Uniform
 from ditlab.diffusion.variance import variational_bound
-from ditlab.memory import freed_memory_kept
 
 Condition = Mapping[str, Tensor]
 Bound = Callable[[Tensor, Tensor, Tensor, Estimate], Tensor]

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ditlab.devices import widest_float
+from ditlab.core.device import widest_float
+from ditlab.core.registry import SOLVERS
 from ditlab.diffusion.paths import Coefficients, Path, flow_clock, motion
 from ditlab.diffusion.targets import Estimate
 from ditlab.diffusion.variance import log_variance
@@ -337,7 +338,7 @@ class DormandPrince:
         return None
 
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
+for _name, _make in {
     "euler": Euler,
     "ddim": Euler,
     "heun": Heun,
@@ -346,30 +347,10 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "dpm-solver++3m": DPMSolverPlusPlus3M,
     "euler-maruyama": EulerMaruyama,
     "dopri5": DormandPrince,
-}
+}.items():
+    SOLVERS.provide(_name)(_make)
 
-
-OWN = frozenset(SOLVERS)  # ditlab's own
-MadeSolver = TypeVar("MadeSolver", bound=Callable[[], Solver])
-
-
-def register_solver(name: str) -> Callable[[MadeSolver], MadeSolver]:
-    """A decorator that makes a solver known by name: ``sample(solver=name)``, ``--solver name``.
-
-    It goes on a class, or on any callable, that makes the solver without arguments. Registered again, as a notebook's
-    cell is, the latest is the one.
-
-    Raises:
-        ValueError: the name is that of a solver of ditlab's own.
-    """
-    if name in OWN:
-        raise ValueError(f"solver {name!r} is ditlab's own; choose another name")
-
-    def register(make: MadeSolver) -> MadeSolver:
-        SOLVERS[name] = make
-        return make
-
-    return register
+register_solver = SOLVERS.register
 
 
 def as_solver(solver: str | Solver) -> Solver:
@@ -378,11 +359,8 @@ def as_solver(solver: str | Solver) -> Solver:
     Raises:
         ValueError: an unknown name.
     """
-    if not isinstance(solver, str):
-        return solver
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}, or register it first")
-    return SOLVERS[solver]()
+    made: Solver = SOLVERS[solver]() if isinstance(solver, str) else solver
+    return made
 
 
 def integrate(

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from ditlab import disk
 from ditlab.config import Config
-from ditlab.data.datasets import Dataset
+from ditlab.core import disk
+from ditlab.core.errors import InputError
+from ditlab.data.dataset import Dataset
 from ditlab.data.latents.dataset import Latents
 from ditlab.doctor.checks import Check, unknown
+from ditlab.doctor.evidence import Subject
 from ditlab.doctor.losses import Trials
-from ditlab.doctor.subject import Subject
-from ditlab.errors import InputError
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import LATEST, saved_steps, step_of
+from ditlab.runs.checkpoint import LATEST, saved_steps, step_of
+from ditlab.runs.folder import RunFolder
 
 FEW = 32  # samples
 MOST_OF_A_LINE = 2**16  # bytes

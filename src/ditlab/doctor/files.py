@@ -14,21 +14,19 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from ditlab import disk
-from ditlab.build import build_dataset, build_network
 from ditlab.config import Config, ExternalData
+from ditlab.core import disk
+from ditlab.core.errors import DamagedCheckpoint, InputError
 from ditlab.data.images.dataset import Images
 from ditlab.data.images.source import Progress
 from ditlab.data.latents.check import check_store
 from ditlab.data.latents.dataset import Latents
 from ditlab.doctor.checks import Check, unknown
-from ditlab.errors import DamagedCheckpoint, InputError
-from ditlab.evaluation_record import FILE, read_evaluations
-from ditlab.networks.counts import on_meta
-from ditlab.run import MADE, STEP, RunFolder
-from ditlab.training import metrics
-from ditlab.training.averages import PowerAverages
-from ditlab.training.checkpoint import (
+from ditlab.evaluation.record import FILE, read_evaluations
+from ditlab.networks.costs import on_meta
+from ditlab.runs import metrics
+from ditlab.runs.build import build_dataset, build_network
+from ditlab.runs.checkpoint import (
     LATEST,
     describe_part,
     files_of,
@@ -38,9 +36,11 @@ from ditlab.training.checkpoint import (
     step_name,
     verified,
 )
-from ditlab.training.loop import differences
+from ditlab.runs.folder import MADE, STEP, RunFolder
+from ditlab.runs.weights import differences
+from ditlab.training.ema import PowerAverages
 from ditlab.training.optim import Optimizers
-from ditlab.training.posthoc import read_snapshot
+from ditlab.training.posthoc_ema import read_snapshot
 
 NAMED = 3  # damaged files in a line
 READABLE = "make it a folder that can be read"

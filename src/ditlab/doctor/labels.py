@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ditlab.chance import generator_for
-from ditlab.data.datasets import Dataset
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Dataset
 from ditlab.doctor.checks import Check, unknown
-from ditlab.doctor.curve import EARLY
+from ditlab.doctor.evidence import Weights
 from ditlab.doctor.losses import Trials, squared_errors
-from ditlab.doctor.subject import Weights
+from ditlab.doctor.metrics import EARLY
 
 USED = 0.03  # rise of the loss with other labels over the loss
 LEARNED = 0.97  # loss over that of the best line

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ditlab.chance import generator_for
-from ditlab.data.datasets import Batch, Dataset, HeldOut
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Batch, Dataset, HeldOut
 from ditlab.diffusion.paths import match
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.targets import compose

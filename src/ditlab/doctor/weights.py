@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ditlab.chance import generator_for
 from ditlab.config import Config
-from ditlab.data.datasets import Dataset
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Dataset
 from ditlab.doctor.checks import Check, unknown
-from ditlab.doctor.subject import Weights
+from ditlab.doctor.evidence import Weights
 from ditlab.training.optim import scheduled
 
 BEHIND, FAR_BEHIND = 1.5, 2.0  # lag over what is expected of it; at most 0.73 in healthy runs

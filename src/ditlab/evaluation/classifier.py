@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ditlab.chance import generator_for, seed_from
-from ditlab.data.order import sample_order
-from ditlab.disk import cache_for, kept_in, write_atomically
+from ditlab.core.disk import cache_for, kept_in, write_atomically
+from ditlab.core.rng import generator_for, seed_from
+from ditlab.data.shuffle import sample_order
 from ditlab.evaluation.features import digest_of
 
 VERSION = 2  # of the network and how it is trained

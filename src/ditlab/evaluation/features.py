@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.errors import InputError
-from ditlab.evaluation.shapes import disc_parameters
+from ditlab.core.errors import InputError
+from ditlab.evaluation.metrics.discs import disc_parameters
 
 FEW_VALUES = 256  # of a sample, up to which all are features
 SIDE = 8  # that larger images are averaged to

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditlab.networks.conditions import Conditions
-from ditlab.networks.counts import parameter_count
+from ditlab.networks.conditioner import Conditions
+from ditlab.networks.costs import parameter_count
 
 WARM = 3  # passes before any is timed: the first ones find nothing in the caches
 LONG = 1.0  # seconds of timed passes after which FEW are enough

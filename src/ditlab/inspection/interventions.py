@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ditlab.errors import InputError
+from ditlab.core.errors import InputError
 from ditlab.inspection.probe import refuse_compiled
 from ditlab.networks.dit import DiT, DiTBlock
 from ditlab.networks.layers import Attention

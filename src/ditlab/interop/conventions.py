@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ditlab.config import DiTConfig
-from ditlab.errors import InputError
-from ditlab.run import Run
+from ditlab.core.errors import InputError
+from ditlab.runs.run import Run
 
 
 @dataclass(frozen=True)

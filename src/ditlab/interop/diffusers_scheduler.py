@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from ditlab.choices import GridName
 from ditlab.config import DDPMConfig, SamplingConfig
+from ditlab.config.values import GridName
+from ditlab.core.disk import read_json
+from ditlab.core.errors import InputError
 from ditlab.diffusion.paths import named_betas
-from ditlab.disk import read_json
-from ditlab.errors import InputError
-from ditlab.interop.settings import choice, class_name, number, shown, whole
+from ditlab.interop.safe_load import choice, class_name, number, shown, whole
 
 SCHEDULERS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
 SCHEDULES: dict[str, Literal["linear", "cosine"]] = {"linear": "linear", "squaredcos_cap_v2": "cosine"}

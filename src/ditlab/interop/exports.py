@@ -9,15 +9,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ditlab.errors import InputError
+from ditlab.core.disk import made_whole, must_be_free
+from ditlab.core.errors import InputError
 from ditlab.interop.conventions import FACEBOOK, SIT, expressed
-from ditlab.interop.diffusers_pipeline import write_pipeline
+from ditlab.interop.diffusers_write import write_pipeline
 from ditlab.interop.onnx_file import write_onnx
-from ditlab.interop.places import made_whole, must_be_free
 from ditlab.networks.keymaps import facebook_names, to_theirs
-from ditlab.run import Run, RunFolder, load
-from ditlab.training.checkpoint import write_checkpoint
-from ditlab.training.loading import network_facts
+from ditlab.runs.checkpoint import write_checkpoint
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import Run, load
+from ditlab.runs.weights import network_facts
 
 Format = Literal["ditlab", "diffusers", "facebook-dit", "onnx"]
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ditlab.errors import ConfigError, InputError
-from ditlab.interop.diffusers_folder import read_diffusers
-from ditlab.interop.facebook import read_facebook
-from ditlab.interop.imported import Imported
-from ditlab.interop.places import made_whole, must_be_free
-from ditlab.run import RunFolder
-from ditlab.training.checkpoint import write_checkpoint
-from ditlab.training.loading import network_facts
+from ditlab.core.disk import made_whole, must_be_free
+from ditlab.core.errors import ConfigError, InputError
+from ditlab.interop.diffusers_read import read_diffusers
+from ditlab.interop.dit_sit import read_facebook
+from ditlab.interop.imported_network import Imported
+from ditlab.runs.checkpoint import write_checkpoint
+from ditlab.runs.folder import RunFolder
+from ditlab.runs.weights import network_facts
 
 Format = Literal["facebook-dit", "sit", "repa", "diffusers"]
 

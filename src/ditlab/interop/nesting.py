@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from ditlab.errors import InputError
-from ditlab.interop.files import named_tensors
+from ditlab.core.errors import InputError
+from ditlab.interop.safe_load import named_tensors
 
 Part = Literal["model", "ema"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ditlab.chance import SampleNoise
-from ditlab.errors import InputError
-from ditlab.run import Run
+from ditlab.core.errors import InputError
+from ditlab.core.rng import SampleNoise
+from ditlab.runs.run import Run
 
 
 class _Plain(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ditlab.lab.lens import Lens
+    from ditlab.lab.lens.lens import Lens
 
 __all__ = ["Lens"]
 
@@ -16,6 +16,6 @@ __all__ = ["Lens"]
 def __getattr__(name: str) -> Any:
     if name != "Lens":
         raise AttributeError(f"module 'ditlab.lab' has no attribute {name!r}")
-    from ditlab.lab.lens import Lens
+    from ditlab.lab.lens.lens import Lens
 
     return Lens

@@ -15,18 +15,18 @@ from urllib.parse import quote, urlencode
 
 import torch
 
-from ditlab.disk import write_atomically
-from ditlab.errors import InputError
-from ditlab.evaluator import silent
+from ditlab.core.disk import write_atomically
+from ditlab.core.errors import InputError
+from ditlab.evaluation.evaluator import silent
 from ditlab.inspection.interventions import single_edits
-from ditlab.lab.answer import Answer
-from ditlab.lab.api import PAGE, encode
-from ditlab.lab.comparing import configuration
-from ditlab.lab.lens import Lens
-from ditlab.lab.library import Library, describe_run
-from ditlab.lab.maps import WHOLE
-from ditlab.lab.recordings import losses, picture, recorded
-from ditlab.lab.scenes import affordable, evaluations_of
+from ditlab.lab.lens.answer import Answer
+from ditlab.lab.lens.attention import WHOLE
+from ditlab.lab.lens.comparing import configuration
+from ditlab.lab.lens.lens import Lens
+from ditlab.lab.lens.recordings import losses, picture, recorded
+from ditlab.lab.lens.scenes import affordable, evaluations_of
+from ditlab.lab.server.api import PAGE, encode
+from ditlab.lab.server.library import Library, describe_run
 
 INPUTS = ("data:0", "data:1", "data:2", "sample:0", "sample:1")
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -6,13 +6,23 @@ import html
 from importlib.util import find_spec
 from typing import Any
 
-from ditlab.errors import InputError
-from ditlab.lab.lens import Lens
-from ditlab.run import Run
+from ditlab.core.errors import InputError
+from ditlab.lab.lens.lens import Lens
+from ditlab.runs.run import Run
 
 
 def show(run: Run, height: int = 900) -> None:
-    """Show a run in the notebook that this is; where it is none, print what to do instead. See ``Run.show``."""
+    """Show in a notebook what each patch attends to, or, for a network without attention, how it denoises.
+
+    What is shown works without Python from then on. Outside a notebook, a line says what to do instead.
+
+    Args:
+        run: what ``ditlab.load`` gives.
+        height: of the picture in the notebook, in pixels.
+
+    Raises:
+        InputError: the attention maps are too large for a notebook, or starlette is not installed.
+    """
     if _in_notebook():
         if find_spec("starlette") is None:
             raise InputError("the lab needs starlette: pip install 'ditlab[lab]'")

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditlab import disk
-from ditlab.errors import Caution, InputError
+from ditlab.core import disk
+from ditlab.core.errors import Caution, InputError
+from ditlab.core.malloc import freed_memory_kept
+from ditlab.core.newton_schulz import orthogonal_by_gram, orthogonal_by_matrix
 from ditlab.machine.threads import limit, threads
-from ditlab.memory import freed_memory_kept
 from ditlab.networks.kernels import ONEDNN, Kernels, written_out
-from ditlab.training.muon import orthogonal_by_gram, orthogonal_by_matrix
 
 VERSION = 1  # of what is measured
 UNKEPT = "what this processor does best cannot be kept, so each process measures it: set DITLAB_CACHE to a folder"

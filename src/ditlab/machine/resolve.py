@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from ditlab.build import accelerator_precision, multiplies_bf16, resolve_device
 from ditlab.config import Config, DiTConfig, KernelsConfig, MLPConfig, MuonConfig
+from ditlab.core.device import accelerator_precision, multiplies_bf16, resolve_device
 from ditlab.machine.profile import in_words, profile
 from ditlab.machine.threads import limit, quickest, threads
 from ditlab.networks import kernels

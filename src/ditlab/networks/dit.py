@@ -11,14 +11,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.conditioning import Conditioning, as_tokens, find_conditioning
-from ditlab.networks.conditions import (
+from ditlab.core.registry import CONDITIONINGS
+from ditlab.networks.conditioner import (
     Condition,
     Conditioner,
     Conditions,
     Labels,
     make_conditioner,
 )
+from ditlab.networks.conditionings import Conditioning, as_tokens
 from ditlab.networks.embeddings import (
     PatchEmbed,
     TimeEmbedding,
@@ -40,7 +41,7 @@ from ditlab.networks.layers import (
     zero_initialised,
 )
 from ditlab.networks.modulation import gated_sum, modulate
-from ditlab.networks.published import preset
+from ditlab.networks.presets import preset
 
 
 class DiTBlock(nn.Module):
@@ -89,7 +90,7 @@ def _chosen_kind(conditioning: str, **options: str) -> type[Conditioning]:
     for name, option in options.items():
         if option not in _CHOICES[name]:
             raise ValueError(f"unknown {name} {option!r}; choose {' or '.join(map(repr, _CHOICES[name]))}")
-    kind = find_conditioning(conditioning)
+    kind: type[Conditioning] = CONDITIONINGS[conditioning]
     if options["embedders"] == "per-block" and "parts" in kind.sequence:
         raise ValueError(f"conditioning {conditioning!r} has one token of each condition: use embedders='shared'")
     return kind

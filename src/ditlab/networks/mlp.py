@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.conditions import Condition, Labels, check_conditions, check_scalar
+from ditlab.networks.conditioner import Condition, Labels, check_conditions, check_scalar
 from ditlab.networks.embeddings import SinEmb, check_sizes, check_times
 from ditlab.networks.layers import Linear, zero_initialised
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.conditions import Condition, Conditioner, Labels
-from ditlab.networks.counts import on_meta, parameter_count
+from ditlab.networks.conditioner import Condition, Conditioner, Labels
+from ditlab.networks.costs import on_meta, parameter_count
 from ditlab.networks.embeddings import TimeEmbedding, as_pair, check_sizes, check_times
 from ditlab.networks.kernels import full_precision
 from ditlab.networks.layers import Attention, zero_initialised

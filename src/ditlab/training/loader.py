@@ -23,10 +23,11 @@ from pathlib import Path
 import torch
 
 from ditlab.config import Config
-from ditlab.data.datasets import Batch, Dataset, share_of_batch
-from ditlab.errors import ConfigError, InputError, TrainingError
-from ditlab.training import signals, stacks
-from ditlab.training.parallel import ALONE, Ranks
+from ditlab.core.distributed import ALONE, Ranks
+from ditlab.core.errors import ConfigError, InputError, TrainingError
+from ditlab.data.dataset import Batch, Dataset, share_of_batch
+from ditlab.training import signals
+from ditlab.training.watchdog import answer_in, call_worker, clear, write_stacks
 
 AHEAD = 2  # batches a worker prepares ahead
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
@@ -105,7 +106,7 @@ class Workers:
         with signals.blocked():
             promise = self.pool.submit(_prepare, step)
         for process in set(multiprocessing.active_children()) - before:
-            stacks.call_worker(process)
+            call_worker(process)
             self.processes.append(process)
         return promise
 
@@ -118,7 +119,7 @@ class Workers:
             if promise.done():  # the data set's own
                 raise
             message = f"no batch came from the worker processes for {limit:g} s"
-            where = "" if self.folder is None else f": {stacks.write_stacks(self.folder, message)} shows where they are"
+            where = "" if self.folder is None else f": {write_stacks(self.folder, message)} shows where they are"
             raise TrainingError(f"{message}{where}; try --workers 0") from None
         except BrokenProcessPool:
             raise TrainingError(
@@ -134,7 +135,7 @@ class Workers:
             process.kill()
         self.pool.shutdown(cancel_futures=True)
         if self.folder is not None:
-            stacks.clear(self.folder)
+            clear(self.folder)
 
 
 def _begin(batch_of: BatchOf, folder: Path | None) -> None:
@@ -146,7 +147,7 @@ def _begin(batch_of: BatchOf, folder: Path | None) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if folder is not None:
-        stacks.answer_in(folder)
+        answer_in(folder)
     torch.set_num_threads(1)
 
 

@@ -13,28 +13,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ditlab.build import HALVES, autocast, build_process, initial_network, resolve_device
-from ditlab.chance import generator_for
 from ditlab.config import Config
-from ditlab.data.datasets import Batch, Dataset
-from ditlab.devices import moved
-from ditlab.errors import InputError, TrainingError
-from ditlab.memory import freed_memory_kept, use_huge_pages
-from ditlab.training.averages import PowerAverages
-from ditlab.training.compiled import compile_network, first_line, is_whole, leave_uncompiled, uncompiled
-from ditlab.training.ema import EMA, saved_buffers
-from ditlab.training.guard import Guard
+from ditlab.core.device import HALVES, autocast, moved, resolve_device
+from ditlab.core.distributed import ALONE, Ranks, full
+from ditlab.core.errors import InputError, TrainingError
+from ditlab.core.malloc import freed_memory_kept, use_huge_pages
+from ditlab.core.rng import generator_for
+from ditlab.data.dataset import Batch, Dataset
+from ditlab.runs.build import build_process, initial_network
+from ditlab.runs.weights import differences
+from ditlab.training.compilation import compile_network, first_line, is_whole, leave_uncompiled, uncompiled
+from ditlab.training.ema import EMA, PowerAverages, saved_buffers
 from ditlab.training.loader import batches
 from ditlab.training.optim import Optimizers
-from ditlab.training.parallel import (
-    ALONE,
-    Ranks,
-    accumulating,
-    full,
-    recompute_blocks,
-    replicate,
-    shard,
-)
+from ditlab.training.sharding import accumulating, recompute_blocks, replicate, shard
+from ditlab.training.spikes import Guard
 
 SPREAD_BATCH = 4  # samples, below which the mean of a batch varies so much that a spike has to be larger
 REHEARSED = 3  # turns of compiled code and of the network as written, of which the least is taken
@@ -138,16 +131,6 @@ class TrainState:
         if "guard" in facts:
             self.guard.take_facts(facts["guard"])
         self.step = int(facts["step"])
-
-
-def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """In what tensors differ from those that are expected, but for their values."""
-    missing = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    extra = [f"unexpected {name}" for name in tensors.keys() - own.keys()]
-    both = [(name, tensors[name], own[name]) for name in own.keys() & tensors.keys()]
-    shapes = [f"{name} is {tuple(a.shape)}, not {tuple(b.shape)}" for name, a, b in both if a.shape != b.shape]
-    kinds = [f"{name} is {a.dtype}, not {b.dtype}" for name, a, b in both if a.dtype != b.dtype]
-    return sorted([*missing, *extra, *shapes, *kinds])
 
 
 class Step(NamedTuple):

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ditlab.core.errors import InputError
 from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, by_folder, numbered
 from ditlab.data.images.source import MAX_BYTES, SUFFIXES, Rejected, Unusable, why_unreadable
-from ditlab.errors import InputError
 
 KEY = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)  # a sample's name and a file's suffixes
 MAX_WORD = 2**16  # bytes of a label or a caption

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ditlab.core.disk import cache_folder, cache_for, forbidden
+from ditlab.core.errors import InputError
 from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, numbered
-from ditlab.data.images.locate import pinned
-from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, read_file
-from ditlab.disk import cache_folder, cache_for, forbidden
-from ditlab.errors import InputError
+from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, pinned, read_file
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 NAMES = ("__key__", "file_name")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ditlab.data.images.decode_all import decode_all
 from ditlab.data.images.labels import readable
-from ditlab.data.images.reading import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source
 from ditlab.data.images.survey import Findings
 from ditlab.data.images.wide import Window

@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ditlab.data.datasets import Batch
+from ditlab.core.errors import InputError
+from ditlab.data.dataset import Batch
+from ditlab.data.images.cache import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
 from ditlab.data.images.decode import decode
+from ditlab.data.images.decode_all import refuse_bad
 from ditlab.data.images.labels import readable
-from ditlab.data.images.locate import located, open_source
-from ditlab.data.images.reading import refuse_bad
+from ditlab.data.images.open import located, open_source
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
-from ditlab.data.images.store import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
 from ditlab.data.images.survey import seen_window
 from ditlab.data.images.wide import Window
-from ditlab.data.order import coins, sample_order
-from ditlab.errors import InputError
+from ditlab.data.shuffle import coins, sample_order
 
 NAMED = 3  # classes in a message
 SHOWN = 20  # classes in a message

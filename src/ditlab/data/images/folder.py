@@ -22,9 +22,9 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
+from ditlab.core.errors import InputError
 from ditlab.data.images.labels import Labels, by_folder, numbered, read_metadata, readable
 from ditlab.data.images.source import PHONES, SUFFIXES, Rejected, Unusable, kind_of, read_file, why_unreadable
-from ditlab.errors import InputError
 
 TABLES = {".parquet": "parquet", ".tar": "tar"}  # suffix: what it is
 METADATA = ("metadata.jsonl", "metadata.csv")

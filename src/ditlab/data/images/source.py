@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ if find_spec("pillow_heif"):
     SUFFIXES |= PHONES
 MAX_BYTES = 2**28  # of one file
 
-Progress = Callable[[int, int], None]  # told how many of how many are done
+Progress = Callable[[int, int], None]  # is told how many of how many are done
 
 FLAGS = ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")  # of those the system has: a named pipe would block
 
@@ -114,3 +115,11 @@ def why_unreadable(error: OSError) -> str:
     if error.errno == errno.ENXIO:
         return "no file: a socket"
     return f"cannot be read: {error.strerror}"
+
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[0-9a-f]{40})?")  # no ./name or ../name; perhaps of one commit
+
+
+def pinned(name: str, commit: str | None) -> str:
+    """A name on the Hub as it is recorded, ``owner/name@commit``: the same bytes whenever it is fetched."""
+    return f"{name}@{commit}" if commit and "@" not in name and HUB_NAME.fullmatch(f"{name}@{commit}") else name

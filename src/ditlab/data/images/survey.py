@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ditlab.data.images.locate import open_source
+from ditlab.core.errors import InputError
+from ditlab.data.images.open import open_source
 from ditlab.data.images.source import Source, Unusable
-from ditlab.errors import InputError
 
 if TYPE_CHECKING:
     from ditlab.data.images.decode import Picture

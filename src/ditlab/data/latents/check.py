@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ditlab.core.errors import InputError
 from ditlab.data.images.source import Progress
 from ditlab.data.latents.dataset import check_size, read_rejected
 from ditlab.data.latents.encode import sha256_of
 from ditlab.data.latents.index import Index, read_index
 from ditlab.data.latents.shards import OpenShard
-from ditlab.errors import InputError
 
 
 @dataclass

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ditlab.chance import sample_streams, seed_from
-from ditlab.data.datasets import Batch
+from ditlab.core.errors import InputError
+from ditlab.core.rng import sample_streams, seed_from
+from ditlab.data.dataset import Batch
+from ditlab.data.images.cache import write_rejected
 from ditlab.data.images.source import Progress, Rejected
-from ditlab.data.images.store import write_rejected
 from ditlab.data.latents.index import Index, read_index
 from ditlab.data.latents.shards import OpenShard
-from ditlab.data.order import coins, sample_order
-from ditlab.errors import InputError
+from ditlab.data.shuffle import coins, sample_order
 
 MOST_OPEN = 384  # shards that are mapped at a time: each holds a file open, of which a process may have 1,024
 

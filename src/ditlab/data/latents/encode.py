@@ -25,12 +25,13 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from ditlab import disk, locks
+from ditlab.core import disk, locks
+from ditlab.core.errors import InputError
+from ditlab.data.images.cache import write_rejected
 from ditlab.data.images.decode import Picture
+from ditlab.data.images.decode_all import decode_all, refuse_bad
 from ditlab.data.images.labels import readable
-from ditlab.data.images.reading import decode_all, refuse_bad
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
-from ditlab.data.images.store import write_rejected
 from ditlab.data.latents.index import (
     INDEX,
     Index,
@@ -43,7 +44,6 @@ from ditlab.data.latents.index import (
 from ditlab.data.latents.plan import compare
 from ditlab.data.latents.shards import columns_of, write_shard
 from ditlab.data.latents.vae import Autoencoder
-from ditlab.errors import InputError
 
 WORK = ".encoding"  # in the store, until it is finished
 PLAN = "plan.json"  # in that

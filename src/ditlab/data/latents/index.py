@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ditlab.disk import read_json
-from ditlab.errors import InputError
+from ditlab.core.disk import read_json
+from ditlab.core.errors import InputError
 
 INDEX = "index.json"
 MOST_SHARDS = 20_000  # whose index stays below what is read as JSON

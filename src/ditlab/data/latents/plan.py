@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ditlab.core.errors import InputError
 from ditlab.data.images.source import Source
 from ditlab.data.images.wide import Window
 from ditlab.data.latents.index import MOST_SHARDS, VAE, Dtype, Plan, Precision
 from ditlab.data.latents.vae import Autoencoder
-from ditlab.errors import InputError
 
 OPTIONS = {
     "latent_scale": "--scale",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ditlab.core.errors import InputError
 from ditlab.data.latents.index import Plan
-from ditlab.errors import InputError
 
 COLUMNS = ("mean", "std", "mirrored_mean", "mirrored_std")
 

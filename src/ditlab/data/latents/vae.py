@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ditlab.data.images.locate import HUB_NAME, pinned
+from ditlab.core.disk import forbidden, read_json
+from ditlab.core.errors import InputError
+from ditlab.data.images.source import HUB_NAME, pinned
 from ditlab.data.latents.index import full_path
-from ditlab.disk import forbidden, read_json
-from ditlab.errors import InputError
 
 PATIENCE = 10.0  # seconds for the Hub to answer
 WANTED = ("config.json", "diffusion_pytorch_model*.safetensors*")  # of a repository or of its folder vae

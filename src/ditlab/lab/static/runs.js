@@ -141,7 +141,7 @@ class Compare {
   }
 
   python() {
-    const lines = ["from ditlab.lab import Lens", "from ditlab.lab.comparing import quality", "from ditlab.lab.recordings import losses"];
+    const lines = ["from ditlab.lab import Lens", "from ditlab.lab.lens.comparing import quality", "from ditlab.lab.lens.recordings import losses"];
     for (const { letter, run, step } of this.places) lines.push(`${letter.toLowerCase()} = Lens(${literal(run.path)}, step=${step}, weights=${literal(selection.weights)})`);
     const call = (/** @type {Record<string, unknown>} */ args) => Object.entries(args).filter(([, value]) => value !== null).map(([name, value]) => `${name}=${literal(value)}`).join(", ");
     for (const place of this.places) lines.push(`${place.letter.toLowerCase()}_samples = ${place.letter.toLowerCase()}.samples(${call(drawing(place))})["samples"]`);

@@ -1,0 +1,232 @@
+"""What follows ``ditlab train``: a recipe, the kinds of its parts, its data, and changes to it. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ditlab.cli.options import LatentsTrainOptions, ResumeOptions, TrainOptions, parse
+from ditlab.config import KINDS, Config, DDPMConfig, ImagesData, LatentsData, SamplingConfig
+from ditlab.core.errors import InputError
+from ditlab.data.images.open import located
+from ditlab.data.images.survey import survey
+from ditlab.data.latents.index import full_path
+from ditlab.data.latents.survey import survey_store
+from ditlab.recipes import IMAGENET, RECIPES, unguided
+
+MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
+
+
+def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
+    """Read what follows ``ditlab train``: a recipe and changes to it, or a run to go on with."""
+    arguments = list(arguments)
+    spell_out(arguments, "compile")
+    if any(word.split("=")[0] == "--resume" for word in arguments):
+        return parse(ResumeOptions, arguments, "ditlab train")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(train_usage())
+        sys.exit(0)
+    recipe, *rest = arguments
+    if recipe.startswith("-"):
+        raise InputError(f"the recipe comes before {recipe}: ditlab train {'|'.join(RECIPES)} [OPTIONS]")
+    if recipe not in RECIPES:
+        near = get_close_matches(recipe, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
+        raise InputError(f"unknown recipe {recipe!r}; {hint}")
+    default = _defaults(recipe, rest)
+    options = parse(type(default), rest, f"ditlab train {recipe}", default)
+    if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):
+        raise InputError("--devices and --days belong to --dry-run; to train on several, torchrun --nproc-per-node N")
+    if options.process.condition_dropout == 0 and find(rest, "--sampling.guidance") is None:
+        options = options.model_copy(update={"sampling": unguided(options.sampling)})
+    name = options.name if options.name is not None else recipe
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
+    return options.model_copy(update={"name": name, "batch_chosen": find(rest, "--batch-size") is not None})
+
+
+def _defaults(recipe: str, words: list[str]) -> TrainOptions:
+    """A recipe's options, for the data and the kinds that the words name; what has been understood is taken out."""
+    kinds = {name: take_kind(words, name) for name in KINDS}
+    if recipe == "images":
+        path = _data_path(words, recipe)
+        windowed = find(words, "--data.window") is not None
+        seen = None if path is None else survey(path, _named(words, "--data.image-column"), windowed)
+        base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(words))
+        return _with_kinds(base, kinds).model_copy(update={"survey": seen})
+    if recipe not in ON_LATENTS:
+        return _with_kinds(RECIPES[recipe](), kinds)
+    preset = take_value(words, "--preset")
+    if preset is not None and kinds["network"] not in (None, "dit"):
+        raise InputError(f"--preset {preset} is a DiT: leave --network {kinds['network']} out")
+    path = _data_path(words, recipe)
+    store = None if path is None else survey_store(path)
+    base = RECIPES[recipe](preset=preset) if store is None else RECIPES[recipe](store, preset)
+    shown = IMAGENET if store is None and recipe == "imagenet256" else store
+    values = {name: getattr(_with_kinds(base, kinds), name) for name in Config.model_fields}
+    return LatentsTrainOptions(**values, survey=shown, preset=preset)
+
+
+def train_usage() -> str:
+    """What ``ditlab train --help`` prints."""
+    recipes = "\n".join(f"  {name:<13}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items())
+    return (
+        "usage: ditlab train RECIPE [OPTIONS]\n       ditlab train --resume RUN [--steps S]\n\n"
+        f"{recipes}\n\nditlab train RECIPE --help tells what can be changed, with defaults and units."
+    )
+
+
+ON_LATENTS = ("latents", "imagenet256")
+UNNAMED = {
+    "images": "name the images: ditlab train images --data.path FOLDER --data.image-size 32",
+    "latents": "name the latents: ditlab train latents --data.path STORE; ditlab latents encode makes one of images",
+    "imagenet256": "name the latents of ImageNet: ditlab latents encode --data.path IMAGENET/train --data.image-size "
+    "256 --vae stabilityai/sd-vae-ft-mse --out latents/imagenet256, and then ditlab train imagenet256 --data.path "
+    "latents/imagenet256; --dry-run needs none",
+}
+
+
+def _data_path(words: list[str], recipe: str) -> str | None:
+    """Take ``--data.path`` and its value out of the words; None where help, or ImageNet's cost, is asked for."""
+    path = take_value(words, "--data.path")
+    known = {"-h", "--help"} | ({"--dry-run"} if recipe == "imagenet256" else set())
+    if path is None and not known & set(words):
+        raise InputError(UNNAMED[recipe])
+    return path
+
+
+def _image_size(words: list[str]) -> tuple[int, ...] | None:
+    """The numbers after ``--data.image-size``, which stay where they are; what are none is refused later."""
+    found = find(words, "--data.image-size")
+    if found is None:
+        return None
+    numbers = tuple(int(word) for word in found[1] if word.isdecimal())[:2]
+    if not any(found[1]) or 0 in numbers:
+        raise InputError(f"--data.image-size {' '.join(found[1])} is no size: give one as --data.image-size 32")
+    return numbers or (32,)
+
+
+def _named(words: list[str], flag: str) -> str | None:
+    """The word after a flag, which stays where it is."""
+    found = find(words, flag)
+    return None if found is None or not found[1] else found[1][0]
+
+
+def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
+    """The recipe as default options; sections of another kind than its own take that kind's defaults."""
+    values: dict[str, Any] = {name: getattr(base, name) for name in Config.model_fields}
+    for name, kind in kinds.items():
+        if kind is not None and kind != values[name].kind:
+            values[name] = KINDS[name][kind]()
+            if kind == "ddpm" and base.data.kind == "latents":
+                values[name] = DDPMConfig(first_term="density")
+            if kind == "flow" and base.process.kind == "ddpm":
+                values["sampling"] = SamplingConfig(guidance=base.sampling.guidance)
+            if name == "process" and getattr(values["network"], "learned_variance", False):  # which DDPM alone has
+                changes = {"learned_variance": False, "time_offset": 0.0}
+                values["network"] = values["network"].model_copy(update=changes)
+            if kind == "meanflow":
+                values["sampling"] = SamplingConfig(solver="average", steps=1)
+                if "time_scale" in type(values["network"]).model_fields:
+                    values["network"] = values["network"].model_copy(update={"time_scale": MEANFLOW_TIME_SCALE})
+    return TrainOptions(**values)
+
+
+def divisible(options: TrainOptions, processes: int, say: Callable[[str], None]) -> TrainOptions:
+    """The options with a batch that so many processes can share, the nearest to the recipe's; a chosen one is kept."""
+    pieces = processes * options.accumulate
+    if options.batch_chosen or options.batch_size % pieces == 0:
+        return options
+    size = max(1, round(options.batch_size / pieces)) * pieces
+    say(f"note: batches of {size:,} rather than {options.batch_size:,}, so that {processes} processes can share them")
+    return options.model_copy(update={"batch_size": size})
+
+
+def carried_on(config: Config, options: ResumeOptions, run: Path, step: int | None) -> Config:
+    """The configuration of a run that goes on, with a schedule that begins anew or data elsewhere, if asked for.
+
+    Raises:
+        InputError: there are no steps for a schedule, or no data that can have moved.
+    """
+    if options.rewarm:
+        if step is None or step >= config.steps:
+            raise InputError(f"--rewarm begins a schedule, and {run} is at step {step or 0}: add --steps S beyond it")
+        config = config.model_copy(update={"rewarmed_at": step})
+    if options.data_path is None:
+        return config
+    if not isinstance(config.data, ImagesData | LatentsData):
+        raise InputError(f"{run} is trained on {config.data.kind}, which are in no folder: leave --data.path out")
+    path = located(options.data_path) if config.data.kind == "images" else full_path(options.data_path)
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
+
+
+def take_part(words: Sequence[str], part: str, usage: str, use: str) -> list[str] | None:
+    """What follows the one word that a verb knows; None where the verb's usage was asked for, which is printed.
+
+    Args:
+        words: after the verb.
+        part: the word.
+        usage: what is printed without any, or for help.
+        use: what to type, in a message.
+
+    Raises:
+        InputError: it is another word.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(usage)
+        return None
+    if words[0] != part:
+        raise InputError(f"unknown word {words[0]!r}; use {use}")
+    return list(words[1:])
+
+
+def take_kind(words: list[str], section: str) -> str | None:
+    """Take ``--network unet`` out of the words, so that the options of a U-Net can be offered for the rest."""
+    flag = f"--{section}"
+    for i, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name != flag:
+            continue
+        kind = value or (words[i + 1] if i + 1 < len(words) else "")
+        del words[i : i + (1 if value else 2)]
+        if kind not in KINDS[section]:
+            raise InputError(f"unknown {flag} {kind!r}; choose one of {', '.join(KINDS[section])}")
+        return kind
+    return None
+
+
+def take_value(words: list[str], flag: str) -> str | None:
+    """Take a flag and its value out of the words; the last one counts."""
+    value = None
+    while (found := find(words, flag)) is not None:
+        first, values = found
+        if not values or not values[0]:
+            raise InputError(f"{flag} names nothing: give it as {flag} NAME")
+        value = values[0]
+        del words[first : first + (1 if "=" in words[first] else 2)]
+    return value
+
+
+def spell_out(words: list[str], flag: str) -> None:
+    """Give a flag that stands alone its value: ``--compile`` is ``--compile=True``, ``--no-compile`` the contrary."""
+    for i, word in enumerate(words):
+        alone = i + 1 == len(words) or words[i + 1].startswith("-")
+        if word == f"--no-{flag}":
+            words[i] = f"--{flag}=False"
+        elif word == f"--{flag}" and alone:
+            words[i] = f"--{flag}=True"
+
+
+def find(words: Sequence[str], flag: str) -> tuple[int, list[str]] | None:
+    """Where a flag stands, as ``--a b c`` or ``--a=b``, and the words that follow until the next flag."""
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            rest = list(itertools.takewhile(lambda word: not word.startswith("--"), words[i + 1 :]))
+            return i, [value] if equals else rest
+    return None

@@ -1,0 +1,42 @@
+"""The configuration of a run: frozen, validated, and enough to build everything from. Imports no torch."""
+
+from ditlab.config.config import (
+    KINDS,
+    SNAPSHOTS,
+    AdamWConfig,
+    Config,
+    KernelsConfig,
+    MuonConfig,
+    NetworkConfig,
+    ProcessConfig,
+    SamplingConfig,
+)
+from ditlab.config.data import CirclesData, DigitsData, ExternalData, ImagesData, LatentsData, LatentSpace, PointsData
+from ditlab.config.network import DiTConfig, MLPConfig, OwnConfig, UNetConfig
+from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig
+
+__all__ = [
+    "KINDS",
+    "SNAPSHOTS",
+    "AdamWConfig",
+    "CirclesData",
+    "Config",
+    "DDPMConfig",
+    "DiTConfig",
+    "DigitsData",
+    "ExternalData",
+    "FlowConfig",
+    "ImagesData",
+    "KernelsConfig",
+    "LatentSpace",
+    "LatentsData",
+    "MLPConfig",
+    "MeanFlowConfig",
+    "MuonConfig",
+    "NetworkConfig",
+    "OwnConfig",
+    "PointsData",
+    "ProcessConfig",
+    "SamplingConfig",
+    "UNetConfig",
+]

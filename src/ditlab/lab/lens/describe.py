@@ -1,0 +1,118 @@
+"""Everything a page needs to know about a run before it asks for arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ditlab.config import Config
+from ditlab.core.registry import SOLVERS
+from ditlab.diffusion.process import Process
+from ditlab.inspection.branches import modulated_blocks
+from ditlab.lab.lens.decoding import why_not
+from ditlab.lab.lens.lens import KINDS, MAX_STEPS, Lens
+from ditlab.networks.costs import on_meta, parameter_count
+from ditlab.networks.dit import DiT
+from ditlab.runs.build import build_dataset, build_network, build_process
+from ditlab.runs.folder import RunFolder
+
+SECTIONS = ("flow", "patches", "attention", "matrix", "change", "gates", "denoise", "compare")
+
+
+def describe(lens: Lens) -> dict[str, Any]:
+    """Shapes, sizes and choices of a run, and which sections of the page apply to it."""
+    run = lens.run
+    patches = None
+    if isinstance(lens.network, DiT):
+        embed = lens.network.patch_embed
+        patches = {"size": embed.patch_size, "grid": list(embed.grid), "tokens": math.prod(embed.grid)}
+    layers = [
+        {"layer": i, "heads": heads, "grid": list(grid), "tokens": math.prod(grid)}
+        for i, (heads, grid) in enumerate(zip(lens.heads, lens.grids, strict=True))
+    ]
+    return _settings(run.config, lens.process, run.shape, run.num_classes) | {
+        "has_examples": lens.scenes.has_examples,
+        "step": run.step,
+        "patches": patches,
+        "attention": layers,
+        "condition_tokens": list(lens.condition_tokens),
+        "cross_tokens": list(lens.cross_tokens),
+        "macs": lens.scenes.macs,
+        "draws": _draws(lens),
+        "latents": {"why": why_not(run.config)} if run.latent else None,
+        "sections": _sections(lens),
+    }
+
+
+def _draws(lens: Lens) -> int:
+    """How many samples to show side by side: one for each of a few classes, or eight images; a cloud of points."""
+    if len(lens.run.shape) != 3:
+        return 400
+    classes = lens.run.num_classes or 0
+    return classes if 2 <= classes <= 12 else 8
+
+
+def describe_waiting(folder: RunFolder) -> dict[str, Any]:
+    """The same of a run that has no checkpoint yet: of most sections, that they wait for it."""
+    config = folder.read_config()
+    dataset = build_dataset(config)
+    network = on_meta(lambda: build_network(config, dataset))
+    waiting: str | None = "This waits for the run’s first checkpoint."
+    no_gates = None if modulated_blocks(network) else _no_gates(config)
+    return _settings(config, build_process(config, network), dataset.shape, dataset.num_classes) | {
+        "has_examples": False,
+        "step": None,
+        "patches": None,
+        "attention": [],
+        "condition_tokens": [],
+        "cross_tokens": [],
+        "macs": None,
+        "draws": 0,
+        "latents": None,
+        "sections": dict.fromkeys(SECTIONS, waiting) | {"gates": no_gates},
+    }
+
+
+def _settings(config: Config, process: Process, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
+    """What the configuration says, which is known before anything is learned."""
+    few_steps = config.process.kind == "meanflow"
+    return {
+        "data": config.data.kind,
+        "network": config.network.kind,
+        "process": config.process.kind,
+        "noise_path": getattr(config.process, "path", "linear" if few_steps else "discrete"),
+        "target": process.target_name,
+        "shape": list(shape),
+        "num_classes": num_classes,
+        "positions": getattr(config.network, "positions", None),
+        "has_gates": bool(modulated_blocks(process.network)),
+        "parameters": parameter_count(process.network),
+        "sampling": config.sampling.model_dump(),
+        "solvers": [name for name in SOLVERS if name not in ("ddim", "dopri5")] + (["average"] if few_steps else []),
+        "max_steps": MAX_STEPS,
+    }
+
+
+def _no_gates(config: Config) -> str:
+    kind, conditioning = KINDS[config.network.kind], getattr(config.network, "conditioning", None)
+    return f"{kind} has no adaLN-Zero gates." if conditioning is None else f"{kind} with {conditioning} has no gates."
+
+
+def _sections(lens: Lens) -> dict[str, str | None]:
+    """Of each section of the page, why it does not apply, or None."""
+    kind = KINDS[lens.run.config.network.kind]
+    no_patches = None if isinstance(lens.network, DiT) else f"{kind} cuts nothing into patches."
+    no_attention = None if lens.layers else f"{kind} has no attention."
+    no_gates = None if modulated_blocks(lens.network) else _no_gates(lens.run.config)
+    if lens.run.config.data.kind == "external":
+        no_gates = "This run was imported: nothing was recorded while it was trained."
+    return {
+        "flow": None,
+        "patches": no_patches,
+        "attention": no_attention,
+        "matrix": no_attention,
+        "change": None,
+        "gates": no_gates,
+        "denoise": None,
+        "compare": None,
+    }

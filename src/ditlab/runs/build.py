@@ -1,0 +1,159 @@
+"""From a configuration to the things it describes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ditlab.config import (
+    CirclesData,
+    Config,
+    DigitsData,
+    DiTConfig,
+    ExternalData,
+    ImagesData,
+    LatentsData,
+    MeanFlowConfig,
+    MLPConfig,
+    OwnConfig,
+    PointsData,
+    UNetConfig,
+)
+from ditlab.core.errors import InputError
+from ditlab.core.registry import NETWORKS
+from ditlab.core.rng import seed_from
+from ditlab.data.circles import Circles
+from ditlab.data.dataset import Dataset, External
+from ditlab.data.digits import Digits
+from ditlab.data.images.dataset import Images
+from ditlab.data.latents.dataset import Latents
+from ditlab.data.points import Points
+from ditlab.diffusion.meanflow import MeanFlow
+from ditlab.diffusion.process import DDPM, FlowMatching, Process
+from ditlab.networks.dit import DiT
+from ditlab.networks.mlp import MLPDenoiser
+from ditlab.networks.unet import UNet
+
+
+def build_dataset(config: Config) -> Dataset:
+    """The data of a configuration."""
+    match config.data:
+        case CirclesData():
+            return Circles()
+        case PointsData(name=name):
+            return Points(name)
+        case DigitsData():
+            return Digits()
+        case ImagesData() as data:
+            size = (data.image_size[0], data.image_size[-1])
+            read = (data.window, data.image_column, data.repeats)
+            return Images(data.path, size, data.channels, data.classes, data.flip, data.bad_share, data.cache, *read)
+        case LatentsData() as data:
+            scale, shift = data.latent_scale, data.latent_shift
+            return Latents(data.path, data.shape, data.classes, data.flip, scale, shift, data.vae, data.vae_digest)
+        case ExternalData(shape=shape, num_classes=num_classes):
+            return External(shape, num_classes)
+
+
+def build_network(config: Config, dataset: Dataset) -> nn.Module:
+    """The network of a configuration, for the shape and labels of its data, with fresh weights.
+
+    Raises:
+        InputError: the network does not go with the data.
+    """
+    arguments: dict[str, Any] = config.network.model_dump(exclude={"kind"})
+    shape, num_classes = dataset.shape, dataset.num_classes
+    if isinstance(config.process, MeanFlowConfig):
+        if isinstance(config.network, UNetConfig | OwnConfig):
+            raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
+        if config.process.guidance != 1 and num_classes is None:
+            raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
+        arguments["interval"] = True
+    if isinstance(config.network, OwnConfig):
+        return _own_network(config.network, shape, num_classes)
+    if isinstance(config.network, MLPConfig):
+        return MLPDenoiser(shape, num_classes=num_classes, **arguments)
+    if len(shape) != 3:
+        raise InputError(f"--network {config.network.kind} needs images, and these data are points: use --network mlp")
+    arguments |= {"image_size": shape[1:], "channels": shape[0], "num_classes": num_classes}
+    kinds: dict[type, type[nn.Module]] = {DiTConfig: DiT, UNetConfig: UNet}
+    try:
+        return kinds[type(config.network)](**arguments)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _own_network(config: OwnConfig, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+    if not config.name:
+        raise InputError("name the network, under which it was registered: --network own --network.name NAME")
+    try:
+        made: nn.Module = NETWORKS[config.name](shape=shape, num_classes=num_classes, **config.settings)
+        return made
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--network.name {config.name}: {error}") from None
+
+
+def initial_network(config: Config, dataset: Dataset) -> nn.Module:
+    """The network as training begins with it: its fresh weights are a function of the seed.
+
+    Raises:
+        InputError: the network does not go with the data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_from(config.seed, "weights"))
+        return build_network(config, dataset)
+
+
+def network_shapes(config: Config, dataset: Dataset) -> nn.Module | None:
+    """The network of a configuration on the meta device: names and shapes, without memory or draws.
+
+    None for a network of one's own, which may not go there.
+
+    Raises:
+        InputError: the network does not go with the data, or no computer has memory for it.
+    """
+    if isinstance(config.network, OwnConfig):
+        return None
+    try:
+        with torch.device("meta"):
+            return build_network(config, dataset)
+    except RuntimeError:  # a size overflows
+        raise InputError(f"--network {config.network.kind} of these sizes is too large for any computer") from None
+
+
+def most_numbers(config: Config, dataset: Dataset) -> int:
+    """No fewer numbers than the network of a configuration has, at once: the meta device takes a second to import."""
+    size, classes = math.prod(dataset.shape), (dataset.num_classes or 0) + 1
+    match config.network:
+        case DiTConfig() as net:
+            block = net.dim * (24 + 3 * math.ceil(net.mlp_ratio)) + net.time_features + classes + 64
+            ends = size // net.patch_size**2 + 4 * net.patch_size**2 * dataset.shape[0] + classes + net.time_features
+            return net.dim * ((net.depth + 1) * block + ends)
+        case UNetConfig() as net:
+            width = net.width * max(net.multipliers)
+            return width * (200 * len(net.multipliers) * (width + 64) + 40 * dataset.shape[0] + 4 * classes)
+        case MLPConfig() as net:
+            return net.hidden * (4 * (net.depth - 1) * net.hidden + 256 * net.depth + 4 * size + classes)
+        case OwnConfig():
+            return 0
+
+
+def build_process(config: Config, network: Any) -> Process:
+    """The process of a configuration around a network.
+
+    Raises:
+        InputError: its settings do not go together.
+    """
+    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind"})
+    kinds: dict[str, type[FlowMatching | DDPM | MeanFlow]] = {
+        "flow": FlowMatching,
+        "ddpm": DDPM,
+        "meanflow": MeanFlow,
+    }
+    try:
+        return kinds[config.process.kind](network, **arguments)
+    except ValueError as error:
+        raise InputError(str(error)) from None
