@@ -28,9 +28,9 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ditlab.fit import fit
 from ditlab.recipes import RECIPES
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 
 STRETCH = 50  # steps
 WATCHING, COMPUTING = "watched", "computing"

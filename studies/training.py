@@ -1,4 +1,4 @@
-"""The networks of the studies: run folders that ``ditlab.fit`` trains, in as many one-thread processes as cores."""
+"""The networks of the studies: run folders that ``ditlab.train`` trains, in as many one-thread processes as cores."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import nn
 
 from ditlab.config import Config, SamplingConfig
 from ditlab.core.errors import InputError, Interrupted, TrainingError
-from ditlab.fit import fit
 from ditlab.machine.resolve import resolved
 from ditlab.recipes import RECIPES
 from ditlab.runs.build import build_dataset
 from ditlab.runs.folder import RunFolder
 from ditlab.runs.run import Run, load
+from ditlab.train import fit
 from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"machine", "inspection", "recipes"},
     {"runs"},
     {"training", "evaluation", "interop"},
-    {"fit", "lab", "doctor", "bench"},
+    {"train", "lab", "doctor", "bench"},
     {"cli"},
 ]
 # Rooms within a room, from below.
@@ -26,7 +26,7 @@ WITHIN = {
     "lab": ["lab.lens", "lab.server", "lab"],
 }
 DOORS = {"__init__", "__main__"}  # the public names, which come from everywhere, and the way in
-LOOSE = {"fit", "recipes"}
+LOOSE = {"train", "recipes"}
 BY_NAME = {"evaluation.features"}  # imports what the user names
 
 

@@ -7,8 +7,8 @@ import pytest
 import ditlab
 from ditlab.core.errors import ConfigError
 from ditlab.evaluation.evaluate import evaluate
-from ditlab.fit import fit
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.tracking import flat
 from tests.training.test_fit import Nobody, tiny
 

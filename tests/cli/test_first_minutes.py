@@ -13,8 +13,8 @@ import ditlab
 from ditlab.cli import lab
 from ditlab.cli.main import guarded, main
 from ditlab.cli.progress import Lines, _report
-from ditlab.fit import fit
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training import compilation as compiled
 from ditlab.training import loop
 from tests.cli.test_cli import SMALL, call

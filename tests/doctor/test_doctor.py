@@ -13,15 +13,15 @@ from PIL import Image
 
 from ditlab.cli.main import main
 from ditlab.config import AdamWConfig, Config, DDPMConfig, DiTConfig, ExternalData, ImagesData, UNetConfig
-from ditlab.data import dataset as datasets
+from ditlab.data import digits
 from ditlab.data.digits import LabelledImages, digit_halves
 from ditlab.doctor.reference import curves, reference_for
 from ditlab.doctor.report import examine
-from ditlab.fit import fit
 from ditlab.recipes import RECIPES
 from ditlab.runs.build import build_dataset
 from ditlab.runs.checkpoint import thin_out
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.ema import EMA
 from ditlab.training.loop import TrainState
 from ditlab.training.make_ema import make_averages
@@ -132,7 +132,7 @@ def test_a_learning_rate_100_times_too_high_before_anything_was_saved(tmp_path):
 
 def test_labels_that_were_shuffled_in_training(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "digit_halves", shuffled_digits)
+        patch.setattr(digits, "digit_halves", shuffled_digits)
         network = DiTConfig(patch_size=2, dim=32, depth=2, heads=2)
         fit(RunFolder(tmp_path / "run"), small(network=network), Nobody())
         still = examine(tmp_path / "run")

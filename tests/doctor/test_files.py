@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from ditlab.cli.main import main
 from ditlab.doctor.files import verify
-from ditlab.fit import fit
 from ditlab.runs.checkpoint import LATEST, MANIFEST, step_name
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.posthoc_ema import write_snapshot
 from tests.images import folder_of
 from tests.reliability.faults import tree

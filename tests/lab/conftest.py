@@ -6,9 +6,9 @@ import pytest
 
 from ditlab.cli.main import main
 from ditlab.config import Config
-from ditlab.fit import fit
 from ditlab.recipes import RECIPES
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from tests.lab.browser import ARGUMENTS, find_browser
 
 EVERY = {"checkpoint_every": 20, "preview_every": 20, "record_every": 10, "log_every": 10}

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from ditlab.config import AdamWConfig, KernelsConfig
-from ditlab.fit import fit
 from ditlab.machine import resolve
 from ditlab.machine.resolve import computing_as, products_of, resolved, settled, use_quickest
 from ditlab.networks import kernels
 from ditlab.recipes import RECIPES
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from tests.machine.test_profile import FAST_BF16, SLOW_BF16
 from tests.training.test_fit import Nobody
 

@@ -99,7 +99,7 @@ def config(**changes):
 
 def train(arguments):
     """Train; with "again", go on after each interruption, with a worker process every other time."""
-    import ditlab.fit
+    import ditlab.train
     from ditlab.core.errors import Interrupted
     from ditlab.runs.folder import RunFolder
 
@@ -108,13 +108,13 @@ def train(arguments):
     if told.get("prepare"):
         print("preparing", flush=True)
         hang()
-    ditlab.fit.build_dataset = lambda _: Faulty(told.get("faults", {}))
+    ditlab.train.build_dataset = lambda _: Faulty(told.get("faults", {}))
     folder = RunFolder(arguments[0])
     turns = itertools.cycle([0, 1])
     while True:
         workers = {"workers": next(turns)} if told.get("again") else {}
         try:
-            ditlab.fit.fit(folder, config(**told["config"], **workers), Told(), resume=folder.step is not None)
+            ditlab.train.fit(folder, config(**told["config"], **workers), Told(), resume=folder.step is not None)
         except Interrupted as stop:
             if not told.get("again"):
                 raise

@@ -13,10 +13,10 @@ import torch
 import ditlab
 from ditlab.cli.main import main
 from ditlab.core.errors import CheckpointWarning, InputError
-from ditlab.fit import fit
 from ditlab.runs.build import build_dataset
 from ditlab.runs.checkpoint import FILES, LATEST, MANIFEST, saved_steps, step_name
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState
 from ditlab.training.resume import load_checkpoint

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 import ditlab
 from ditlab.cli.main import guarded, main
 from ditlab.core.errors import InputError
-from ditlab.fit import fit
 from ditlab.lab.lens.recordings import gate_recordings, losses, picture, previews
 from ditlab.lab.server.library import Library
 from ditlab.lab.server.live import Watch
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from tests.reliability.faults import tree
 from tests.reliability.harms import HARMS, special
 from tests.training.test_fit import Nobody, tiny

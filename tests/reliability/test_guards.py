@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import ditlab.fit
+import ditlab.train
 from ditlab.core.errors import Interrupted, TrainingError
-from ditlab.fit import fit
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training import signals
 from tests.reliability.faulty import Faulty, config
 from tests.training.test_fit import Nobody, everything, tiny
@@ -147,7 +147,7 @@ def test_sigterm(tmp_path, monkeypatch):
             assert last >= step
         status, _, err = ends(child)
         assert (status, err) == (0, "")
-    monkeypatch.setattr(ditlab.fit, "build_dataset", lambda _: Faulty({}))
+    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty({}))
     fit(RunFolder(tmp_path / "whole"), config(**made), Nobody())
     same(tmp_path / "stopped", tmp_path / "whole", at="step-00000300")
 
@@ -220,7 +220,7 @@ def test_other_worker_count(tmp_path, workers):
 def test_nan_inf_and_spike(tmp_path, monkeypatch):
     """Steps on broken batches are skipped, said and counted; a resumed run sees the same spikes."""
     faults = {20: "nan", 21: "inf", 110: "everything huge", 125: "huge"}
-    monkeypatch.setattr(ditlab.fit, "build_dataset", lambda _: Faulty(faults))
+    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty(faults))
     made = config(steps=130, checkpoint_every=60, log_every=10, preview_every=200)
     heard = Heard()
     fit(RunFolder(tmp_path / "whole"), made, heard)
@@ -245,7 +245,7 @@ def test_nan_inf_and_spike(tmp_path, monkeypatch):
 
 
 def test_too_many_bad_steps_end_a_run_and_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(ditlab.fit, "build_dataset", lambda _: Faulty({5: "nan", 6: "nan", 7: "nan", 8: "nan"}))
+    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty({5: "nan", 6: "nan", 7: "nan", 8: "nan"}))
     folder = RunFolder(tmp_path / "r")
     with pytest.raises(TrainingError, match=r"3 steps in a row up to step 7 .*step-00000007.json tells") as stop:
         fit(folder, config(bad_steps=3), Nobody())
@@ -257,7 +257,7 @@ def test_too_many_bad_steps_end_a_run_and_are_kept(tmp_path, monkeypatch):
     told = json.loads((folder.failures / "step-00000007.json").read_text())
     assert [sample["name"] for sample in told["samples"] if sample["loss"] == "nan"] == [f"point {7 * (48 + 3)}"]
     assert folder.step == 4
-    monkeypatch.setattr(ditlab.fit, "build_dataset", lambda _: Faulty({}))
+    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty({}))
     fit(folder, config(bad_steps=3), Nobody(), resume=True)  # the data mended, it goes on
     assert not list(folder.failures.iterdir())
 

@@ -14,13 +14,13 @@ import ditlab
 from ditlab.cli.main import guarded, main
 from ditlab.core import disk, locks
 from ditlab.core.errors import CheckpointWarning, InputError
-from ditlab.fit import fit
 from ditlab.lab.export import embed
 from ditlab.lab.lens.recordings import gate_recordings, picture, previews
 from ditlab.lab.notebook import frame
 from ditlab.lab.server.library import Library
 from ditlab.runs.checkpoint import MANIFEST, damage, saved_steps
 from ditlab.runs.folder import MADE, RunFolder
+from ditlab.train import fit
 from tests.reliability.faults import tree
 from tests.training.test_fit import Nobody, tiny
 

@@ -15,11 +15,11 @@ from ditlab.bench.machine import machine
 from ditlab.config import ImagesData
 from ditlab.core import disk
 from ditlab.data.images.dataset import Images
-from ditlab.fit import fit
 from ditlab.lab.server.serve import _affordable
 from ditlab.lab.server.timeouts import Limits
 from ditlab.recipes import RECIPES
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training import signals
 from ditlab.training import watchdog as stacks
 from tests.images import folder_of

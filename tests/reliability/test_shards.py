@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 import ditlab
 from ditlab.cli.main import main
 from ditlab.core.errors import DamagedCheckpoint, InputError
-from ditlab.fit import fit
 from ditlab.runs.checkpoint import describe_part, read_part, step_name
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from tests.reliability.harms import PARTS, SHARDS, shard_file, sign, split
 from tests.training.test_fit import Nobody, tiny
 

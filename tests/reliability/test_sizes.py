@@ -11,11 +11,11 @@ from ditlab.cli.main import main
 from ditlab.config import Config, DiTConfig, ExternalData, MLPConfig, PointsData, UNetConfig
 from ditlab.config.section import Section
 from ditlab.core.errors import ConfigError, InputError
-from ditlab.fit import fit
 from ditlab.runs.build import build_dataset, build_network, most_numbers, network_shapes
 from ditlab.runs.checkpoint import MANIFEST
 from ditlab.runs.folder import RunFolder
 from ditlab.runs.weights import LOOSELY, SMALL, foresee
+from ditlab.train import fit
 from tests.reliability.test_links import said
 from tests.training.test_fit import Nobody, tiny
 
@@ -98,7 +98,7 @@ def test_a_network_that_a_checkpoint_does_not_hold_takes_no_memory(run, capsys, 
     """Within the bounds, and with a checkpoint that says the same of itself: its headers are compared first."""
     built = []
     monkeypatch.setattr("ditlab.runs.run.build_network", lambda *_: built.append(1))
-    monkeypatch.setattr("ditlab.fit.TrainState", lambda *_: built.append(1))
+    monkeypatch.setattr("ditlab.train.TrainState", lambda *_: built.append(1))
     monkeypatch.setattr("ditlab.doctor.evidence.initial_network", lambda *_: built.append(1))
     told = json.loads((run / "config.json").read_text())
     told["network"] |= LARGE[name]

@@ -16,7 +16,7 @@ import torch._dynamo
 
 import ditlab.cli.progress
 import ditlab.evaluation.evaluate
-import ditlab.fit  # noqa: F401 - so that forks need not import it
+import ditlab.train  # noqa: F401 - so that forks need not import it
 from ditlab.cli.main import main
 from ditlab.core import disk
 from ditlab.diffusion.process import Process

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 import ditlab
 from ditlab.core import disk
 from ditlab.core.errors import ConfigError, InputError, TrainingError
-from ditlab.fit import fit
 from ditlab.runs.build import build_dataset
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.ema import PowerAverages
 from ditlab.training.loop import TrainState, train
 from ditlab.training.make_ema import make_averages

@@ -11,9 +11,9 @@ from ditlab.config import OwnConfig
 from ditlab.core.errors import InputError
 from ditlab.core.registry import NETWORKS
 from ditlab.data.dataset import Batch
-from ditlab.fit import fit
 from ditlab.runs.build import build_dataset
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.loop import TrainState, rehearse, train
 from ditlab.training.make_ema import make_averages
 from tests.reliability.test_guards import Nobody

@@ -14,10 +14,10 @@ import ditlab
 from ditlab.config import AdamWConfig, DiTConfig, MLPConfig, UNetConfig
 from ditlab.core import disk
 from ditlab.core.errors import CheckpointWarning, InputError, TrainingError
-from ditlab.fit import fit
 from ditlab.runs.build import build_dataset
 from ditlab.runs.checkpoint import FILES, MANIFEST, saved_steps, thin_out, verified, write_checkpoint
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState, train
 from ditlab.training.resume import load_checkpoint

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from ditlab.cli.train_arguments import parse_train
 from ditlab.config import Config, UNetConfig
 from ditlab.data.circles import Circles
-from ditlab.fit import fit
 from ditlab.recipes import RECIPES
 from ditlab.runs.build import build_dataset
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training import compilation as compiled
 from ditlab.training.loop import TrainState, compiled_over_written
 from tests.training.test_fit import Nobody
@@ -77,14 +77,14 @@ assert len(notices) == 2 and notices[-1].startswith("trains without torch.compil
 
 
 def test_code_that_is_slower_compiled_is_run_as_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("ditlab.fit.rehearse", lambda state, dataset: None)
+    monkeypatch.setattr("ditlab.train.rehearse", lambda state, dataset: None)
     monkeypatch.setattr(compiled, "PAYS_FROM", 0.0)
     for ratio, kept in ((1.5, False), (0.8, True)):
-        monkeypatch.setattr("ditlab.fit.compiled_over_written", lambda state, dataset, ratio=ratio: ratio)
+        monkeypatch.setattr("ditlab.train.compiled_over_written", lambda state, dataset, ratio=ratio: ratio)
         notices = []
         watcher = Nobody()
         watcher.notice = notices.append
-        monkeypatch.setattr("ditlab.fit._train", lambda *_: None)
+        monkeypatch.setattr("ditlab.train._train", lambda *_: None)
         state = fit(RunFolder(tmp_path / str(kept)), circles(steps=1, batch_size=4), watcher)
         assert state.config.compile is kept
         assert any("1.5 times as long" in notice for notice in notices) is not kept

@@ -16,10 +16,10 @@ import ditlab
 from ditlab.config import Config, SamplingConfig
 from ditlab.core.errors import CheckpointWarning, TrainingError
 from ditlab.core.rng import generator_for
-from ditlab.fit import fit
 from ditlab.recipes import RECIPES
 from ditlab.runs.build import build_dataset
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training.ema import EMA
 from ditlab.training.loop import TrainState, train
 from ditlab.training.optim import Optimizers, block_matrices, learning_rate_factor

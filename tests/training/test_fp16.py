@@ -8,9 +8,9 @@ import torch
 
 from ditlab.core.errors import TrainingError
 from ditlab.core.rng import generator_for
-from ditlab.fit import fit
 from ditlab.runs.build import build_dataset
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training import spikes as guard
 from ditlab.training.loop import TrainState, train
 from ditlab.training.spikes import Guard, summary

@@ -11,11 +11,11 @@ import pytest
 from ditlab.cli.main import main
 from ditlab.core.errors import DamagedMetrics, InputError
 from ditlab.doctor.report import examine
-from ditlab.fit import fit
 from ditlab.lab.server.library import Library
 from ditlab.lab.server.live import Watch
 from ditlab.runs import metrics
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from tests.training.test_fit import Nobody, tiny
 
 GOOD = {"step": 2, "loss": 0.5, "lr": 0.1, "grad_norm": 1.0, "images_per_s": 9.5, "seconds": 1.5}

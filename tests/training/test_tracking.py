@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ditlab.cli.main import main
 from ditlab.config import Config
 from ditlab.core.errors import InputError
-from ditlab.fit import fit
 from ditlab.runs.folder import RunFolder
+from ditlab.train import fit
 from ditlab.training import tracking
 from ditlab.training.tracking import Guarded, TensorBoard, WeightsAndBiases, flat
 from tests.training.test_fit import Nobody, tiny

@@ -231,7 +231,7 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str, ranks
         say(f"{folder.path} has all its {config.steps} steps already; {again}")
         return
     from ditlab.cli.progress import Silence, watching
-    from ditlab.fit import fit
+    from ditlab.train import fit
 
     begun = time.perf_counter()
     with watching() if ranks.first else nullcontext(Silence()) as watcher:

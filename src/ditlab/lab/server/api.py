@@ -34,7 +34,7 @@ from ditlab.lab.server.library import Library
 from ditlab.lab.server.live import Watch, stream
 from ditlab.lab.server.worker import Busy, Rank, Worker
 
-PAGE = Path(__file__).parent / "static"
+PAGE = Path(__file__).parents[1] / "static"
 MAX_IMAGES, MAX_POINTS = 16, 2000  # samples in one trajectory
 MAX_MEASURED = 5000  # samples to measure
 MAX_STREAMS = 64  # pages that follow a run
