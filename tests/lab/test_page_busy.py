@@ -114,7 +114,7 @@ def test_nothing_old_is_taken_for_what_is_chosen(chromium, lab):
 def test_a_measurement_keeps_no_page_from_opening_and_what_is_in_sight_comes_first(chromium, lab):
     url, names, busy, _ = lab
     asked = []
-    with busy(Rank.MEASURE, looks=True), opened(chromium, f"{url}style.css", expected="404") as page:
+    with busy(Rank.MEASURE, looks=True), opened(chromium, f"{url}page/style.css", expected="404") as page:
         page.on("request", lambda request: asked.append(re.sub(r"\?.*", "", request.url.rpartition("/")[2])))
         page.goto(f"{url}?run={names['circles']}#denoise")
         settled(page)
@@ -141,7 +141,7 @@ def test_from_run_to_run_no_listener_stays(chromium, lab):
         metrics = {one["name"]: one["value"] for one in devtools.send("Performance.getMetrics")["metrics"]}
         return page.evaluate("alive"), metrics["JSEventListeners"]
 
-    with opened(chromium, f"{url}style.css", expected="404") as page:
+    with opened(chromium, f"{url}page/style.css", expected="404") as page:
         page.add_init_script(COUNT)
         page.goto(f"{url}?run={names['circles']}")
         settled(page)

@@ -1,30 +1,30 @@
 // The page: which run, its bar of choices, its sections.
 
-import { at, choices, decodeDrawing, exported, forget, isPixels, json, part } from "./api.js";
-import { bar } from "./bar.js";
-import { clear, h } from "./dom.js";
-import { land } from "./land.js";
-import { lifetime, renew } from "./life.js";
-import { forgetNews, liveBadge } from "./live.js";
-import { mountLosses } from "./losses.js";
-import { nearest } from "./math.js";
-import { absent } from "./panel.js";
-import { listRuns } from "./run_list.js";
-import { staleness } from "./stale.js";
-import { forgetListeners, fromAddress, onChange, select, selection } from "./state.js";
-import { themeChooser } from "./theme.js";
-import { tour } from "./tour.js";
-import { mount as mountFlow } from "./flow.js";
-import { mount as mountPatches } from "./patches.js";
-import { mount as mountAttention } from "./attention.js";
-import { mount as mountMatrix } from "./matrix.js";
-import { mount as mountChange } from "./change.js";
-import { mount as mountGates } from "./gates.js";
-import { mount as mountDenoise } from "./denoise.js";
-import { mount as mountCompare } from "./runs.js";
+import { mount as mountAttention } from "./attention/attention.js";
+import { mount as mountMatrix } from "./attention/matrix.js";
+import { mount as mountChange } from "./change/change.js";
+import { mount as mountDenoise } from "./denoise/denoise.js";
+import { clear, h } from "./draw/dom.js";
+import { nearest } from "./draw/math.js";
+import { mount as mountFlow } from "./flow/flow.js";
+import { mount as mountGates } from "./gates/gates.js";
+import { mountLosses } from "./gates/losses.js";
+import { at, choices, decodeDrawing, exported, forget, isPixels, json, part } from "./page/api.js";
+import { bar } from "./page/bar.js";
+import { land } from "./page/land.js";
+import { lifetime, renew } from "./page/lifetime.js";
+import { forgetNews, liveBadge } from "./page/live.js";
+import { absent } from "./page/panel.js";
+import { listRuns } from "./page/run_list.js";
+import { staleness } from "./page/stale.js";
+import { forgetListeners, fromAddress, onChange, select, selection } from "./page/state.js";
+import { themeChooser } from "./page/theme.js";
+import { mount as mountPatches } from "./patches/patches.js";
+import { mount as mountCompare } from "./runs/runs.js";
+import { tour } from "./tour/tour.js";
 
-/** @typedef {import("./api.js").Run} Run */
-/** @typedef {import("./api.js").SectionId} SectionId */
+/** @typedef {import("./page/api.js").Run} Run */
+/** @typedef {import("./page/api.js").SectionId} SectionId */
 
 /** @type {{id: SectionId, title: string, short: string, mount: (root: HTMLElement, run: Run) => void}[]} */
 const SECTIONS = [
@@ -130,7 +130,7 @@ function mountSections(main, run) {
 
 /** @param {string} id */
 async function show(id) {
-  /** @type {[Run, import("./api.js").RunSummary[]]} */
+  /** @type {[Run, import("./page/api.js").RunSummary[]]} */
   const [run, runs] = await Promise.all([json(at(id, "")), listRuns()]);
   if (selection.run !== id) return; // Another one was chosen meanwhile.
   renew();
