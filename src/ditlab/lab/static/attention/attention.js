@@ -122,7 +122,7 @@ class Pictures {
   }
 }
 
-const INTRO = "In every attention layer each patch asks all patches, itself included, and mixes what they answer. Click a patch, or move with the arrow keys: brighter means more of its attention.";
+const INTRO = "In every attention layer each patch asks all patches, itself included, and mixes what they answer. Click a patch, or move with the arrow keys. Brighter patches get more of its attention.";
 
 /** What the shares of a patch add up to, and what "patch" means where nothing is cut into patches. @param {Run} run */
 function intro(run) {
@@ -131,7 +131,7 @@ function intro(run) {
   const sum = tokens.length
     ? ` In this network the conditions (${listed(tokens)}) are tokens too, and every patch gives them a part of its attention: its shares over the picture add up to less than 100 %, and the numbers below say where the rest goes.`
     : " The shares of one patch add up to 100 %.";
-  const channels = run.shape[0] > 3 ? ` Of the ${run.shape[0]} channels of x the first three are shown, as colours, and brightness is the mean of them all, cut off at −1 and 1: “on the object” need not mean an object.` : "";
+  const channels = run.shape[0] > 3 ? ` The first three of the ${run.shape[0]} channels of x are shown, as colours. Brightness is the mean over all channels, clipped to −1 and 1, so “on the object” need not mean a visible object.` : "";
   return run.patches ? INTRO + sum + channels : `${INTRO}${sum} In this network a “patch” is one pixel of the ${rows} × ${cols} feature map on which its attention works.`;
 }
 

@@ -13,8 +13,8 @@ export function cross(run) {
   const names = run.cross_tokens;
   if (!names.length) return null;
   const body = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Cross-attention in numbers" });
-  const root = h("div", { class: "numbers" }, h("h3", null, "What the patches read of the conditions"),
-    h("p", null, `Above is self-attention, among patches. Each block also has a cross-attention, with which its patches read ${names.length} tokens: ${listed(names)}. The shares of a patch among them add up to 100 %. In Python, ditlab.probe records them of every head and patch in record.cross[layer].`), body);
+  const root = h("div", { class: "numbers" }, h("h3", null, "What the patches read from the conditions"),
+    h("p", null, `The maps above show self-attention, among patches. Each block also has cross-attention, through which its patches read ${names.length} tokens: ${listed(names)}. A patch’s shares among them add up to 100 %. In Python, ditlab.probe records them for every head and patch in record.cross[layer].`), body);
   const next = latest();
   const stale = staleness(body);
   const load = async () => {

@@ -23,7 +23,7 @@ const INTRO = "All patches’ views at once. Each row is a query patch, each col
 
 /** What rows add up to. @param {Run} run */
 function intro({ condition_tokens: tokens }) {
-  return INTRO + (tokens.length ? ` Here are the patches alone; what is missing from 100 % in a row goes to the condition tokens, ${listed(tokens)}.` : " Rows add up to 100 %.");
+  return INTRO + (tokens.length ? ` Only the patches are shown; the rest of a row’s 100 % goes to the condition tokens, ${listed(tokens)}.` : " Rows add up to 100 %.");
 }
 
 /** @param {Run} run @param {AbortSignal} signal @returns {Promise<Scene>} */

@@ -13,7 +13,7 @@ import { chosenHead, neighbours } from "./maps.js";
 
 /** @type {Line[]} */
 const LINES = [
-  { title: "Entropy", formula: "−Σ A log₂ A; all patches alike: log₂ N", value: (n) => `${n.entropy.toFixed(2)} bits` },
+  { title: "Entropy", formula: "−Σ A log₂ A; equal shares for all patches: log₂ N", value: (n) => `${n.entropy.toFixed(2)} bits` },
   { title: "Mean distance", formula: "Σ A · |position q − position k|", value: (n) => `${n.distance.toFixed(2)} patches` },
   { title: "Rank of itself", formula: "1 + number of patches with more attention than the query itself", value: (n) => n.diagonal_rank.toFixed(n.diagonal_rank % 1 ? 1 : 0) },
   { title: "On the object", formula: "Σ A · m against mean m, with m the patch’s brightness in x₀", value: (n) => `${percent(n.inside)} (chance ${percent(n.inside_chance)})` },
@@ -23,12 +23,12 @@ const LINES = [
 /** What goes to the tokens of the conditions, where they are in the sequence. @param {string[]} names @returns {Line[]} */
 function conditionLines(names) {
   const one = names.map((name, k) => ({ title: `To the token ${name}`, formula: `A of the key ${name}`, value: (/** @type {Found} */ n) => percent(n.tokens[k] ?? 0) }));
-  const all = { title: "To the condition tokens", formula: `Σ A over ${listed(names)}: what is missing from 100 % over the picture`, value: (/** @type {Found} */ n) => percent(n.tokens.reduce((a, b) => a + b, 0)) };
+  const all = { title: "To the condition tokens", formula: `Σ A over ${listed(names)}: with the picture’s share it makes 100 %`, value: (/** @type {Found} */ n) => percent(n.tokens.reduce((a, b) => a + b, 0)) };
   return names.length > 1 ? [all, ...one] : names.length ? [all] : [];
 }
 
-const AMONG = "The other numbers are among patches: A divided by its sum over them.";
-const WHOLE = "Whole layer and head: the mean over all queries; “on the object” weighs them by m, “on itself and its neighbours” by 1 − m.";
+const AMONG = "The other numbers cover patches only: A divided by its sum over the patches.";
+const WHOLE = "Whole layer and head: the mean over all queries; “on the object” weights them by m, “on itself and its neighbours” by 1 − m.";
 
 /** Mean of `values`; with weights that are all 0, it is 0. @param {ArrayLike<number>} values @param {(i: number) => number} [weight] */
 function mean(values, weight = () => 1) {

@@ -18,7 +18,7 @@ const MEASURES = [
 ];
 
 /** @type {Measure} */
-const TO_TOKENS = { name: "to_tokens", chance: null, title: "To the conditions", about: "share of attention that patches give to the condition tokens; the charts above are among patches" };
+const TO_TOKENS = { name: "to_tokens", chance: null, title: "To the conditions", about: "share of attention that patches give to the condition tokens; the charts above cover patches only" };
 
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [220, 130, 30, 8, 8, 22];
 
@@ -88,7 +88,7 @@ function reading(data) {
 /** What goes to the tokens of the conditions. @param {Summary} data */
 function conditions(data) {
   const values = data.t.flatMap((_, time) => Array.from({ length: data.layers }, (_, layer) => data.get("to_tokens", time, layer)));
-  return `To the condition tokens goes between ${percent(Math.min(...values))} and ${percent(Math.max(...values))} of a patch’s attention.`;
+  return `The condition tokens get between ${percent(Math.min(...values))} and ${percent(Math.max(...values))} of a patch’s attention.`;
 }
 
 /** @param {Summary} data */
@@ -109,7 +109,7 @@ function charts(data) {
       h("figure", null, h("figcaption", null, `layer ${layer}`), chart(data, measure, layer))))));
 }
 
-const COMING = "Measured when you come here.";
+const COMING = "Measured when you scroll here.";
 const MEASURING = "Measuring many images…";
 
 /**

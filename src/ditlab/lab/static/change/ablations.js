@@ -13,7 +13,7 @@ import { has, part, read, toggle } from "./edits.js";
 
 /** @type {Record<string, string>} */
 const KINDS = { head: "Heads", gate: "Branches", block: "Blocks" };
-const COMING = "Measured when you come here.";
+const COMING = "Measured when you scroll here.";
 const LARGE = "This network is large: measuring takes a while.";
 const MEASURING = "Measuring: one part after the other is switched off…";
 
@@ -86,7 +86,7 @@ export function worth(run) {
       if (!isAbort(error)) sentence.textContent = error instanceof Error ? error.message : String(error);
       throw error;
     }
-    sentence.textContent = `How much the loss, ${number(costs.loss)}, rises without it; ± is one standard error over ${costs.images} ${costs.generated ? "generated" : "training"} images at five times.`;
+    sentence.textContent = `How much the loss, ${number(costs.loss)}, rises without each part; ± is one standard error over ${costs.images} ${costs.generated ? "generated" : "training"} images at five times.`;
     offer();
     draw();
     show(true);

@@ -16,8 +16,8 @@ import { Switches, settleEdits } from "./switches.js";
 /** @typedef {import("../page/api.js").Tensor} Tensor */
 /** @typedef {{before: Tensor, after: Tensor}} Both */
 
-const PARTS = "Every switch is a part of the network. Switch one off and look at what the network then says of the same image, and at whole samples from the same noise.";
-const NO_PARTS = "This network has no heads, blocks or gates. What can be changed is the time it is told.";
+const PARTS = "Every switch is a part of the network. Switch one off and see what the network then predicts for the same image, and what it draws from the same noise.";
+const NO_PARTS = "This network has no heads, blocks or gates. Only the time it is told can be changed.";
 
 /** @param {Run} run @param {string} edits @param {AbortSignal} signal @returns {Promise<Tensor>} the predicted clean image */
 async function predicted(run, edits, signal) {

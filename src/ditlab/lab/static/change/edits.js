@@ -69,8 +69,8 @@ export function part(run, word) {
 /** A change in words. @param {Run} run @param {string} word */
 export function inWords(run, word) {
   const { kind, place, part: which } = read(word);
-  if (kind === "time") return `the time it is told is ${place}`;
-  if (kind === "uniform") return `${which === null ? part(run, word) : part(run, `head:${place}.${which}`)} looks everywhere alike`;
+  if (kind === "time") return `the network is told t = ${place}`;
+  if (kind === "uniform") return `${which === null ? part(run, word) : part(run, `head:${place}.${which}`)} looks everywhere equally`;
   if (kind === "local") return `patches of ${part(run, `block:${place}`)} see ${which === "0" ? "only themselves" : `at most ${which} away`}`;
   return `${part(run, word)} off`;
 }

@@ -28,12 +28,12 @@ export class Pictures {
   constructor(run) {
     this.run = run;
     this.frames = [frame("as trained", "The clean image that the network predicts, as it was trained"),
-      frame("changed", "The clean image that the changed network predicts"), frame("changed − as trained", "The difference of both predictions")];
+      frame("changed", "The clean image that the changed network predicts"), frame("changed − as trained", "The difference between the two predictions")];
     this.verdict = h("p", { class: "change-verdict", "aria-live": "polite" });
     const scale = run.shape[0] >= 3 ? h("p", { class: "quiet" }, "Difference in each channel, from −1 (dark) to 1 (bright).")
       : legend({ scale: "diverging", low: "−1", high: "1", label: "difference" });
     this.row = h("div", { hidden: true }, h("div", { class: "picture-row" }, this.frames.map(({ root }) => root)), scale);
-    this.root = h("div", null, h("h3", null, "What it says: predicted x₀"), this.row, this.verdict);
+    this.root = h("div", null, h("h3", null, "What it predicts: the clean image x₀"), this.row, this.verdict);
   }
 
   /** @param {Tensor} before @param {Tensor} after */

@@ -103,7 +103,7 @@ export class Samples {
       this.both = { before, after };
       this.frame.hidden = false;
       this.paint();
-      this.note.textContent = selection.edits ? `On average they are ${number(apart(before, after))} apart, in each value.` : "";
+      this.note.textContent = selection.edits ? `On average they differ by ${number(apart(before, after))} in each value.` : "";
     } catch (error) {
       if (isAbort(error)) throw error;
       this.both = null;

@@ -23,7 +23,7 @@ export class Switches {
     this.board.addEventListener("keydown", (event) => this.move(event));
     this.time = choices() ? null : timeControl(run);
     this.list = h("ul", { class: "changed-list", "aria-label": "What is changed" });
-    this.back = h("button", { type: "button", class: "tool", onclick: () => change(run, []) }, "Put all back");
+    this.back = h("button", { type: "button", class: "tool", onclick: () => change(run, []) }, "Undo all changes");
     this.root = h("div", { class: "switches" }, run.attention.length > 0 && this.board, this.time?.root, h("div", { class: "changed" }, this.list, this.back));
     this.show();
   }
@@ -72,7 +72,7 @@ export class Switches {
     const far = run.patches ? Math.min(FARTHEST, Math.max(...run.patches.grid) - 2) : -1;
     const near = Array.from({ length: far + 1 }, (_, r) => [`local:${layer}.${r}`, r === 0 ? "looks at itself only" : `looks at most ${r} away`]);
     const held = choices()?.changes.edits;
-    const options = [["", "looks as it learned"], [`uniform:${layer}`, "looks at all alike"], ...near].filter(([word]) => !word || !held || held.includes(word));
+    const options = [["", "looks as trained"], [`uniform:${layer}`, "looks at all equally"], ...near].filter(([word]) => !word || !held || held.includes(word));
     const list = h("select", { class: "board-look", "aria-label": `How block ${layer} looks`, onchange: () => {
       const others = words().filter((word) => !(["uniform", "local"].includes(read(word).kind) && read(word).place === layer));
       change(run, list.value ? [...others, list.value] : others);
@@ -118,7 +118,7 @@ function timeControl(run) {
   const box = h("input", { type: "checkbox", id: "hold-time", onchange: () => tell(box.checked ? Number(range.input.valueAsNumber * 0.05) : null) });
   return {
     box,
-    root: h("div", { class: "hold" }, h("div", { class: "hold-box" }, box, h("label", { for: "hold-time" }, "Tell the network one time, whatever t is")), range.root),
+    root: h("div", { class: "hold" }, h("div", { class: "hold-box" }, box, h("label", { for: "hold-time" }, "Tell the network one fixed time, whatever t is")), range.root),
     show: () => {
       const word = held();
       box.checked = word !== undefined;

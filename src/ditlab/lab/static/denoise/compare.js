@@ -127,7 +127,7 @@ export class Comparison {
       const runs = Number(side.answer.meta.evaluations ?? NaN);
       side.head.replaceChildren(h("span", { class: `side side-${side.name}` }, side.name.toUpperCase()), ` ${title(side.setting)}`);
       side.note.textContent = `t = ${side.times[index].toFixed(2)}, after step ${index} of ${side.times.length - 1}`
-        + (Number.isFinite(runs) ? ` · ${runs} network ${runs === 1 ? "evaluation" : "evaluations"} in all${side.setting.guidance === 1 ? "" : " (guidance takes them in pairs, with and without the label)"}` : "");
+        + (Number.isFinite(runs) ? ` · ${runs} network ${runs === 1 ? "evaluation" : "evaluations"} in all${side.setting.guidance === 1 ? "" : " (guidance needs them in pairs, with and without the label)"}` : "");
       side.view.show(side.answer, index);
     }
     if (!a.answer || !b.answer) return;

@@ -107,7 +107,7 @@ function side(run, third, onPick) {
       copy(x0.canvas, paint("x0"));
       copy(said.canvas, paint(third() === "velocity" ? "prediction" : "eps", SIGNED));
       said.words.textContent = third() === "velocity" ? "predicted velocity" : "predicted noise ε";
-      said.canvas.setAttribute("aria-label", third() === "velocity" ? "The velocity the network predicts" : "The noise in xₜ, as the network sees it");
+      said.canvas.setAttribute("aria-label", third() === "velocity" ? "The velocity the network predicts" : "The noise in xₜ that the network predicts");
       film.show(answer, index);
       seen?.show([sample(answer, "x", index), sample(answer, "x0", index)]);
     },
@@ -116,7 +116,7 @@ function side(run, third, onPick) {
 
 /** Both ends and their difference. @param {Run} run */
 function between(run) {
-  const [a, b, apart] = [frame("A at t = 0", "Where A ends"), frame("B at t = 0", "Where B ends"), frame("A − B", "The difference of both ends")];
+  const [a, b, apart] = [frame("A at t = 0", "Where A ends"), frame("B at t = 0", "Where B ends"), frame("A − B", "The difference between the two ends")];
   const low = h("div");
   return {
     root: h("div", { class: "denoise-between" }, h("div", { class: "picture-row" }, a.root, b.root, apart.root), low),
@@ -166,8 +166,8 @@ export function imagesView(run) {
   const extra = thirdChoice(run, () => redraw());
   const chosen = () => /** @type {"velocity" | "noise"} */ (extra?.querySelector("select")?.value ?? "noise");
   return {
-    intro: "Both sides start from the same noise and walk to t = 0. At every step the network says what it sees; the solver turns that into the next image. A cheaper solver asks less often, and ends somewhere else."
-      + (run.process === "meanflow" ? " The solver “average” jumps by the mean velocity over each of its steps; the pictures show what the network says of the moment itself, a span of 0." : ""),
+    intro: "Both sides start from the same noise and walk to t = 0. At every step the network makes a prediction, and the solver turns it into the next image. A cheaper solver asks the network less often and ends somewhere else."
+      + (run.process === "meanflow" ? " The solver “average” jumps by the mean velocity over each of its steps; the pictures show what the network predicts for a span of 0." : ""),
     n: 1,
     unit: run.data === "external" || run.data === "latents" ? "is the mean |A − B| over all values at t = 0" : "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
     extra,

@@ -288,7 +288,7 @@ export function pointsView(run) {
       onTheme(() => plane.draw());
       return { root: h("div", { class: "plane-frame" }, plane.canvas), show: (answer, index) => plane.show(answer, index) };
     },
-    between: { root: h("p", { class: "plane-key" }, "A particle keeps its colour: those at the dark end of the scale finish at the left, those at the bright end at the right. Arrows grow with the square root of the speed, up to the spacing of the grid. Lines are the ways of 60 particles so far."), show: () => {} },
+    between: { root: h("p", { class: "plane-key" }, "A particle keeps its colour: those at the dark end of the scale finish at the left, those at the bright end at the right. Arrows grow with the square root of the speed, up to the spacing of the grid. Lines are the paths of 60 particles so far."), show: () => {} },
     distance: apart,
     picture: () => together(planes),
   };

@@ -64,8 +64,8 @@ let count = 0;
 
 /** What the words mean. @type {Record<string, string>} */
 const MEANING = {
-  Solver: "How the network’s answers are turned into steps from noise to data. Heun asks the network twice in a step, Euler once. Average, of a MeanFlow, jumps by the mean velocity over the step.",
-  Guidance: "How strongly samples are pushed towards their label; 1 is not at all. It asks the network with and without the label.",
+  Solver: "How the network’s answers are turned into steps from noise to data. Heun asks the network twice in a step, Euler once. Average, for MeanFlow, jumps by the mean velocity over the step.",
+  Guidance: "How strongly samples are pushed towards their label; 1 means not at all. The network is asked both with and without the label.",
 };
 
 /** @param {string} text @param {(id: string) => HTMLElement} make */

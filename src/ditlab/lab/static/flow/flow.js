@@ -59,7 +59,7 @@ class ShapeFlow {
     const made = panel({
       id: "flow",
       title: "Shape flow",
-      intro: "What a batch passes on its way through this network, measured by hooks on one forward pass. Point at a part, or walk with the arrow keys, for its numbers; click to go to its section.",
+      intro: "The parts that a batch passes through in this network, measured by hooks on one forward pass. Point at a part, or walk with the arrow keys, for its numbers; click to go to its section.",
       python: () => snippet(this.run, "flow", {}, "", false),
       download: () => this.download(),
       picture: () => this.svg,
@@ -237,7 +237,7 @@ class ShapeFlow {
   table() {
     const { flow } = this;
     if (!flow) return null;
-    return table("Every part, in the order a batch passes. Shapes are without the batch.",
+    return table("Every part, in the order a batch passes through them. Shapes leave out the batch.",
       ["part", "name", "in", "out", "parameters", "multiply-accumulates", "time"],
       [...flow.nodes.map((node) => [
         node.block === null ? node.title : `${node.title}, block ${node.block}`, node.name, node.in.map(shapeText).join(", ") || "–", outText(node),

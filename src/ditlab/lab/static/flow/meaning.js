@@ -11,18 +11,18 @@ import { steers } from "./model.js";
 const MEANING = {
   input: ["The noisy image xₜ: data at t = 0, noise at t = 1.", "xₜ = a(t)·x₀ + s(t)·ε"],
   patch_embed: ["Cuts the image into patches and maps each to one token, with one linear layer.", "token = W·patch + b"],
-  positions: ["Adds where each patch sits: attention itself would not know.", "x ← x + position"],
+  positions: ["Adds the position of each patch, which attention alone would not know.", "x ← x + position"],
   join: ["Appends a token for each condition to those of the patches. From here on the blocks treat all tokens alike.", "[patches; conditions]"],
-  cut: ["Drops the tokens of the conditions: what they said is in the patches now.", "the first N tokens"],
+  cut: ["Drops the tokens of the conditions: their information is in the patches now.", "the first N tokens"],
   unpatchify: ["Lays the pixels of each token out as its patch of the image.", "N tokens × p²·C → C × H × W"],
-  output: ["What the network says of the input.", "f(xₜ, t)"],
-  other: ["A module of this network, in the order a batch passes.", ""],
+  output: ["What the network predicts from the input.", "f(xₜ, t)"],
+  other: ["A module of this network, in the order a batch passes through.", ""],
 };
 
 /** The same for modules of other networks, by their class. @type {Record<string, [string, string]>} */
 const CLASSES = {
   Conv2d: ["A convolution: each value out is a weighted sum of the values around it.", ""],
-  ResidualBlock: ["Two convolutions on a residual branch; c scales and shifts what is between them.", "x ← shortcut(x) + conv(norm(conv(x))·(1 + scale) + shift)"],
+  ResidualBlock: ["Two convolutions on a residual branch; c scales and shifts the values between them.", "x ← shortcut(x) + conv(norm(conv(x))·(1 + scale) + shift)"],
   PixelAttention: ["Every pixel of this feature map reads every other, on a residual branch.", "x ← x + Attention(norm(x))"],
   GroupNorm: ["Brings groups of channels to mean 0 and variance 1.", "(x − mean) / deviation · w + b"],
   Conditioner: ["The time, and the label where there is one, as the vector c.", "c = MLP(sin, cos of time_scale·t)"],
@@ -58,15 +58,15 @@ function told(node, model) {
 
 /** How a kind makes its modulations, by its class. @type {Record<string, [string, string]>} */
 const MODULATIONS = {
-  AdaLNZero: ["Makes shift, scale and gate for both branches out of c. It starts at zero, so every block starts as the identity.", "shift, scale, gate (× 2) = W·SiLU(c) + b"],
-  AdaLN: ["Makes a shift and a scale for each branch out of c. There is no gate.", "shift, scale (× 2) = W·SiLU(c) + b"],
-  FiLM: ["Makes one shift and one scale for both branches out of c. There is no gate.", "shift, scale = W·SiLU(c) + b"],
+  AdaLNZero: ["Makes shift, scale and gate for both branches from c. It starts at zero, so every block starts as the identity.", "shift, scale, gate (× 2) = W·SiLU(c) + b"],
+  AdaLN: ["Makes a shift and a scale for each branch from c. There is no gate.", "shift, scale (× 2) = W·SiLU(c) + b"],
+  FiLM: ["Makes one shift and one scale for both branches from c. There is no gate.", "shift, scale = W·SiLU(c) + b"],
 };
 
 /** @param {Node} node @returns {[string, string]} */
 function modulation(node) {
-  if (!node.steered) return ["The scale and the shift of this block's norms: learned, and the same whatever the network is told.", ""];
-  return MODULATIONS[node.class ?? ""] ?? [`Makes ${node.gated ? "shift, scale and gate" : "shift and scale"} for both branches out of what the network is told.`, ""];
+  if (!node.steered) return ["The scale and the shift of this block's norms: learned, and the same for all conditions.", ""];
+  return MODULATIONS[node.class ?? ""] ?? [`Makes ${node.gated ? "shift, scale and gate" : "shift and scale"} for both branches from the conditions.`, ""];
 }
 
 /** A branch of a block. @param {Node} node @param {Transformer} model @returns {[string, string]} */
@@ -106,6 +106,6 @@ export function meaning(node, target, model) {
   const [text, formula] = (node.kind === "other" && CLASSES[node.class ?? ""]) || MEANING[node.kind] || MEANING.other;
   if (node.kind !== "output") return [text, formula];
   // The first half of twice as many channels is what the target says.
-  const half = model && node.out[1] === 2 * model.input.out[1] ? " The second half of the channels says how widely a step of DDPM spreads." : "";
+  const half = model && node.out[1] === 2 * model.input.out[1] ? " The second half of the channels predicts the variance of a DDPM step." : "";
   return [(TARGETS[target] ?? text) + half, formula];
 }

@@ -194,7 +194,7 @@ function tilesOf(recording) {
 
 function definition() {
   return h("p", { class: "definition" }, "Effective depth: (Σ c)² / Σ c² over all branches, where c = mean ‖gate ⊙ f‖ / ‖x‖ is how much a branch adds to its input. ",
-    "It is the number of branches if all add alike, 1 if one does all the work, and 0 while every gate is shut.");
+    "It is the number of branches if all add equally, 1 if one does all the work, and 0 while every gate is shut.");
 }
 
 /** How the gates of a run went, in words. @param {Run} run */

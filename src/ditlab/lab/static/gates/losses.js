@@ -38,7 +38,7 @@ export function mountLosses(root, run, why) {
     if (chart && found) redraw(chart, lossLine(found));
   })));
   const frame = panel({
-    id: "gates", title: "Watch the gates open", intro: `${why} This is what was recorded besides, while it was trained.`,
+    id: "gates", title: "Watch the gates open", intro: `${why} This is what was recorded during training.`,
     python: () => `import ditlab\nditlab.load(${JSON.stringify(run.path)}).folder.read_metrics()  # one dict a line: step, loss, …\n`,
     download: () => found && { name: `${run.name}-losses`, arrays: found },
     picture: () => chart,

@@ -124,7 +124,7 @@ export function liveBadge(run, reload) {
       else select({ step });
       document.getElementById("choose-step")?.focus();
     } }, text));
-    announce(`A checkpoint of step ${steps(step)} is there`);
+    announce(`The checkpoint of step ${steps(step)} is ready`);
   };
   onNews((news) => {
     const before = now;

@@ -74,7 +74,7 @@ export class Recording {
     const peak = means.indexOf(Math.max(...means));
     const at = (/** @type {number} */ i) => `${number(means[i])} at step ${this.steps[i].toLocaleString("en")}`;
     if (!(means[peak] > 0)) return "The gates are still shut.";
-    if (means[last] > 0.95 * means[peak]) return `The gates have opened up to the end of what is recorded: mean |gate| is ${at(last)}.`;
+    if (means[last] > 0.95 * means[peak]) return `The gates kept opening to the end of the recording: mean |gate| is ${at(last)}.`;
     return `The gates opened fast and then closed again a little: mean |gate| was highest, ${at(peak)}, and is ${at(last)}.`;
   }
 

@@ -70,7 +70,7 @@ async function sameImage(places, signal) {
   const answers = /** @type {Arrays[]} */ (inputs.filter((_, i) => peers.includes(places[i])));
   const x0 = floats(answers[0].arrays.x0);
   if (answers.every((answer) => alike(floats(answer.arrays.x0), x0))) return { shown, note: `The same image for ${lettersOf(peers)}.${other}` };
-  if (first.run.data === "latents" || first.run.data === "external") return { shown, note: `Each network has an image of its own.${other}` };
+  if (first.run.data === "latents" || first.run.data === "external") return { shown, note: `Each network has its own image.${other}` };
   const input = encodeDrawing(Uint8Array.from(x0, (value) => Math.round(Math.min(255, Math.max(0, (value + 1) * 127.5)))));
   const source = /** @type {Shown} */ (shown.get(first.letter)).input;
   for (const place of peers) shown.set(place.letter, { input, label: place.label ?? labelOf(first, answers[0], place), source });
@@ -123,7 +123,7 @@ export class Attention extends Row {
       const one = this.found.get(place.letter);
       if (one) this.cells.children[i].append(pictures(place, one, high / factor(one)));
     });
-    const ends = unlike ? { high: `${high.toFixed(1)} × 1/N`, label: "attention in all columns; all patches alike would be 1/N" } : { high: percent(high), label: "attention, in all columns" };
+    const ends = unlike ? { high: `${high.toFixed(1)} × 1/N`, label: "attention in all columns; equal shares would be 1/N" } : { high: percent(high), label: "attention, in all columns" };
     this.foot.replaceChildren(legend({ scale: "sequential", low: "0", ...ends }));
   }
 

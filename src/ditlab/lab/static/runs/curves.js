@@ -85,7 +85,7 @@ export class Loss {
         const found = (await arrays(at(run.id, "/losses"), { signal })).arrays;
         const curve = { step: floats(found.loss_step), seconds: floats(found.loss_seconds), loss: floats(found.loss) };
         if (!curve.loss.length) {
-          missing.push(`${lettersOf(group)}: ${run.name} wrote down no loss.`);
+          missing.push(`${lettersOf(group)}: ${run.name} recorded no loss.`);
           continue;
         }
         curves.set(run.id, curve);
@@ -124,7 +124,7 @@ export class Loss {
 /** Where losses are of different things. @param {Place[]} places */
 function unlike(places) {
   const things = grouped(places, ({ run }) => `${run.data} ${run.shape} ${run.process} ${run.target} ${run.noise_path}`);
-  return things.length > 1 ? `Losses of different data, targets or processes have scales of their own: compare heights within ${things.map(lettersOf).join("; within ")} only.` : "";
+  return things.length > 1 ? `Losses of different data, targets or processes are on different scales: compare heights only within ${things.map(lettersOf).join("; within ")}.` : "";
 }
 
 export class Quality {
@@ -152,7 +152,7 @@ export class Quality {
     this.control?.abort();
     this.now = { places, chosen, data };
     if (exported) {
-      this.line.textContent = "To draw samples at other checkpoints and measure them takes the network: start ditlab lab.";
+      this.line.textContent = "Drawing samples at other checkpoints and measuring them needs the network: start ditlab lab.";
       return;
     }
     const list = this.tools.querySelector("select");
@@ -223,8 +223,8 @@ export class Quality {
   words() {
     const { places, chosen } = this.now ?? { places: [], chosen: { n: 0 } };
     const left = places.filter(({ run }) => run.checkpoints.length > MOST_CHECKPOINTS);
-    const spread = left.length ? ` Of ${lettersOf(left)}, ${MOST_CHECKPOINTS} checkpoints were taken.` : "";
-    return `Each figure is of ${chosen.n} samples, drawn as the run's own settings say: another seed gives another one.${spread}`;
+    const spread = left.length ? ` Only ${MOST_CHECKPOINTS} checkpoints of ${lettersOf(left)} were measured.` : "";
+    return `Each figure is measured on ${chosen.n} samples, drawn with the run's own settings; another seed gives a different figure.${spread}`;
   }
 
   /** A chart for each kind of data: figures of different data have no common axis. */
@@ -237,7 +237,7 @@ export class Quality {
       const chart = this.chart(group, chosen.axis, kinds.length > 1);
       if (chart) this.body.append(chart);
     }
-    if (kinds.length > 1) this.body.append(h("p", { class: "quiet" }, `${kinds.map(lettersOf).join("; ")}: trained on different data, so their figures have no axis in common.`));
+    if (kinds.length > 1) this.body.append(h("p", { class: "quiet" }, `${kinds.map(lettersOf).join("; ")}: trained on different data, so their figures do not share an axis.`));
   }
 
   /** @param {Place[]} places of the same data @param {"step" | "seconds"} axis @param {boolean} named */

@@ -85,7 +85,7 @@ export class Facts {
       { name: "Checkpoint", values: places.map(({ step }, i) => `step ${step.toLocaleString("en")}${all[i].steps ? ` of ${Number(all[i].steps).toLocaleString("en")}` : ""}`) },
       ...(read.length < places.length ? [{ name: "Settings", values: asked.map((one) => (typeof one === "string" ? one : "read")) }] : []),
     ];
-    clear(this.root).append(scrolled("What the runs are", factsTable("What differs is marked ≠.", places, this.lines)), more(places, other.map((name) => ({ name, values: of(name) }))));
+    clear(this.root).append(scrolled("The compared runs", factsTable("What differs is marked ≠.", places, this.lines)), more(places, other.map((name) => ({ name, values: of(name) }))));
   }
 }
 
@@ -96,7 +96,7 @@ const scrolled = (label, content) => h("div", { class: "scroll runs-facts", tabi
 function more(places, lines) {
   if (!lines.length) return h("p", { class: "quiet runs-more" }, "All other settings are the same.");
   return h("details", { class: "runs-more" }, h("summary", null, lines.length === 1 ? "1 more setting differs" : `${lines.length} more settings differ`),
-    scrolled("Other settings that differ", factsTable("By their names in config.json; as options of ditlab train with -- before.", places, lines)));
+    scrolled("Other settings that differ", factsTable("Named as in config.json; with -- in front they are options of ditlab train.", places, lines)));
 }
 
 /** @param {string} caption @param {Place[]} places @param {{name: string, values: string[]}[]} lines */

@@ -112,10 +112,10 @@ function sentence(places) {
   const same = noises.filter((group) => group.length > 1).map((group) => `${lettersOf(group)} start from the same noise`);
   const shapes = new Set(places.map(({ run }) => String(run.shape))).size > 1;
   const seeds = new Set(places.map(({ seed }) => seed)).size > 1;
-  const why = [shapes && "samples of another shape need another noise", seeds && "another seed is another noise"].filter(Boolean).join(", and ");
+  const why = [shapes && "samples of another shape need different noise", seeds && "another seed gives different noise"].filter(Boolean).join(", and ");
   const twins = grouped(places, (place) => [place.run.id, place.step, selection.weights, place.seed, place.label].join(" ")).filter((group) => group.length > 1)
-    .map((group) => `${lettersOf(group)} are the same network from the same noise, and so the same samples.`);
+    .map((group) => `${lettersOf(group)} are the same network with the same noise, so their samples are the same.`);
   const all = noises.length === 1 ? "All columns start from the same noise: what differs is what the networks make of it." : `${[...same, why].join("; ")}.`;
-  const channels = places.some(({ run }) => run.shape.length === 3 && run.shape[0] > 3) ? ["Of more than three channels the first three are shown, as colours."] : [];
+  const channels = places.some(({ run }) => run.shape.length === 3 && run.shape[0] > 3) ? ["With more than three channels, the first three are shown as colours."] : [];
   return [all.charAt(0).toUpperCase() + all.slice(1), ...twins, ...channels].join(" ");
 }

@@ -31,7 +31,7 @@ const plain = (run) => ({ t: 0.3, layer: Math.floor(run.attention.length / 2), h
 export const STEPS = [
   {
     id: "trajectory", section: "denoise", spot: ".compare-time", title: "From noise to a result",
-    text: (run) => `This network was shown many ${points(run) ? "points" : "pictures"} and has learned one thing: to tell noise from what it was shown. Begin with nothing but noise, ask it, take a little of the noise away, and ask again. After the last step there is ${points(run) ? "a cloud of points" : "a picture"} that nobody drew. The whole way is called a trajectory.`,
+    text: (run) => `This network was shown many ${points(run) ? "points" : "pictures"} and has learned one thing: to tell noise from what it was shown. Begin with nothing but noise, ask it, take a little of the noise away, and ask again. After the last step there is ${points(run) ? "a cloud of points" : "a picture"} that nobody drew. The whole path is called a trajectory.`,
     attempt: () => "Press ▶ in the orange frame. t says how much noise is left: 1 is only noise, 0 is none.",
     see: (run) => `Look at A alone; B does the same with other settings.${points(run) ? "" : " “Predicted x₀” is the result as the network foresees it: blurred at first, then sharp long before the noise is gone."}`,
     scene: () => ({ at: 1 }),
@@ -39,17 +39,17 @@ export const STEPS = [
   },
   {
     id: "patches", section: "patches", spot: ".patches-row", title: "A picture becomes a list",
-    text: (run) => `This kind of network, a transformer, reads lists. So the picture is cut into ${run.patches?.tokens ?? "equal"} squares, the patches, and each patch is turned into a row of numbers, its token. A position is added, for a list does not know left from right.`,
+    text: (run) => `This kind of network, a transformer, reads lists. So the picture is cut into ${run.patches?.tokens ?? "equal"} squares, the patches, and each patch is turned into a row of numbers, its token. A position is added, because a list does not know left from right.`,
     attempt: () => "Click a bright patch, then a dark one.",
     see: () => "The framed row is that patch as the network knows it: every little box is a number. Where there is nothing, rows are nearly alike; where there is something, some columns change.",
     scene: plain,
     show: () => ({ patch: 0 }),
   },
   {
-    id: "blocks", section: "flow", spot: ".panel-body", title: "The way through the blocks",
+    id: "blocks", section: "flow", spot: ".panel-body", title: "The path through the blocks",
     text: (run) => `The tokens pass through ${run.attention.length || "several"} blocks, one after the other. In each, attention lets the patches exchange what they know, and then a small calculator, an MLP, works on every patch alone. Each block is told t.`,
     attempt: () => "Press “Send a batch through” (a batch is a few pictures at once) and follow the line. The formulas can wait.",
-    see: (run) => `There are ${run.patches?.tokens ?? "as many"} tokens before and after each block: it changes them, and adds none. At the end they become a picture again, the prediction, whose colours say more or less.`,
+    see: (run) => `There are ${run.patches?.tokens ?? "as many"} tokens before and after each block: it changes them and adds none. At the end they become a picture again, the prediction, whose colours say more or less.`,
     fits: (run) => run.network === "dit",
   },
   {
@@ -73,7 +73,7 @@ export const STEPS = [
     id: "time", section: "attention", spot: ".attention-pictures", title: "One network for every noise level",
     text: () => "The same network does the work from pure noise to the last speck. It is told t, how much noise there is, and behaves accordingly.",
     attempt: () => "Move “Time t” in the bar at the top slowly from 0.1 to 0.9, and watch both pictures.",
-    see: () => "The picture drowns in noise, and where the patch listens changes: with some heads much, with others hardly.",
+    see: () => "The picture drowns in noise, and where the patch listens changes: a lot with some heads, hardly at all with others.",
     scene: (run) => ({ ...plain(run), t: 0.1 }),
     show: () => ({ t: 0.9 }),
   },
@@ -90,7 +90,7 @@ export const STEPS = [
     id: "change", section: "change", spot: ".panel-body", title: "Is it needed? Switch it off",
     text: () => "That a head listens somewhere does not prove that it matters. The test is to take it away: here every head (the small numbers), every gate and every block is a switch.",
     attempt: (run) => `Click “0” in the last row: this head is off now. Then click “Block ${last(run)}” itself.`,
-    see: () => "Compare the upper and the lower row of samples. The table ranks all heads by how much the network’s error, its loss, rises without them: often a few matter much and many hardly.",
+    see: () => "Compare the upper and the lower row of samples. The table ranks all heads by how much the network’s error, its loss, rises without them: often a few matter a lot and most hardly at all.",
     scene: (run) => ({ ...plain(run), edits: "" }),
     show: (run) => ({ edits: `block:${last(run)}` }),
     fits: (run) => run.network === "dit",

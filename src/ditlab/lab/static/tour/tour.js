@@ -67,7 +67,7 @@ class Tour {
 
   label() {
     this.button.setAttribute("aria-expanded", String(this.open));
-    this.button.textContent = this.open ? "End the tour" : this.index > 0 ? `Go on with the tour (${this.index + 1} of ${this.steps.length})` : "New here? Take the tour";
+    this.button.textContent = this.open ? "End the tour" : this.index > 0 ? `Continue the tour (${this.index + 1} of ${this.steps.length})` : "New here? Take the tour";
   }
 
   start() {
