@@ -268,10 +268,10 @@ def test_switches_change_the_network_and_the_address(chromium, address, lens, ru
         difference(page, both)
         drawn = Lens(runs / "circles").samples(n=8, edits="head:2.1 block:3")["samples"]
         apart = abs(drawn - lens.samples(n=8)["samples"]).mean()
-        near(page, r"On average they are ([\d.e-]+) apart", apart)
+        near(page, r"On average they differ by ([\d.e-]+)", apart)
         change(page).get_by_role("button", name="Put back: head 1 of block 2 off").click()
         difference(page, abs(predicted(lens, without_block(lens.network, 3), "data:1", 0.4) - plain).mean())
-        change(page).get_by_role("button", name="Put all back").click()
+        change(page).get_by_role("button", name="Undo all changes").click()
         change(page).get_by_text("Nothing is changed yet").wait_for()
         page.wait_for_timeout(300)
         assert "edits" not in chosen(page)
@@ -287,7 +287,7 @@ def test_who_puts_parts_back_by_keyboard_is_not_lost(chromium, address):
             change(page).get_by_role("button", name=name).press("Enter")
             page.wait_for_function("name => document.activeElement.ariaLabel === name", arg=then)
         switch(page, "block 3").press("Space")
-        change(page).get_by_role("button", name="Put all back").press("Enter")
+        change(page).get_by_role("button", name="Undo all changes").press("Enter")
         page.wait_for_function("document.activeElement.role === 'switch'")
 
 
@@ -296,11 +296,11 @@ def test_attention_and_time_are_changed_by_their_controls(chromium, address, len
     with opened(chromium, address + "?t=0.4&input=data:0") as page:
         change(page).scroll_into_view_if_needed()
         looks = change(page).get_by_role("combobox", name="How block 1 looks")
-        for choice, edits in (("looks at all alike", "uniform:1"), ("looks at most 1 away", "local:1.1")):
+        for choice, edits in (("looks at all equally", "uniform:1"), ("looks at most 1 away", "local:1.1")):
             looks.select_option(choice)
             difference(page, abs(lens.input(t=0.4, edits=edits)["denoised"] - plain).mean())
-        looks.select_option("looks as it learned")
-        change(page).get_by_role("checkbox", name=re.compile("Tell the network one time")).check()
+        looks.select_option("looks as trained")
+        change(page).get_by_role("checkbox", name=re.compile("Tell the network one fixed time")).check()
         change(page).get_by_role("slider", name="Time the network is told").fill("16")
         page.wait_for_url(re.compile("edits=time:0.8"))
         difference(page, abs(lens.input(t=0.4, edits="time:0.8")["denoised"] - plain).mean())
@@ -332,7 +332,7 @@ def test_other_networks_have_the_switches_that_apply(chromium, address, runs, ru
     names = {entry["name"]: entry["id"] for entry in Library(runs).catalogue()["runs"]}
     with opened(chromium, f"{address}?run={names[run]}&edits={edits} gate:1.mlp block:0") as page:
         change(page).scroll_into_view_if_needed()
-        change(page).get_by_text("On average they are").wait_for()
+        change(page).get_by_text("On average they differ by").wait_for()
         assert change(page).get_by_role("switch").count() == (4 if run == "unet" else 0)
         page.wait_for_timeout(300)
         assert chosen(page)["edits"] == edits

@@ -96,7 +96,7 @@ def test_nothing_old_is_taken_for_what_is_chosen(chromium, lab):
             opacity = "getComputedStyle(document.querySelector('#attention canvas')).opacity"
             assert page.evaluate(opacity) == "0.25"
             assert soon_after(page, TO_RUN % "digits")["dimmed"][0] == "main"
-            page.get_by_text("what is below is of circles").wait_for()
+            page.get_by_text("still shows circles").wait_for()
             eventually(lambda: worker.waiting == 2)  # what the old sections asked for is asked no more
         page.get_by_text("digits is a diffusion transformer").wait_for()
         settled(page)
@@ -114,7 +114,7 @@ def test_nothing_old_is_taken_for_what_is_chosen(chromium, lab):
 def test_a_measurement_keeps_no_page_from_opening_and_what_is_in_sight_comes_first(chromium, lab):
     url, names, busy, _ = lab
     asked = []
-    with busy(Rank.MEASURE, looks=True), opened(chromium, f"{url}style.css", expected="404") as page:
+    with busy(Rank.MEASURE, looks=True), opened(chromium, f"{url}page/style.css", expected="404") as page:
         page.on("request", lambda request: asked.append(re.sub(r"\?.*", "", request.url.rpartition("/")[2])))
         page.goto(f"{url}?run={names['circles']}#denoise")
         settled(page)
@@ -141,7 +141,7 @@ def test_from_run_to_run_no_listener_stays(chromium, lab):
         metrics = {one["name"]: one["value"] for one in devtools.send("Performance.getMetrics")["metrics"]}
         return page.evaluate("alive"), metrics["JSEventListeners"]
 
-    with opened(chromium, f"{url}style.css", expected="404") as page:
+    with opened(chromium, f"{url}page/style.css", expected="404") as page:
         page.add_init_script(COUNT)
         page.goto(f"{url}?run={names['circles']}")
         settled(page)
@@ -167,7 +167,7 @@ def test_an_address_that_is_wrong_says_so_and_new_runs_appear(chromium, runs, tm
         opened(chromium, f"http://127.0.0.1:{port}/?run=nonsense&step=7&curves=log_20") as page,
     ):
         page.get_by_text("There is no run “nonsense” here").wait_for()
-        page.get_by_text("circles has no checkpoint of step 7; this is step 40").wait_for()
+        page.get_by_text("circles has no checkpoint at step 7; this page shows step 40").wait_for()
         assert page.get_by_label("Run", exact=True).locator("option").all_inner_texts() == ["circles", "points"]
         (tmp_path / "digits").symlink_to(runs / "digits")
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")

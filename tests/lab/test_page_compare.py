@@ -94,8 +94,8 @@ def test_runs_of_four_kinds_stand_side_by_side(chromium, lab, runs):
             "An MLP has no attention.",
             "The same image for A and B: that of A, with 256 levels",
             "D takes images of another shape",
-            "A and B start from the same noise; samples of another shape need another noise.",
-            "A and B; C; D: trained on different data, so their figures have no axis in common.",
+            "A and B start from the same noise; samples of another shape need different noise.",
+            "A and B; C; D: trained on different data, so their figures do not share an axis.",
             "label 3",
         ):
             assert words in said, words
@@ -135,7 +135,7 @@ def test_figures_are_measured_when_asked_for(chromium, lab, runs):
     with compared(chromium, lab, ["points", "points__0.9"]) as (_, panel):
         assert table_of(panel)[f"Quality, of {N} samples"] == ["not measured"] * 2
         panel.get_by_role("button", name="Measure", exact=True).click()
-        panel.get_by_text(f"Each figure is of {N} samples").wait_for()
+        panel.get_by_text(f"Each figure is measured on {N} samples").wait_for()
         run = ditlab.load(runs / "points")
         figures = evaluate(run, N, features="none", **run.config.sampling.model_dump())
         for text in table_of(panel)[f"Quality, of {N} samples"]:

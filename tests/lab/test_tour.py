@@ -8,7 +8,7 @@ from tests.lab.test_page import opened, serve
 TITLES = [
     "From noise to a result",
     "A picture becomes a list",
-    "The way through the blocks",
+    "The path through the blocks",
     "Patches listen to each other",
     "Many heads, many ways to listen",
     "One network for every noise level",
@@ -80,7 +80,7 @@ def test_it_remembers_where_one_was(chromium, address):
         page.keyboard.press("Escape")
         assert card(page).count() == 0
         page.reload()
-        page.get_by_role("button", name="Go on with the tour (3 of 8)").click()
+        page.get_by_role("button", name="Continue the tour (3 of 8)").click()
         assert title(page) == TITLES[2]
         press(page, "Back")
         assert title(page) == TITLES[1]
@@ -104,7 +104,7 @@ def test_in_a_file(chromium, exported):
         press(page, "Do it for me")  # 0.9 is not in this file: the nearest time is chosen
         page.get_by_text("0.50").first.wait_for()
         page.reload()
-        page.get_by_role("button", name="Go on with the tour").click()
+        page.get_by_role("button", name="Continue the tour").click()
         assert title(page) == "One network for every noise level"
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
+from posixpath import join, normpath
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
@@ -40,7 +41,7 @@ MAX_CHANGE_BYTES = 1_300_000  # of what changed networks answer, as base64
 PART_INPUTS, PART_SEEDS = ("data:0", "data:1", "sample:0"), (0,)  # of a page that holds one section
 PART_BYTES = 8_000_000
 Part = Literal["attention", "denoise"]
-IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"\./([\w.-]+\.js)"', re.MULTILINE)
+IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"(\.[\w./-]+\.js)"', re.MULTILINE)
 
 
 def export(library: Library, name: str, out: Path, told: Callable[[str], None] = silent) -> int:
@@ -229,7 +230,7 @@ def _packed(value: Any) -> dict[str, Any]:
 def one_page(embedded: str) -> str:
     """index.html with its styles, its modules (as data: addresses in an import map) and the answers inside."""
     page = (PAGE / "index.html").read_text(encoding="utf-8")
-    modules = {file.name: IMPORT.sub(r'\1"\2"', file.read_text(encoding="utf-8")) for file in sorted(PAGE.glob("*.js"))}
+    modules = {file.relative_to(PAGE).as_posix(): _from_top(file) for file in sorted(PAGE.rglob("*.js"))}
     addresses = {name: f"data:text/javascript;base64,{_base64(text.encode())}" for name, text in modules.items()}
     import_map = json.dumps({"imports": addresses}).replace("<", "\\u003c")
     start = 'import "main.js";'
@@ -240,7 +241,7 @@ def one_page(embedded: str) -> str:
         styles.append(text)
         return f"<style>{text}</style>"
 
-    page = re.sub(r'<link rel="stylesheet" href="\./([\w.-]+\.css)"\s*/?>', inline_style, page)
+    page = re.sub(r'<link rel="stylesheet" href="\./([\w/-]+\.css)"\s*/?>', inline_style, page)
     scripts = [
         f'<script type="importmap">{import_map}</script>',
         f'<script type="application/json" id="embedded">{embedded}</script>',
@@ -253,6 +254,12 @@ def one_page(embedded: str) -> str:
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     page = page.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{meta}', 1)
     return re.sub(r'<script type="module" src="\./main\.js">\s*</script>', lambda _: "\n".join(scripts), page)
+
+
+def _from_top(file: Path) -> str:
+    """A module that imports others by their path from the top of the page: a data: address has no folder of its own."""
+    folder = file.parent.relative_to(PAGE).as_posix()
+    return IMPORT.sub(lambda match: f'{match[1]}"{normpath(join(folder, match[2]))}"', file.read_text(encoding="utf-8"))
 
 
 def _hashes(*texts: str) -> str:

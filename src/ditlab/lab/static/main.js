@@ -1,30 +1,30 @@
 // The page: which run, its bar of choices, its sections.
 
-import { at, choices, decodeDrawing, exported, forget, isPixels, json, part } from "./api.js";
-import { bar } from "./bar.js";
-import { clear, h } from "./dom.js";
-import { land } from "./land.js";
-import { lifetime, renew } from "./life.js";
-import { forgetNews, liveBadge } from "./live.js";
-import { mountLosses } from "./losses.js";
-import { nearest } from "./math.js";
-import { absent } from "./panel.js";
-import { listRuns } from "./run_list.js";
-import { staleness } from "./stale.js";
-import { forgetListeners, fromAddress, onChange, select, selection } from "./state.js";
-import { themeChooser } from "./theme.js";
-import { tour } from "./tour.js";
-import { mount as mountFlow } from "./flow.js";
-import { mount as mountPatches } from "./patches.js";
-import { mount as mountAttention } from "./attention.js";
-import { mount as mountMatrix } from "./matrix.js";
-import { mount as mountChange } from "./change.js";
-import { mount as mountGates } from "./gates.js";
-import { mount as mountDenoise } from "./denoise.js";
-import { mount as mountCompare } from "./runs.js";
+import { mount as mountAttention } from "./attention/attention.js";
+import { mount as mountMatrix } from "./attention/matrix.js";
+import { mount as mountChange } from "./change/change.js";
+import { mount as mountDenoise } from "./denoise/denoise.js";
+import { clear, h } from "./draw/dom.js";
+import { nearest } from "./draw/math.js";
+import { mount as mountFlow } from "./flow/flow.js";
+import { mount as mountGates } from "./gates/gates.js";
+import { mountLosses } from "./gates/losses.js";
+import { at, choices, decodeDrawing, exported, forget, isPixels, json, part } from "./page/api.js";
+import { bar } from "./page/bar.js";
+import { land } from "./page/land.js";
+import { lifetime, renew } from "./page/lifetime.js";
+import { forgetNews, liveBadge } from "./page/live.js";
+import { absent } from "./page/panel.js";
+import { listRuns } from "./page/run_list.js";
+import { staleness } from "./page/stale.js";
+import { forgetListeners, fromAddress, onChange, select, selection } from "./page/state.js";
+import { themeChooser } from "./page/theme.js";
+import { mount as mountPatches } from "./patches/patches.js";
+import { mount as mountCompare } from "./runs/runs.js";
+import { tour } from "./tour/tour.js";
 
-/** @typedef {import("./api.js").Run} Run */
-/** @typedef {import("./api.js").SectionId} SectionId */
+/** @typedef {import("./page/api.js").Run} Run */
+/** @typedef {import("./page/api.js").SectionId} SectionId */
 
 /** @type {{id: SectionId, title: string, short: string, mount: (root: HTMLElement, run: Run) => void}[]} */
 const SECTIONS = [
@@ -43,11 +43,11 @@ const guide = tour();
 const old = staleness(place("main"));
 
 const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP", own: "a registered network" };
-const PROCESSES = { flow: "flow matching, which learns the way from noise to data", ddpm: "DDPM, which learns to take noise away step by step",
-  meanflow: "MeanFlow, which learns the mean velocity over any span of the way from noise to data" };
+const PROCESSES = { flow: "flow matching, which learns the path from noise to data", ddpm: "DDPM, which learns to remove noise step by step",
+  meanflow: "MeanFlow, which learns the mean velocity over any span of the path from noise to data" };
 const TARGETS = { velocity: "the velocity, how xₜ changes with the time t", eps: "the noise ε in xₜ", x0: "the clean data x₀", v: "v, a mixture of noise and data" };
 
-const MEAN = "the mean velocity of xₜ over a span of time; where not said otherwise the span is 0, and that is the velocity itself";
+const MEAN = "the mean velocity of xₜ over a span of time; unless said otherwise the span is 0, which gives the velocity itself";
 
 /** @param {string} id @returns {HTMLElement} */
 function place(id) {
@@ -58,12 +58,12 @@ function place(id) {
 
 /** The network in one sentence. @param {Run} run */
 function describe(run) {
-  const what = run.data === "external" ? `data of ${run.shape.join(" × ")} values that are not here` : run.data === "points" ? "points in the plane" : run.data === "latents" ? `latents of ${run.shape.join(" × ")} values` : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
+  const what = run.data === "external" ? `data of ${run.shape.join(" × ")} values that are not on this machine` : run.data === "points" ? "points in the plane" : run.data === "latents" ? `latents of ${run.shape.join(" × ")} values` : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
   const cut = run.patches
     ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
     : "";
   const kind = run.network === "mlp" ? "an MLP, a multilayer perceptron," : NETWORKS[run.network];
-  if (run.step === null) return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, to be trained on ${what}. It has no checkpoint yet: this is what it has recorded so far, and the rest waits for the first one.`;
+  if (run.step === null) return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, to be trained on ${what}. It has no checkpoint yet. This is what it has recorded so far; the rest appears with the first checkpoint.`;
   return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${run.process === "meanflow" ? MEAN : TARGETS[run.target]}.${cut}`;
 }
 
@@ -130,7 +130,7 @@ function mountSections(main, run) {
 
 /** @param {string} id */
 async function show(id) {
-  /** @type {[Run, import("./api.js").RunSummary[]]} */
+  /** @type {[Run, import("./page/api.js").RunSummary[]]} */
   const [run, runs] = await Promise.all([json(at(id, "")), listRuns()]);
   if (selection.run !== id) return; // Another one was chosen meanwhile.
   renew();
@@ -138,7 +138,7 @@ async function show(id) {
   forgetNews();
   const asked = selection.step;
   settle(run);
-  if (asked !== null && selection.step !== asked) notice(`${run.name} has no checkpoint of step ${asked.toLocaleString("en")}; ${selection.step === null ? "it has none yet" : `this is step ${selection.step.toLocaleString("en")}`}.`);
+  if (asked !== null && selection.step !== asked) notice(`${run.name} has no checkpoint at step ${asked.toLocaleString("en")}; ${selection.step === null ? "it has none yet" : `this page shows step ${selection.step.toLocaleString("en")}`}.`);
   await null; // Those changes are announced now, before there is anybody to draw twice.
   document.title = `${run.name} · ditlab lab`;
   place("title").textContent = `Inside ${NETWORKS[run.network]}`;
@@ -206,7 +206,7 @@ async function change(before) {
   forgetListeners();
   clear(place("notice")).hidden = true;
   old.begin();
-  const opening = setTimeout(() => (place("lead").textContent = `Opening the run. Until it is there, what is below is of ${before.name}.`), 200);
+  const opening = setTimeout(() => (place("lead").textContent = `Opening the run. Until it is ready, the page below still shows ${before.name}.`), 200);
   select({ step: null, label: null, head: "mean", layer: -1, patch: null, key: null, train: null, at: null, a: "", b: "", edits: "" });
   if (/^(own|draw|file):/.test(selection.input)) select({ input: "data:0" });
   onChange(["run"], () => change(before));
@@ -235,12 +235,12 @@ async function begin() {
   place("stay").after(guide.card);
   for (const node of [place("stay"), document.documentElement]) new ResizeObserver(keepClear).observe(node);
   const runs = await listRuns();
-  if (!runs.length) throw new Error("There is no run here yet: `ditlab train` makes one.");
+  if (!runs.length) throw new Error("There are no runs here yet. Train one first, for instance with `ditlab train circles`.");
   const wanted = fromAddress();
   const found = runs.find((run) => run.id === wanted.run) ?? runs[0];
   // An address that names no layer means the middle one.
   select({ layer: -1, ...wanted, run: found.id });
-  if (wanted.run && wanted.run !== found.id) notice(`There is no run “${wanted.run}” here (it may have been moved, renamed or damaged): this is ${found.name}.`);
+  if (wanted.run && wanted.run !== found.id) notice(`There is no run “${wanted.run}” here (it may have been moved, renamed or damaged). This page shows ${found.name}.`);
   await show(found.id);
   if (exported) return;
   const there = () => document.getElementById(location.hash.slice(1));

@@ -1,9 +1,0 @@
-/** Section 6, Denoise: from noise to data, step by step. */
-import { Comparison } from "./compare.js";
-import { imagesView } from "./film.js";
-import { pointsView } from "./points.js";
-
-/** @param {HTMLElement} root @param {import("./api.js").Run} run */
-export function mount(root, run) {
-  new Comparison(run, run.shape.length === 1 ? pointsView(run) : imagesView(run)).mount(root);
-}
