@@ -111,3 +111,16 @@ def test_the_rooms_are_as_few_as_they_are_drawn():
     loose = {name for name in NAMES if "." not in name and not (SOURCE / name).is_dir()}
     assert loose == LOOSE
     assert {name.split(".")[0] for name in NAMES} == set().union(*FLOORS)
+
+
+def test_the_drawing_of_the_house_is_the_house():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \| .* \| (.*) \|$", page, re.M)
+    drawn = {room: (int(floor), {*filter(None, below.split(", "))}) for floor, room, below in rows}
+    arrows = {room: (number, set()) for number, rooms in enumerate(FLOORS, 1) for room in rooms}
+    for name, code in modules():
+        room = name.split(".")[0]
+        arrows[room][1].update({there.split(".")[0] for there in imports(name, code)} - {room})
+    assert drawn == arrows
+    picture = re.findall(r"^(\d) {3,}(\w+(?: +\| +\w+)*) {3,}\S", page, re.M)
+    assert [{*re.split(r" +\| +", rooms)} for _, rooms in reversed(picture)] == FLOORS
