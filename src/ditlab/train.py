@@ -288,12 +288,12 @@ def _found(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
 
 def _check_null_label(state: TrainState, dataset: Dataset) -> None:
     """Refuse, before anything is written, to train or preview without labels a network that cannot go without."""
-    if dataset.num_classes is not None and state.process.condition_dropout == 0 and state.config.sampling.guidance != 1:
+    if "label" in dataset.conditions and state.process.condition_dropout == 0 and state.config.sampling.guidance != 1:
         raise InputError(
             f"--sampling.guidance {state.config.sampling.guidance:g} compares with samples without a label, which are "
             f"never learned with --process.condition-dropout 0: drop one of the two"
         )
     goes_without = state.process.condition_dropout > 0 or state.config.sampling.guidance != 1
     take_away: Any = getattr(state.network, "null_condition", None)
-    if dataset.num_classes is not None and goes_without and take_away is not None:
+    if "label" in dataset.conditions and goes_without and take_away is not None:
         take_away({"label": torch.zeros(1, dtype=torch.int64, device=state.device)})

@@ -91,7 +91,7 @@ def test_batches_are_a_function_of_seed_and_position(data):
     assert torch.equal(first.x0, again.x0)
     assert not torch.equal(first.x0, later.x0)
     assert not torch.equal(first.x0, data.batch(1, 640, 32).x0)
-    assert ("label" in first.cond) == (data.num_classes is not None)
+    assert ("label" in first.cond) == ("label" in data.conditions)
 
 
 def test_digits_batches_come_from_half_a_with_their_own_labels():

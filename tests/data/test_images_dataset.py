@@ -25,7 +25,7 @@ def test_batches_hold_the_files_and_their_labels(root):
     data = Images(str(root), (8, 8), classes=("a", "b"))
     assert isinstance(data, Dataset)
     assert not isinstance(data, HeldOut)
-    assert (data.shape, data.num_classes, len(data)) == ((3, 8, 8), 2, 12)
+    assert (data.shape, len(data.conditions["label"]), len(data)) == ((3, 8, 8), 2, 12)
     x0, cond = data.batch(3, 5, 20)
     chosen = sample_order(3, 5, 20, 12)
     assert torch.equal(data.indices(3, 5, 20), chosen)
@@ -119,7 +119,7 @@ def fingerprint_with(root, **options):
 
 def test_shape_and_labels_need_no_images(tmp_path):
     data = Images(str(tmp_path / "gone"), (4, 6), 1, ("x", "y", "z"))
-    assert (data.shape, data.num_classes) == ((1, 4, 6), 3)
+    assert (data.shape, len(data.conditions["label"])) == ((1, 4, 6), 3)
     with pytest.raises(InputError, match=r"images are not at .*gone any more"):
         data.batch(0, 0, 1)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ditlab.core.errors import InputError
+from ditlab.data.conditions import NO_CONDITIONS
 from ditlab.data.dataset import Batch
 from ditlab.data.points import Points
 
@@ -23,7 +24,7 @@ class Faulty:
     """Points in the plane. At a step (from 1) of ``faults`` the batch is not what it should be, or does not come."""
 
     shape = (2,)
-    num_classes = None
+    conditions = NO_CONDITIONS
 
     def __init__(self, faults, diary=None):
         self.faults, self.diary = {int(step): kind for step, kind in faults.items()}, diary

@@ -73,7 +73,7 @@ def test_what_is_not_learned_from_leaves_them_alone():
     data = build_dataset(made)
 
     class Poisoned:
-        shape, num_classes = data.shape, data.num_classes
+        shape, conditions = data.shape, data.conditions
 
         def batch(self, seed, position, size):
             x0, cond = data.batch(seed, position, size)

@@ -365,7 +365,7 @@ def test_previews_are_drawn_as_the_configuration_says():
     state = TrainState(config, build_dataset(config))
     for _ in zip(range(3), train(state, build_dataset(config)), strict=False):
         pass
-    samples, columns = preview(state, (1, 8, 8), 10)
+    samples, columns = preview(state, (1, 8, 8), build_dataset(config).conditions)
     expected = state.averaged_process.sample(
         60,
         (1, 8, 8),

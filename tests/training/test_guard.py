@@ -117,7 +117,7 @@ def test_a_skipped_step_changes_nothing_but_the_step(recipe):
     positions = []
 
     class Poisoned:
-        shape, num_classes = data.shape, data.num_classes
+        shape, conditions = data.shape, data.conditions
 
         def batch(self, seed, position, size):
             positions.append(position)

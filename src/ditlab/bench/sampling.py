@@ -12,6 +12,7 @@ from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
 from ditlab.bench.training import Entry, default_config, predicting
 from ditlab.config import ExternalData
+from ditlab.data.conditions import labelled
 from ditlab.data.dataset import External
 from ditlab.diffusion.process import FlowMatching
 from ditlab.diffusion.solvers import Heun
@@ -57,13 +58,13 @@ def plain_sampling(predict: Predict, size: Size, device: torch.device) -> Work:
 
 def default_run(size: Size, device: torch.device) -> Run:
     """A run of such a network with fresh weights, as ``ditlab.load`` gives one."""
-    data = External(size.shape, size.num_classes)
+    data = External(size.shape, labelled(size.num_classes))
     scale = None if size.channels in (1, 3) else 1.0
     described = ExternalData(shape=size.shape, num_classes=size.num_classes, latent_scale=scale)
     config = default_config(size, device).model_copy(update={"data": described})
     network = initial_network(config, data).to(device)
     process = build_process(config, network).eval().requires_grad_(False)
-    return Run(RunFolder("bench"), config, process, 0, data.num_classes, data.shape)
+    return Run(RunFolder("bench"), config, process, 0, data.conditions, data.shape)
 
 
 def default_sampling(size: Size, device: torch.device) -> Work:

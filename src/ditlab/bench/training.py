@@ -12,6 +12,7 @@ from ditlab.bench.rounds import Work, refusing
 from ditlab.bench.sizes import Size
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.core.device import autocast, resolve_device
+from ditlab.data.conditions import Conditions, labelled
 from ditlab.data.dataset import Batch, Dataset, External
 from ditlab.machine.profile import profile
 from ditlab.machine.resolve import computing_as, resolve_precision, resolved
@@ -46,7 +47,7 @@ class RandomData:
 
     def __init__(self, size: Size, device: torch.device | str = "cpu") -> None:
         self.shape: tuple[int, ...] = size.shape
-        self.num_classes: int | None = size.num_classes
+        self.conditions: Conditions = labelled(size.num_classes)
         self.x0 = torch.randn(size.batch, *size.shape, device=device)
         self.label = torch.randint(size.num_classes, (size.batch,), device=device)
 
@@ -123,12 +124,12 @@ def as_trained(config: Config, dataset: Dataset) -> Config:
 def default_contestant(size: Size) -> Contestant:
     """The network of ``default_config``: our geometry with the peer's MLP ratio."""
     config = default_config(size, torch.device("cpu"))
-    return our_contestant(build_network(config, External(size.shape, size.num_classes)))
+    return our_contestant(build_network(config, External(size.shape, labelled(size.num_classes))))
 
 
 def resolved_default(size: Size, device: torch.device) -> Config:
     """``default_config`` as it would be trained here."""
-    return as_trained(default_config(size, device), External(size.shape, size.num_classes))
+    return as_trained(default_config(size, device), External(size.shape, labelled(size.num_classes)))
 
 
 def default_step(size: Size, device: torch.device, compile: bool | None = None) -> Work:

@@ -11,7 +11,17 @@ from ditlab.config.config import (
     ProcessConfig,
     SamplingConfig,
 )
-from ditlab.config.data import CirclesData, DigitsData, ExternalData, ImagesData, LatentsData, LatentSpace, PointsData
+from ditlab.config.data import (
+    CirclesData,
+    DigitsData,
+    ExternalData,
+    ImagesData,
+    LatentsData,
+    LatentSpace,
+    OwnData,
+    PointsData,
+    ScalarConfig,
+)
 from ditlab.config.network import DiTConfig, MLPConfig, OwnConfig, UNetConfig
 from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig
 
@@ -35,8 +45,10 @@ __all__ = [
     "MuonConfig",
     "NetworkConfig",
     "OwnConfig",
+    "OwnData",
     "PointsData",
     "ProcessConfig",
     "SamplingConfig",
+    "ScalarConfig",
     "UNetConfig",
 ]

@@ -11,7 +11,16 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 from pydantic import Field, model_validator
 
-from ditlab.config.data import CirclesData, DigitsData, ExternalData, ImagesData, LatentsData, LatentSpace, PointsData
+from ditlab.config.data import (
+    CirclesData,
+    DigitsData,
+    ExternalData,
+    ImagesData,
+    LatentsData,
+    LatentSpace,
+    OwnData,
+    PointsData,
+)
 from ditlab.config.network import DiTConfig, MLPConfig, OwnConfig, UNetConfig
 from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig
 from ditlab.config.section import Section
@@ -62,7 +71,8 @@ class SamplingConfig(Section):
 
 
 DataConfig = Annotated[
-    CirclesData | PointsData | DigitsData | ImagesData | LatentsData | ExternalData, Field(discriminator="kind")
+    CirclesData | PointsData | DigitsData | ImagesData | LatentsData | ExternalData | OwnData,
+    Field(discriminator="kind"),
 ]
 NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig | OwnConfig, Field(discriminator="kind")]
 ProcessConfig = Annotated[FlowConfig | DDPMConfig | MeanFlowConfig, Field(discriminator="kind")]
@@ -153,6 +163,9 @@ class Config(Section):
     rewarmed_at: Annotated[int, tyro.conf.Suppress] = Field(0, ge=0, description="step that the schedule counts from")
     track: Literal["tensorboard", "wandb"] | None = Field(
         None, description="show metrics and previews there too; needs pip install 'ditlab[tensorboard]' or [wandb]"
+    )
+    plugins: Annotated[tuple[str, ...], tyro.conf.Suppress] = Field(
+        (), max_length=32, description="modules that register parts of this run, as --plugin named them"
     )
 
     @property

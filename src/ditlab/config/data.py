@@ -8,7 +8,7 @@ import tyro
 from pydantic import Field
 
 from ditlab.config.section import Section
-from ditlab.config.values import ImageSize, Place, Positive, Repeats, Shape, Signed, Window
+from ditlab.config.values import ImageSize, Place, Positive, Repeats, Settings, Shape, Side, Signed, Size, Window
 
 
 class CirclesData(Section):
@@ -87,6 +87,33 @@ class LatentsData(Section):
         None, description="folder of the autoencoder, or its name on the Hub"
     )
     vae_digest: Annotated[str | None, tyro.conf.Suppress] = Field(None, description="sha256 of the autoencoder")
+
+
+class ScalarConfig(Section):
+    """A number that is known of each sample; networks see (value − mean)/std."""
+
+    unit: str = ""
+    mean: Signed = 0.0
+    std: Positive = 1.0
+
+
+Scalars = Annotated[dict[str, ScalarConfig], Field(max_length=64)]
+
+
+class OwnData(Section):
+    """A data set of one's own: one registered under a name, or an object that was given to ``ditlab.fit``.
+
+    Its shape and conditions are recorded when it is trained on, so that the run can be sampled without the data.
+    """
+
+    prefix: ClassVar[str] = "data."
+    kind: Annotated[Literal["own"], tyro.conf.Suppress] = "own"
+    name: str = Field("", description='under which it was registered, by ditlab.register("dataset", NAME)')
+    settings: Settings = Field({}, description="its arguments, each a name and a value")
+    shape: Annotated[tuple[Side, ...] | None, tyro.conf.Suppress] = Field(None, min_length=1, max_length=4)
+    classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(None, min_length=1)
+    scalars: Annotated[Scalars, tyro.conf.Suppress] = Field({})
+    text_dim: Annotated[Size | None, tyro.conf.Suppress] = None
 
 
 class LatentSpace(NamedTuple):

@@ -8,7 +8,7 @@ import tyro
 from pydantic import Field
 
 from ditlab.config.section import Section
-from ditlab.config.values import Signed, Size
+from ditlab.config.values import Settings, Signed, Size
 
 
 class DiTConfig(Section):
@@ -70,6 +70,4 @@ class OwnConfig(Section):
     prefix: ClassVar[str] = "network."
     kind: Annotated[Literal["own"], tyro.conf.Suppress] = "own"
     name: str = Field("", description="under which it was registered, by ditlab.register_network")
-    settings: Annotated[dict[str, bool | int | float | str], tyro.conf.arg(metavar="NAME VALUE [NAME VALUE ...]")] = (
-        Field({}, description="its arguments, each a name and a value")
-    )
+    settings: Settings = Field({}, description="its arguments, each a name and a value")

@@ -67,6 +67,7 @@ def _low_and_high(window: tuple[float, float] | Literal["auto"] | None) -> tuple
 
 
 Window = Annotated[tuple[Signed, Signed] | Literal["auto"] | None, AfterValidator(_low_and_high)]
+Settings = Annotated[dict[str, bool | int | float | str], tyro.conf.arg(metavar="NAME VALUE [NAME VALUE ...]")]
 Repeats = Annotated[dict[str, Annotated[int, Field(ge=1, le=10**6)]], tyro.conf.arg(metavar="CLASS N [CLASS N ...]")]
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ditlab.core.rng import generator_for
+from ditlab.data.conditions import NO_CONDITIONS, Conditions
 from ditlab.data.dataset import Batch
 
 SIZE = 16  # pixels
@@ -44,7 +45,7 @@ class Circles:
     """Fresh discs for ever."""
 
     shape: tuple[int, ...] = (1, SIZE, SIZE)
-    num_classes: int | None = None
+    conditions: Conditions = NO_CONDITIONS
     levels: int | None = 256
 
     def batch(self, seed: int, position: int, size: int) -> Batch:

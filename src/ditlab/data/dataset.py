@@ -9,10 +9,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.data.conditions import Conditions
 
 
 class Batch(NamedTuple):
-    """Clean samples (B, *shape) and their conditions, ``{"label": (B,) int64}`` or nothing."""
+    """Clean samples (B, *shape) and their conditions as networks see them, by name.
+
+    A label is (B,) int64; a scalar (B,) float32, standardised, NaN where it is unknown; text (B, L, dim) float32.
+    """
 
     x0: Tensor
     cond: dict[str, Tensor]
@@ -20,10 +24,10 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Samples of one shape; ``num_classes`` is None where there are no labels."""
+    """Samples of one shape, and what is known of each; the condition "label" is the class."""
 
     shape: tuple[int, ...]
-    num_classes: int | None
+    conditions: Conditions
 
     def batch(self, seed: int, position: int, size: int) -> Batch:
         """The ``size`` samples that follow after ``position`` samples were seen."""
@@ -80,10 +84,13 @@ class Prepared(Protocol):
 
 
 class External:
-    """Stands for data that are elsewhere: an imported network knows their shape and labels alone."""
+    """Stands for data that are not here: their shape and conditions are all that is known."""
 
-    def __init__(self, shape: tuple[int, ...], num_classes: int | None) -> None:
-        self.shape, self.num_classes = shape, num_classes
+    def __init__(self, shape: tuple[int, ...], conditions: Conditions) -> None:
+        self.shape, self.conditions = shape, conditions
 
     def batch(self, seed: int, position: int, size: int) -> Batch:  # noqa: ARG002 - there is nothing to choose from
-        raise InputError("this network was trained elsewhere: there are no data here to train on or to compare with")
+        raise InputError(
+            "the data of this run are not here, to train on or to compare with: it was trained elsewhere, or they were "
+            "given to ditlab.fit, whose dataset= takes them again"
+        )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ditlab.data.conditions import Conditions, labelled
 from ditlab.data.dataset import Batch
 from ditlab.data.shuffle import sample_order
 
@@ -38,7 +39,7 @@ class Digits:
     """Half A of the handwritten digits, in an order that is a function of the seed."""
 
     shape: tuple[int, ...] = (1, 8, 8)
-    num_classes: int | None = 10
+    conditions: Conditions = labelled(10)
     levels: int | None = 17
 
     def __len__(self) -> int:

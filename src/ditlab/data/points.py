@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ditlab.core.rng import generator_for
+from ditlab.data.conditions import NO_CONDITIONS, Conditions
 from ditlab.data.dataset import Batch
 
 Sampler = Callable[[int, torch.Generator | None], Float[Tensor, "n 2"]]
@@ -90,7 +91,7 @@ class Points:
     """Fresh points for ever, from the distribution of that name."""
 
     shape: tuple[int, ...] = (2,)
-    num_classes: int | None = None
+    conditions: Conditions = NO_CONDITIONS
     levels: int | None = None
 
     def __init__(self, name: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ditlab.core.rng import generator_for
+from ditlab.data.conditions import num_classes
 from ditlab.data.dataset import Dataset
 from ditlab.doctor.checks import Check, unknown
 from ditlab.doctor.evidence import Weights
@@ -86,11 +87,11 @@ def labels(dataset: Dataset, weights: Weights, drawn: Trials, errors: Tensor, li
         line: the mean error of the best line at these, which a network that has learned anything is well below.
     """
     name = "labels"
-    if dataset.num_classes is None or "label" not in drawn.cond:
+    if (classes := num_classes(dataset.conditions)) is None or "label" not in drawn.cond:
         return unknown(name, "these data have none")
-    if dataset.num_classes < 2:
+    if classes < 2:
         return unknown(name, "there is only one")
-    effect = label_effect(weights, drawn, errors, dataset.num_classes)
+    effect = label_effect(weights, drawn, errors, classes)
     once = len(drawn.x0) if not isinstance(dataset, Sized) else min(len(dataset), len(drawn.x0))  # none twice
     told = told_by_samples(drawn.x0[:once], drawn.cond["label"][:once])
     value = {"effect": effect._asdict(), "classifier": None if told is None else told._asdict()}

@@ -158,7 +158,7 @@ def _own_data(run: Run, nll: bool, data: str | None, notice: Callable[[str], Non
             if data is None:
                 raise
             notice(f"{error}; measured without them: no floors, no search for copies")
-            return External(dataset.shape, dataset.num_classes)
+            return External(dataset.shape, dataset.conditions)
     return dataset
 
 

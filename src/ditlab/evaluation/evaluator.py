@@ -14,6 +14,7 @@ from torch import Tensor
 from ditlab.config import CirclesData, Config, DigitsData, ImagesData, PointsData
 from ditlab.core.distributed import ALONE, Ranks
 from ditlab.core.errors import InputError
+from ditlab.data.conditions import num_classes
 from ditlab.data.dataset import Dataset
 from ditlab.data.digits import Digits
 from ditlab.data.images.dataset import Images
@@ -182,8 +183,9 @@ class Evaluator:
         if not isinstance(judge, Classifier) or not judge.judges:
             return None
         names = [getattr(data, "classes", None) for data in (own, self._judged_by)]
-        same = names[0] == names[1] if None not in names else own.num_classes == self._judged_by.num_classes
-        if not same and own.num_classes is not None:
+        classes, judged = (num_classes(data.conditions) for data in (own, self._judged_by))
+        same = names[0] == names[1] if None not in names else classes == judged
+        if not same and classes is not None:
             self.notice("no accuracy: the classes of --data are not those that samples are drawn for")
         return judge if same else None
 
@@ -303,7 +305,7 @@ class Evaluator:
             return Measured({}, samples)
         suspected = [drawn[i] if i in drawn else samples[i] for i in suspects]
         copies = None if bank is None else self._copies(bank, suspects, suspected, found[-1])
-        classes = self.dataset.num_classes or 0
+        classes = num_classes(self.dataset.conditions) or 0
         in_turn = labels is not None and torch.equal(labels, torch.arange(self.n) % max(1, classes))
         columns = classes if in_turn and 1 < classes <= COLUMNS else None
         shown = samples[: 1000 if samples.dim() == 2 else SHOWN // columns * columns if columns else SHOWN]

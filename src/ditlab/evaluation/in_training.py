@@ -14,7 +14,7 @@ from ditlab.core.errors import InputError
 from ditlab.data.dataset import Dataset
 from ditlab.diffusion.process import Process
 from ditlab.evaluation.evaluator import Evaluator
-from ditlab.runs.sampling import build_drawing
+from ditlab.runs.sampling import build_drawing, clamped, conditioned, draw
 
 SEED = 0  # as of ditlab eval, unless it is told otherwise
 
@@ -44,9 +44,8 @@ class InTraining:
         beat: Callable[[], None],
     ) -> None:
         self.config, self.process, self.shape, self.notice = config, process, dataset.shape, notice
-        classes = dataset.num_classes
-        self.labels = None if classes is None else torch.arange(config.eval_n) % classes
-        self.drawing = build_drawing(config.sampling, process, guided=classes is not None)
+        self.cond = conditioned(dataset.conditions, config.eval_n)
+        self.drawing = build_drawing(config.sampling, process, guided=bool(self.cond))
         self.evaluator = Evaluator(
             config, dataset, n=config.eval_n, seed=SEED, device=device, ranks=ranks, notice=notice, beat=beat
         )
@@ -54,7 +53,7 @@ class InTraining:
     def figures(self, step: int) -> dict[str, Any]:
         """What is measured now, numbers and intervals, and the digest of the features; nothing where that failed."""
         try:
-            found = self.evaluator.measure(self._draw, self.labels).figures
+            found = self.evaluator.measure(self._draw, self.cond.get("label")).figures
         except InputError as error:
             self.notice(f"step {step} could not be measured: {error}")
             return {}
@@ -62,10 +61,7 @@ class InTraining:
         return told | ({"features_digest": found["features_digest"]} if found else {})
 
     def _draw(self, numbers: range) -> Tensor:
-        cond = None
-        if self.labels is not None:
-            cond = {"label": self.labels[torch.tensor(numbers).clamp(max=len(self.labels) - 1)]}
-        samples = self.process.sample(
-            len(numbers), self.shape, cond=cond, seed=SEED, first=numbers.start, **self.drawing
-        )
-        return samples if len(self.shape) != 3 or self.config.latent_space else samples.clamp(-1, 1)
+        chosen = torch.tensor(numbers).clamp(max=self.config.eval_n - 1)
+        cond = {name: value[chosen] for name, value in self.cond.items()}
+        samples = draw(self.process, len(numbers), self.shape, cond, seed=SEED, first=numbers.start, **self.drawing)
+        return clamped(samples, self.config)

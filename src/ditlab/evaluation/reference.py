@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ditlab.core.rng import generator_for, seed_from
 from ditlab.data.circles import Circles, circles
+from ditlab.data.conditions import num_classes
 from ditlab.data.dataset import Dataset
 from ditlab.data.digits import Digits, digit_halves
 from ditlab.data.images.dataset import Images
@@ -142,7 +143,7 @@ def labelled(dataset: Dataset) -> Labelled | None:
         case Images():
             labels, get = dataset.store.labels, lot_of(dataset).get
             known = None if labels is None or dataset.classes is None else torch.from_numpy(labels)
-            classes = None if known is None else dataset.num_classes
+            classes = None if known is None else num_classes(dataset.conditions)
             return Labelled(
                 len(dataset), lambda i: (get(i), None if known is None else known[i]), classes, dataset.fingerprint
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,13 +21,16 @@ from ditlab.config import (
     MeanFlowConfig,
     MLPConfig,
     OwnConfig,
+    OwnData,
     PointsData,
+    ScalarConfig,
     UNetConfig,
 )
 from ditlab.core.errors import InputError
-from ditlab.core.registry import NETWORKS
+from ditlab.core.registry import DATASETS, NETWORKS, Registry
 from ditlab.core.rng import seed_from
 from ditlab.data.circles import Circles
+from ditlab.data.conditions import AnyCondition, Conditions, Scalar, Text, class_names, labelled, num_classes
 from ditlab.data.dataset import Dataset, External
 from ditlab.data.digits import Digits
 from ditlab.data.images.dataset import Images
@@ -54,8 +59,51 @@ def build_dataset(config: Config) -> Dataset:
         case LatentsData() as data:
             scale, shift = data.latent_scale, data.latent_shift
             return Latents(data.path, data.shape, data.classes, data.flip, scale, shift, data.vae, data.vae_digest)
-        case ExternalData(shape=shape, num_classes=num_classes):
-            return External(shape, num_classes)
+        case ExternalData(shape=shape, num_classes=classes):
+            return External(shape, labelled(classes))
+        case OwnData() as data:
+            return _own_dataset(data)
+
+
+def _own_dataset(config: OwnData) -> Dataset:
+    """A data set that was registered, or what is known of one that was given as an object."""
+    if config.name:
+        return made("data", config.name, DATASETS, config.settings)
+    if config.shape is None:
+        raise InputError("name the data set, under which it was registered, or give it to ditlab.fit as dataset=")
+    conditions: dict[str, AnyCondition] = dict(labelled(config.classes))
+    conditions |= {name: Scalar(**scalar.model_dump()) for name, scalar in config.scalars.items()}
+    return External(config.shape, conditions | ({} if config.text_dim is None else {"text": Text(config.text_dim)}))
+
+
+def own_data(dataset: Dataset, name: str = "", settings: Mapping[str, Any] | None = None) -> OwnData:
+    """The section of a configuration that stands for a data set of one's own."""
+    conditions = dataset.conditions
+    text = conditions.get("text")
+    return OwnData(
+        name=name,
+        settings=dict(settings or {}),
+        shape=dataset.shape,
+        classes=class_names(conditions),
+        scalars={
+            name: ScalarConfig(unit=kind.unit, mean=kind.mean, std=kind.std)
+            for name, kind in conditions.items()
+            if isinstance(kind, Scalar)
+        },
+        text_dim=text.dim if isinstance(text, Text) else None,
+    )
+
+
+def made(section: str, name: str, registry: Registry, settings: Mapping[str, Any], *given: Any, **named: Any) -> Any:
+    """A part of one's own, by the name that it was registered under.
+
+    Raises:
+        InputError: it is not registered, or refuses its settings.
+    """
+    try:
+        return registry[name](*given, **named, **settings)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--{section}.name {name}: {error}") from None
 
 
 def build_network(config: Config, dataset: Dataset) -> nn.Module:
@@ -65,35 +113,53 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
         InputError: the network does not go with the data.
     """
     arguments: dict[str, Any] = config.network.model_dump(exclude={"kind"})
-    shape, num_classes = dataset.shape, dataset.num_classes
+    shape, told = dataset.shape, network_conditions(dataset.conditions)
     if isinstance(config.process, MeanFlowConfig):
         if isinstance(config.network, UNetConfig | OwnConfig):
             raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
-        if config.process.guidance != 1 and num_classes is None:
+        if config.process.guidance != 1 and told["num_classes"] is None:
             raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
         arguments["interval"] = True
     if isinstance(config.network, OwnConfig):
-        return _own_network(config.network, shape, num_classes)
-    if isinstance(config.network, MLPConfig):
-        return MLPDenoiser(shape, num_classes=num_classes, **arguments)
-    if len(shape) != 3:
+        return _own_network(config.network, shape, told)
+    kind: type[nn.Module] = {DiTConfig: DiT, UNetConfig: UNet, MLPConfig: MLPDenoiser}[type(config.network)]
+    taken = signature(kind).parameters
+    if missing := [name for name, value in told.items() if value and name not in taken]:
+        raise InputError(f"--network {config.network.kind} takes no {' and no '.join(missing)}: use --network dit")
+    arguments |= {name: value for name, value in told.items() if name in taken}
+    if kind is MLPDenoiser:
+        arguments["shape"] = shape
+    elif len(shape) != 3:
         raise InputError(f"--network {config.network.kind} needs images, and these data are points: use --network mlp")
-    arguments |= {"image_size": shape[1:], "channels": shape[0], "num_classes": num_classes}
-    kinds: dict[type, type[nn.Module]] = {DiTConfig: DiT, UNetConfig: UNet}
+    else:
+        arguments |= {"image_size": shape[1:], "channels": shape[0]}
     try:
-        return kinds[type(config.network)](**arguments)
+        return kind(**arguments)
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
-def _own_network(config: OwnConfig, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+def network_conditions(conditions: Conditions) -> dict[str, Any]:
+    """The conditions of data as networks are built for them: ``num_classes``, ``scalars`` and ``text_dim``."""
+    text = conditions.get("text")
+    scalars = tuple(name for name, kind in conditions.items() if isinstance(kind, Scalar))
+    text_dim = text.dim if isinstance(text, Text) else None
+    return {"num_classes": num_classes(conditions), "scalars": scalars, "text_dim": text_dim}
+
+
+def _own_network(config: OwnConfig, shape: tuple[int, ...], told: dict[str, Any]) -> nn.Module:
+    """A registered network, built for those of the conditions that its maker takes."""
     if not config.name:
-        raise InputError("name the network, under which it was registered: --network own --network.name NAME")
-    try:
-        made: nn.Module = NETWORKS[config.name](shape=shape, num_classes=num_classes, **config.settings)
-        return made
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--network.name {config.name}: {error}") from None
+        raise InputError(
+            "name the network, under which it was registered: --network own --network.name NAME; one that was given to "
+            "ditlab.fit as an object is given again, as network="
+        )
+    taken = {"num_classes": told["num_classes"]}
+    if config.name in NETWORKS:
+        known = signature(NETWORKS[config.name]).parameters
+        taken |= {name: value for name, value in told.items() if name in known}
+    network: nn.Module = made("network", config.name, NETWORKS, config.settings, shape=shape, **taken)
+    return network
 
 
 def initial_network(config: Config, dataset: Dataset) -> nn.Module:
@@ -126,7 +192,7 @@ def network_shapes(config: Config, dataset: Dataset) -> nn.Module | None:
 
 def most_numbers(config: Config, dataset: Dataset) -> int:
     """No fewer numbers than the network of a configuration has, at once: the meta device takes a second to import."""
-    size, classes = math.prod(dataset.shape), (dataset.num_classes or 0) + 1
+    size, classes = math.prod(dataset.shape), (num_classes(dataset.conditions) or 0) + 1
     match config.network:
         case DiTConfig() as net:
             block = net.dim * (24 + 3 * math.ceil(net.mlp_ratio)) + net.time_features + classes + 64

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ditlab.config import Config
+from ditlab.config import Config, SamplingConfig
 from ditlab.core.device import resolve_device
 from ditlab.core.distributed import ALONE, Ranks
 from ditlab.core.errors import InputError, printable
+from ditlab.data.conditions import Conditions, num_classes
 from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
@@ -25,6 +25,7 @@ from ditlab.networks import kernels
 from ditlab.runs.build import build_dataset, build_network, build_process
 from ditlab.runs.checkpoint import newest_whole, verified
 from ditlab.runs.folder import RunFolder
+from ditlab.runs.sampling import build_drawing, clamped, conditioned, draw
 from ditlab.runs.weights import foresee, load_average, load_weights
 
 
@@ -36,7 +37,7 @@ class Run:
     config: Config
     process: Process
     step: int
-    num_classes: int | None
+    conditions: Conditions
     shape: tuple[int, ...]
     weights: str | float = "ema"
 
@@ -66,7 +67,8 @@ class Run:
 
         Args:
             n: how many.
-            labels: one for all, or one for each; without, sample i has the label i mod num_classes.
+            labels: one for all, or one for each; without, sample i has the label i mod num_classes. Other conditions
+                are unknown: ``draw`` takes them.
             steps, solver, guidance, seed, grid, shift: as in ``Process.sample``.
             batch_size: how many at a time; it changes nothing but memory and speed.
             guide: a weaker run of the same data and path, in the place of the null label.
@@ -77,27 +79,68 @@ class Run:
             InputError: fewer than one sample; labels out of range, not one for each, or on a run without labels; a
                 guide of other data; arguments that do not go together; samples that are not finite.
         """
-        if n < 1:
-            raise InputError(f"n={n} must be at least 1")
-        wanted = self.labels(n, labels)
         options: dict[str, Any] = {"steps": steps, "solver": solver, "guidance": guidance, "grid": grid, "shift": shift}
         if guide is not None:
             options["guide"] = self._guide(guide)
-        pieces = []
-        own = ranks.share(n)
-        for begin in range(0, len(own), batch_size):
-            some = own[begin : begin + batch_size]
-            cond = None if wanted is None else {"label": wanted[torch.tensor(some).clamp(max=n - 1)]}
-            try:
-                pieces.append(
-                    self.process.sample(len(some), self.shape, cond=cond, seed=seed, first=first + some[0], **options)
-                )
-            except ValueError as error:
-                raise InputError(str(error)) from None
-        samples = ranks.gather(torch.cat(pieces))[:n]
-        if not samples.isfinite().all():  # looked at before a clamp makes 1 of infinity
+        cond = {} if labels is None else {"label": labels}
+        return self._drawn(n, cond, ranks=ranks, batch_size=batch_size, seed=seed, first=first, **options)
+
+    def draw(
+        self, n: int, cond: Mapping[str, Any] | None = None, seed: int = 0, *, guide: Run | None = None, **changes: Any
+    ) -> Float[Tensor, "n ..."]:
+        """Draw n samples as the run's own configuration draws; images are clamped to [−1, 1].
+
+        Args:
+            n: how many.
+            cond: raw values by name, as ``cond`` takes them.
+            seed: sample i's noise depends on (seed, i) alone.
+            guide: a weaker run of the same data and path, in the place of the null label.
+            changes: fields of ``SamplingConfig``, such as ``steps=10, guidance=1, solver="euler"``; and ``ranks``,
+                ``batch_size`` and ``first`` as in ``sample``.
+
+        Raises:
+            InputError, ConfigError: as ``sample``, and a field that is not there.
+        """
+        own = {name: changes.pop(name) for name in ("ranks", "batch_size", "first") if name in changes}
+        settings = SamplingConfig(**{**dict(self.config.sampling), **changes})
+        options = build_drawing(settings, self.process, guided=bool(cond or self.num_classes or guide))
+        if guide is not None:
+            options["guide"] = self._guide(guide)
+        return self._drawn(n, cond, seed=seed, **own, **options)
+
+    def _drawn(
+        self, n: int, cond: Mapping[str, Any] | None, first: int = 0, batch_size: int = 500, **options: Any
+    ) -> Float[Tensor, "n ..."]:
+        if n < 1:
+            raise InputError(f"n={n} must be at least 1")
+        told = self.cond(n, cond, first)
+        samples = draw(self.process, n, self.shape, told, batch_size=batch_size, first=first, **options)
+        if not samples.isfinite().all():  # asked before a clamp makes 1 of infinity
             raise InputError(f"some samples are not finite numbers: was {self.folder.path} trained to its end?")
-        return samples if len(self.shape) != 3 or self.latent else samples.clamp(-1, 1)
+        return clamped(samples, self.config)
+
+    def cond(self, n: int, cond: Mapping[str, Any] | None = None, first: int = 0) -> dict[str, Tensor]:
+        """What the network is told of n samples, the number of the first one being ``first``.
+
+        Args:
+            n: how many.
+            cond: raw values by name, one for all samples or one for each: numbers or names of classes, scalars in their
+                unit, features of text. Without a label, sample i has the label i mod num_classes; other conditions that
+                are not given are unknown.
+            first: the number of the first sample.
+
+        Raises:
+            InputError: a condition that the run does not have, or values that do not fit it.
+        """
+        try:
+            return conditioned(self.conditions, n, cond, first)
+        except InputError as error:
+            raise InputError(f"{self.folder.path}: {error}") from None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the label has; None without a label."""
+        return num_classes(self.conditions)
 
     @property
     def latent(self) -> bool:
@@ -115,19 +158,7 @@ class Run:
 
     def labels(self, n: int, labels: int | Sequence[int] | Tensor | None = None) -> Int[Tensor, " n"] | None:
         """The n labels that ``sample`` uses, or None on a run without labels."""
-        if self.num_classes is None:
-            if labels is not None:
-                raise InputError(f"{self.folder.path} was trained without labels; leave the label out")
-            return None
-        if labels is None:
-            return torch.arange(n) % self.num_classes
-        wanted = torch.as_tensor(labels).cpu()
-        if wanted.is_floating_point() or wanted.shape not in ((), (n,)):
-            raise InputError(f"labels must be a whole number, or one for each of the {n} samples")
-        wanted = wanted.long().expand(n)
-        if wanted.min() < 0 or wanted.max() >= self.num_classes:
-            raise InputError(f"labels of {self.folder.path} run from 0 to {self.num_classes - 1}, not {labels}")
-        return wanted
+        return self.cond(n, {} if labels is None else {"label": labels}).get("label")
 
 
 def load(
@@ -169,4 +200,4 @@ def load(
     if where.type == "cpu":
         kernels.use(profile().kernels)
     process = build_process(config, network().to(where)).eval().requires_grad_(False)
-    return Run(folder, config, process, taken, dataset.num_classes, dataset.shape, weights)
+    return Run(folder, config, process, taken, dataset.conditions, dataset.shape, weights)

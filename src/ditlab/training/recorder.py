@@ -14,14 +14,14 @@ import torch
 from ditlab.core.disk import write_atomically
 from ditlab.core.errors import TrainingError
 from ditlab.core.rng import generator_for, seed_from
+from ditlab.data.conditions import Conditions, num_classes
 from ditlab.data.dataset import Dataset
-from ditlab.diffusion.process import Process
 from ditlab.inspection.branches import effective_depth, measure_branches, modulated_blocks
 from ditlab.runs import metrics
 from ditlab.runs.checkpoint import save_tensors, step_name
 from ditlab.runs.folder import RunFolder
 from ditlab.runs.pictures import false_colors, save_picture
-from ditlab.runs.sampling import build_drawing
+from ditlab.runs.sampling import build_drawing, conditioned, draw
 from ditlab.training import compilation as compiled
 from ditlab.training.bad_batches import save_failure
 from ditlab.training.checkpointer import CheckpointWriter
@@ -88,7 +88,7 @@ class Recorder:
         self.folder, self.state, self.dataset, self.watcher = folder, state, dataset, watcher
         self.tracker, self.writer, self.beat = tracker, writer, beat
         self.config, self.first = state.config, state.ranks.first
-        self.shape, self.num_classes = dataset.shape, dataset.num_classes
+        self.shape, self.conditions = dataset.shape, dataset.conditions
         self.seconds = next(metrics.newest(folder.metrics_file), {"seconds": 0.0})["seconds"]
         self.clock = time.perf_counter()
         self.loss_sum = torch.zeros((), device=state.device)
@@ -226,7 +226,7 @@ class Recorder:
 
     def _preview(self) -> None:
         path = self.folder.samples / f"{step_name(self.state.step)}.png"
-        samples, columns = preview(self.state, self.shape, self.num_classes)
+        samples, columns = preview(self.state, self.shape, self.conditions)
         samples = samples if self.config.latent_space is None else false_colors(samples)
         if self.first:
             write_atomically(path, lambda temporary: save_picture(temporary, samples, columns))
@@ -250,13 +250,10 @@ def tell_doing(watcher: Watcher, what: str) -> None:
         watcher.doing(what)
 
 
-def preview(state: TrainState, shape: tuple[int, ...], num_classes: int | None) -> tuple[torch.Tensor, int | None]:
+def preview(state: TrainState, shape: tuple[int, ...], conditions: Conditions) -> tuple[torch.Tensor, int | None]:
     """Samples of the averaged weights from noise that is the same at every step, and how many go in a row."""
-    sampling = state.config.sampling
-    process: Process = state.averaged_process
-    n = 1000 if len(shape) == 1 else 64 if num_classes is None else 6 * min(num_classes, 10)
-    own = state.ranks.share(n)
-    cond = None if num_classes is None else {"label": torch.tensor(own) % num_classes}
-    drawing = build_drawing(sampling, process, guided=cond is not None)
-    samples = state.ranks.gather(process.sample(len(own), shape, cond=cond, first=own[0], **drawing))[:n]
-    return samples, None if num_classes is None else min(num_classes, 10)
+    process, classes = state.averaged_process, num_classes(conditions)
+    n = 1000 if len(shape) == 1 else 64 if classes is None else 6 * min(classes, 10)
+    cond = conditioned(conditions, n)
+    drawing = build_drawing(state.config.sampling, process, guided=bool(cond))
+    return draw(process, n, shape, cond, state.ranks, **drawing), None if classes is None else min(classes, 10)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ditlab.core.errors import InputError
+from ditlab.data.conditions import labelled
 from ditlab.data.dataset import Batch
 from ditlab.data.images.cache import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
 from ditlab.data.images.decode import decode
@@ -66,7 +67,7 @@ class Images:
         self.path, self.image_size, self.classes = path, image_size, classes
         self.flip, self.bad_share, self.cache = flip, bad_share, cache
         self.shape: tuple[int, ...] = (channels, *image_size)
-        self.num_classes = None if classes is None else len(classes)
+        self.conditions = labelled(classes)
         self.column, self.repeats = column, dict(repeats or {})
         self._window = window
         self._numbers: np.ndarray | None = None  # of the images in an epoch before it is shuffled, where some repeat

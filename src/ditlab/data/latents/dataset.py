@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ditlab.core.errors import InputError
 from ditlab.core.rng import sample_streams, seed_from
+from ditlab.data.conditions import labelled
 from ditlab.data.dataset import Batch
 from ditlab.data.images.cache import write_rejected
 from ditlab.data.images.source import Progress, Rejected
@@ -54,7 +55,7 @@ class Latents:
         self.path, self.classes, self.flip = path, classes, flip
         self.shape: tuple[int, ...] = shape
         self.scale, self.shift, self.vae, self.digest = scale, shift, vae, digest
-        self.num_classes = None if classes is None else len(classes)
+        self.conditions = labelled(classes)
         self._index: Index | None = None
         self._ends: np.ndarray = np.empty(0, np.int64)  # of the shards, in rows of the store
         self._open: OrderedDict[int, OpenShard] = OrderedDict()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ditlab.config import Config
 from ditlab.core.registry import SOLVERS
+from ditlab.data.conditions import num_classes
 from ditlab.diffusion.process import Process
 from ditlab.inspection.branches import modulated_blocks
 from ditlab.lab.lens.decoding import why_not
@@ -59,7 +60,7 @@ def describe_waiting(folder: RunFolder) -> dict[str, Any]:
     network = on_meta(lambda: build_network(config, dataset))
     waiting: str | None = "This waits for the run’s first checkpoint."
     no_gates = None if modulated_blocks(network) else _no_gates(config)
-    return _settings(config, build_process(config, network), dataset.shape, dataset.num_classes) | {
+    return _settings(config, build_process(config, network), dataset.shape, num_classes(dataset.conditions)) | {
         "has_examples": False,
         "step": None,
         "patches": None,
