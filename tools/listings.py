@@ -1,9 +1,4 @@
-"""Code and options as pages show them: taken from the source, so that a page cannot fall behind.
-
-``<!--source src/ditlab/networks/dit.py DiTBlock.forward-->`` … ``<!--/source-->`` holds that function, method or class,
-without its docstring. ``<!--options ditlab.cli.options:SampleOptions-->`` … ``<!--/options-->`` holds a table of the
-options that a section stands for.
-"""
+"""Code and options as pages show them, taken from the source so that a page cannot fall behind: see quotes.py."""
 
 from __future__ import annotations
 

@@ -1,80 +1,73 @@
-"""Numbers in the documentation that come from JSON files, and are written there by this script alone.
+"""Numbers, tables, code and options on the pages that come from other files; only this script writes them there.
 
     python tools/quotes.py            # rewrite them (make quotes)
-    python tools/quotes.py --check    # say where text and JSON differ, change nothing
+    python tools/quotes.py --check    # print where a page and its sources differ, change nothing
 
-A quote stands between two comments, which neither GitHub nor the site shows. The first names the file, from the root of
-the repository, the place in it, and how it is written; a line must not begin with it:
+``docs/quotes.toml`` lists them by page and heading, so that the pages themselves hold no markup. An entry is one of
 
-    It is <!--q benchmarks/results/train_step.json /rows/loop=default/ratio .2f-->1.53<!--/q--> times as fast.
+    ["text", FILE, PLACE, "it takes {seconds:.1f} s on"]    numbers inside a sentence
+    [COLUMNS, FILE, PLACE]                                  a table, with the "heading=template" of [columns]
+    ["source", FILE, "Class.method"]                        that definition as a block of Python
+    ["options", "module:Section"]                           the options of a section of the configuration
 
-The place is a JSON pointer (RFC 6901): keys and positions after slashes; ``~1`` is a slash in a key. In a list,
-``key=value`` is the one entry with that value, and ``key=value,other=value`` the one with both. The format is Python's,
-with a space before a per cent sign; without one, text stays as it is and numbers are written in full. A factor may come
-after a star (``.1f*1000`` writes seconds as milliseconds). What holds spaces goes in double quotes.
+and ``[pictures]`` gives the original of each copied picture. PLACE is a JSON pointer (RFC 6901): keys and positions
+after slashes, ``~1`` for a slash in a key. In a list, ``key=value`` is the only entry with that value, and
+``key=value,other=value`` the only one with both. A table has a line for each entry at PLACE.
 
-A table has a line for each entry of a list or an object, and columns of "heading=template", where ``{place}`` or
-``{place:format}`` is looked up in the entry, ``{@}`` is its key or position, and ``{.:format}`` the entry itself:
+In ``{place:format}`` the place is a pointer from there on, ``@`` the entry's key or position, ``.`` the entry itself.
+The format is Python's, with a space before a per cent sign; a factor may follow a star (``.1f*1000`` writes seconds as
+milliseconds). In a sentence there must be words on both sides of a number, and a line may break at any space.
 
-    <!--table studies/results/full/NAME.json /kinds "kind={@}" "loss={loss/mean:.3f} ± {loss/sd:.3f}"-->
-    <!--/table-->
-
-A picture of a result is copied beside the documentation, to where the page that shows it has it:
-
-    <!--picture studies/results/full/NAME.png-->
-    ![what is to be seen](images/study-NAME.png)
-
-Listings of code and tables of options are kept in the same way: see ``listings.py``.
+A sentence must occur once under its heading. A table is found by its first line, code by the name it defines; entries
+under one heading are in the order of the page.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import sys
-from collections.abc import Callable
-from functools import cache, partial
+import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def _between(name: str, inside: str) -> re.Pattern[str]:
-    """What stands between two comments: ``inside`` is a quote's place among text, or a block of lines."""
-    return re.compile(rf"(?P<open><!--{name} (?P<call>[^\n]*?)-->{inside})(?P<close><!--/{name}-->)", re.DOTALL)
-
-
-BLOCK = r"\n)(?P<text>.*?"
-QUOTE = _between("q", r")(?P<text>[^\n]*?")
-TABLE, SOURCE, OPTIONS = _between("table", BLOCK), _between("source", BLOCK), _between("options", BLOCK)
-PICTURE = re.compile(r"<!--picture ([^\n]*?)-->(\n!\[[^\]]*\]\(([^)\s]+)\))?")
-FIRST = re.compile(r"^<!--q [^\n]*", re.MULTILINE)
-MARKER = re.compile(r"<!--\s*/?\s*(?:q|table|source|options)\b")
-FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+LIST = "docs/quotes.toml"
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 FIELD = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 
 
 class QuoteError(ValueError):
-    """A quote that names no value: file, place or format are wrong."""
+    """An entry of the list that fits no value, or no place on its page."""
+
+
+class Quote(NamedTuple):
+    """Where something stands on a page (start and end), and what belongs there."""
+
+    kind: str
+    start: int
+    end: int
+    text: str
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """The files whose numbers are quotes: README.md and everything below docs/."""
+    """README.md and everything below docs/."""
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 @cache
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return tomllib.loads(path.read_text()) if path.suffix == ".toml" else json.loads(path.read_text())
     except FileNotFoundError:
-        raise QuoteError(f"there is no {path}") from None
+        raise QuoteError(f"{path} does not exist") from None
     except ValueError as error:
-        raise QuoteError(f"{path} is no JSON: {error}") from None
+        raise QuoteError(f"cannot read {path}: {error}") from None
 
 
 def _entry(values: list[Any], part: str) -> Any:
@@ -108,11 +101,11 @@ def text(value: Any, form: str = "") -> str:
     """A value as the page has it: formatted, with a space before a per cent sign.
 
     Raises:
-        QuoteError: the value cannot be written so.
+        QuoteError: the format does not fit the value.
     """
     form, star, factor = form.partition("*")
     if isinstance(value, dict | list):
-        raise QuoteError(f"one value is wanted, not a {type(value).__name__}")
+        raise QuoteError(f"expected a single value, not a {type(value).__name__}")
     try:
         written = format(value * float(factor) if star else value, form)
     except (TypeError, ValueError) as error:
@@ -121,24 +114,9 @@ def text(value: Any, form: str = "") -> str:
     return written[:-1] + " %" if form.endswith("%") else written
 
 
-def _split(call: str, least: int) -> list[str]:
-    try:
-        words = shlex.split(call)
-    except ValueError as error:
-        raise QuoteError(f"{call}: {error}") from None
-    if len(words) < least:
-        raise QuoteError(f"{call}: a file and a place are wanted")
-    return words
+def _filled(template: str, key: str, entry: Any) -> str:
+    """The template with each field's value in its place."""
 
-
-def _quote(call: str, root: Path) -> str:
-    file, pointer, *form = _split(call, 2)
-    if len(form) > 1:
-        raise QuoteError(f"{call}: too many words; put what holds spaces in double quotes")
-    return text(look_up(_read(root / file), pointer), *form)
-
-
-def _cell(template: str, key: str, entry: Any) -> str:
     def field(found: re.Match[str]) -> str:
         place, form = found[1], found[2] or ""
         return key if place == "@" else text(look_up(entry, "" if place == "." else place), form)
@@ -146,112 +124,113 @@ def _cell(template: str, key: str, entry: Any) -> str:
     return FIELD.sub(field, template)
 
 
-def _table(call: str, root: Path) -> str:
-    file, pointer, *columns = _split(call, 3)
-    entries = look_up(_read(root / file), pointer)
+def _table(entries: Any, columns: list[str]) -> str:
     if not isinstance(entries, dict | list):
-        raise QuoteError(f"{call}: a table is made of a list or an object")
-    pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
+        raise QuoteError("a table is made of a list or an object")
     heads, _, templates = zip(*(column.partition("=") for column in columns), strict=True)
-    rows = [[_cell(template, str(key), entry) for template in templates] for key, entry in pairs]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, *rows)]
+    pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
+    rows = [heads, *([_filled(cell, str(key), entry) for cell in templates] for key, entry in pairs)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:], ""])
 
 
-def _source(call: str, root: Path) -> str:
-    from tools.listings import source
-
-    file, name = _split(call, 2)
-    try:
-        return source(root / file, name)
-    except (LookupError, OSError) as error:
-        raise QuoteError(str(error)) from None
-
-
-def _options(call: str, _: Path) -> str:
-    from tools.listings import options
-
-    try:
-        return options(call.strip())
-    except LookupError as error:
-        raise QuoteError(str(error)) from None
+def _sentence(page: str, start: int, end: int, value: Any, template: str) -> Iterator[Quote]:
+    """Each number of a sentence between start and end."""
+    words = [re.sub(r"(\\ |\\\n|\s)+", r"\\s+", re.escape(part)) for part in FIELD.split(template)[::3]]
+    found = list(re.compile(r"([^\n]+?)".join(words) + r"(?!\d)").finditer(page, start, end))
+    if len(found) != 1 or not words[0] or not words[-1]:
+        raise QuoteError(f"{template!r} occurs {len(found)} times: it must occur once, with words around its numbers")
+    for i, field in enumerate(FIELD.finditer(template), 1):
+        yield Quote("text", *found[0].span(i), _filled(field[0], "", value))
 
 
-Render = Callable[[str, Path], str]
-LISTINGS: list[tuple[re.Pattern[str], Render]] = [(SOURCE, _source), (OPTIONS, _options)]
-NUMBERS: list[tuple[re.Pattern[str], Render]] = [(QUOTE, _quote), (TABLE, _table)]
+def _block(kind: str, words: list[str], root: Path) -> tuple[str, str]:
+    """What belongs on the page, and a regular expression that finds what stands there."""
+    from tools.listings import options, source
+
+    if kind == "source":
+        try:
+            name = words[1].rpartition(".")[2]
+            return source(root / words[0], words[1]), rf"^```python\n(?:@.*\n)*(?:def|class) {name}\b(?:.*\n)*?```\n"
+        except (LookupError, OSError) as error:
+            raise QuoteError(str(error)) from None
+    if kind == "options":
+        try:
+            made = options(*words)
+        except LookupError as error:
+            raise QuoteError(str(error)) from None
+    else:
+        made = _table(look_up(_read(root / words[0]), words[1]), look_up(_read(root / LIST)["columns"], kind))
+    return made, "^" + re.escape(made.split("\n")[0]) + r"\n(?:\|.*\n)*"
 
 
-def rewrite(page: str, root: Path = ROOT) -> tuple[str, list[str]]:
-    """The page with every quote as the files have it, and one line for each that differed.
-
-    Raises:
-        QuoteError: a quote names nothing, or its comments do not pair.
-    """
-    differences: list[str] = []
-
-    def renewed(found: re.Match[str], render: Render) -> str:
-        now = render(found["call"], root)
-        if now != found["text"]:
-            was, now_is = (shorten(repr(text), 150) for text in (found["text"], now))
-            differences.append(f"{found['call']}: the page has {was}, the files {now_is}")
-        return f"{found['open']}{now}{found['close']}"
-
-    def renew(text: str, kinds: list[tuple[re.Pattern[str], Render]]) -> str:
-        for pattern, render in kinds:
-            text = pattern.sub(partial(renewed, render=render), text)
-        return text
-
-    pieces = FENCE.split(renew(page, LISTINGS))  # prose, a fenced block, prose, ...; in a block a quote is only shown
-    pieces[::2] = [renew(prose, NUMBERS) for prose in pieces[::2]]
-    left = "".join(pieces[::2])
-    for pattern, _ in (*LISTINGS, *NUMBERS):
-        left = pattern.sub("", left)
-    if first := FIRST.search("".join(pieces[::2])):
-        raise QuoteError(f"a quote must not begin a line, which Markdown would then take for HTML: {first[0]}")
-    if lone := MARKER.search(left):
-        raise QuoteError(f"the comments of a quote do not pair: {left[lone.start() :][:80]}")
-    return "".join(pieces), differences
+def _sections(page: str) -> dict[str, tuple[int, int]]:
+    """Where the text under each heading begins and ends."""
+    found = list(HEADING.finditer(FENCE.sub(lambda block: " " * len(block[0]), page)))
+    ends = [*(heading.start() for heading in found[1:]), len(page)]
+    return {heading[1]: (heading.end(), end) for heading, end in zip(found, ends, strict=True)}
 
 
-def different_pictures(page: Path, root: Path = ROOT) -> list[tuple[Path, Path]]:
-    """Source and copy of the pictures of a page of which the copy is not the source.
+def quotes(name: str, page: str, root: Path = ROOT) -> Iterator[Quote]:
+    """What the list names on a page.
 
     Raises:
-        QuoteError: there is no such source, or the page shows no picture behind it.
+        QuoteError: an entry fits no value, or no place on the page.
     """
-    pairs = []
-    for call, _, shown in PICTURE.findall(FENCE.sub("", page.read_text())):
-        original, copy = root / call, page.parent / shown
-        if not shown or not original.exists():
-            raise QuoteError(f"<!--picture {call}-->: " + ("no such file" if shown else "no picture follows"))
-        if not copy.exists() or copy.read_bytes() != original.read_bytes():
-            pairs.append((original, copy))
-    return pairs
+    sections = _sections(page)
+    for heading, entries in _read(root / LIST).get(name, {}).items():
+        if heading not in sections:
+            raise QuoteError(f"{name} has no heading {heading!r}")
+        start, end = sections[heading]
+        at = start
+        for kind, *words in entries:
+            if kind == "text":
+                yield from _sentence(page, start, end, look_up(_read(root / words[0]), words[1]), words[2])
+                continue
+            made, pattern = _block(kind, words, root)
+            found = re.compile(pattern, re.MULTILINE).search(page, at, end)
+            if not found:
+                raise QuoteError(f"under {heading!r} there is no place for {kind} {' '.join(words)}: {pattern}")
+            at = found.end()
+            yield Quote(kind, *found.span(), made)
+
+
+def rewrite(name: str, root: Path = ROOT) -> tuple[str, list[str]]:
+    """The page with every quote as its source has it, and one line for each that differed."""
+    page, differences = (root / name).read_text(), []
+    for _, start, end, now in sorted(quotes(name, page, root), key=lambda quote: -quote.start):
+        if (was := page[start:end]) != now:
+            differences.append(f"the page has {shorten(repr(was), 150)}, its source {shorten(repr(now), 150)}")
+            page = page[:start] + now + page[end:]
+    return page, differences
+
+
+def different_pictures(root: Path = ROOT) -> list[tuple[Path, Path]]:
+    """Original and copy of each listed picture whose copy is not the original."""
+    pairs = [(root / original, root / copy) for copy, original in _read(root / LIST).get("pictures", {}).items()]
+    return [(a, b) for a, b in pairs if not b.exists() or a.read_bytes() != b.read_bytes()]
 
 
 def main(argv: list[str]) -> int:
-    """Rewrite or check all pages; the exit status is 1 where a check found a difference, 2 where a quote is wrong."""
+    """Rewrite or check all pages; the status is 1 if a check found a difference, 2 if an entry fits nothing."""
     check, status = "--check" in argv, 0
     for path in pages():
-        name = path.relative_to(ROOT)
+        name = str(path.relative_to(ROOT))
         try:
-            page, differences = rewrite(path.read_text())
-            pictures = different_pictures(path)
+            page, differences = rewrite(name)
         except QuoteError as error:
             print(f"{name}: {error}", file=sys.stderr)
             status = 2
             continue
         for line in differences:
             print(f"{name}: {line}")
-        for original, copy in pictures:
-            print(f"{name}: {copy.name} is not {original.relative_to(ROOT)}")
-        if check:
-            status = max(status, int(bool(differences or pictures)))
-            continue
-        if differences:
+        if differences and not check:
             path.write_text(page)
-        for original, copy in pictures:
+        status = max(status, int(check and bool(differences)))
+    for original, copy in different_pictures():
+        print(f"{copy.relative_to(ROOT)} is not {original.relative_to(ROOT)}")
+        status = max(status, int(check))
+        if not check:
             shutil.copyfile(original, copy)
     return status
 

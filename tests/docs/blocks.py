@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.quotes import ROOT, SOURCE, pages
+from tools.quotes import ROOT, pages, quotes
 
 KINDS = ("python", "console", "json", "text")
 UNTESTED = ("docs/log.md", "docs/decisions/")  # what was done then, with the code of then
@@ -34,9 +34,10 @@ def split(command):
 
 
 def blocks_of(path: Path):
-    """The blocks of a page in order; listings of the source are left out, which test_numbers.py compares with it."""
-    text = SOURCE.sub(lambda found: "\n" * found[0].count("\n"), path.read_text())
-    name = str(path.relative_to(ROOT))
+    """The blocks of a page in order, without listings of the source, which test_numbers.py compares with it."""
+    name, text = str(path.relative_to(ROOT)), path.read_text()
+    for _, start, end, _ in sorted((quote for quote in quotes(name, text) if quote.kind == "source"), reverse=True):
+        text = text[:start] + "\n" * text.count("\n", start, end) + text[end:]
     return [
         Block(name, text.count("\n", 0, found.start()) + 1, found["kind"], found["body"])
         for found in FENCE.finditer(text)

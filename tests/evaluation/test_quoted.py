@@ -11,7 +11,7 @@ MEASURED = json.loads((DOCS / "evaluation.json").read_text())
 
 
 def test_the_example_is_what_was_printed():
-    block = PAGE.split("of the run that `ditlab train digits` makes:")[1].split("```text\n")[1].split("```")[0]
+    block = PAGE.split("\n## An example\n")[1].split("```text\n")[1].split("```")[0]
     rows = table(MEASURED["ditlab eval digits"])
     lines = [line.split(maxsplit=1) for line in block.splitlines()]
     assert len(lines) > 5
@@ -20,6 +20,5 @@ def test_the_example_is_what_was_printed():
 
 
 def test_the_readme_says_what_the_demo_scores():
-    block = (DOCS.parent / "README.md").read_text().split("`ditlab eval demo` says it again:")[1].split("```")[1]
-    name, text = block.removeprefix("text").split(maxsplit=1)
+    name, text = (DOCS.parent / "README.md").read_text().split("```text\n")[1].split("```")[0].split(maxsplit=1)
     assert table(json.loads((DOCS / "demo.json").read_text()))[name] == text.strip()
