@@ -1,9 +1,9 @@
-"""Which solver draws the best circles in how many evaluations? Writes the table of docs/solvers.md.
+"""Which solver draws the best circles with how many evaluations? Writes docs/solvers.md.
 
     python benchmarks/solvers.py runs/circles --out docs/solvers.md        about three minutes on one CPU core
 
-1,000 samples of a trained circles run, seed 0, for each solver and number of evaluations of the network: the share that
-are valid circles, and the energy distance to 2,000 data. A solver takes as many steps as fit into the evaluations.
+Measures 1,000 samples of a trained circles run, seed 0, for each solver and number of evaluations of the network: the
+share of valid circles and the energy distance to 2,000 data. A solver takes as many steps as fit into the evaluations.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def cell(figures: dict[str, float]) -> str:
 
 
 def table_of_solvers(run: Run, n: int) -> list[str]:
-    """Rows of Markdown, a solver each."""
+    """Rows of Markdown, one for each solver."""
     lines = ["| solver | " + " | ".join(map(str, EVALUATIONS)) + " |", "|---" * (len(EVALUATIONS) + 1) + "|"]
     solvers = {name: as_solver(name) for name in SOLVERS if name not in ("ddim", "dopri5")}
     solvers["euler-maruyama, last step mean"] = EulerMaruyama(last_step="mean")
@@ -69,7 +69,7 @@ def table_of_solvers(run: Run, n: int) -> list[str]:
 
 
 def table_of_grids(run: Run, n: int, evaluations: int) -> list[str]:
-    """Rows of Markdown, a grid each."""
+    """Rows of Markdown, one for each grid."""
     names = ("euler", "heun", "dpm-solver++", "dpm-solver++3m")
     lines = ["| grid | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for grid in GRIDS:
@@ -84,7 +84,7 @@ def table_of_grids(run: Run, n: int, evaluations: int) -> list[str]:
 
 
 def table_of_tolerances(run: Run, n: int) -> list[str]:
-    """Rows of Markdown, a tolerance of Dormand–Prince each."""
+    """Rows of Markdown, one for each tolerance of Dormand–Prince."""
     lines = ["| tolerance | evaluations | valid · energy distance |", "|---|---|---|"]
     for tolerance in TOLERANCES:
         figures = measure(run, n, DormandPrince(tolerance, tolerance), 1)
@@ -110,41 +110,41 @@ def page(run: Run, n: int, command: str) -> str:
             "",
             f"`{command}`",
             "",
-            f"{n:,} samples of seed 0 from a run of the `circles` recipe (step {run.step:,}, averaged weights), for",
-            "each solver and number of evaluations of the network: the share of valid circles · the energy distance to",
-            f"2,000 data, for which fresh data score {real:.3f}. A solver takes as many steps as fit into the",
-            f"evaluations (Heun 25 in 50). Drawn on {device.upper()} ({machine()}), torch {torch.__version__}.",
+            f"{n:,} samples with seed 0 from a run of the `circles` recipe (step {run.step:,}, averaged weights), for",
+            "each solver and number of evaluations of the network. Cells have the share of valid circles and the energy",
+            f"distance to 2,000 data (fresh data: {real:.3f}). A solver takes as many steps as fit into the evaluations",
+            f"(Heun 25 in 50). Drawn on {device.upper()} ({machine()}), torch {torch.__version__}.",
             "",
             "## By evaluations",
             "",
-            "Times evenly spaced, the default.",
+            "Times are evenly spaced, the default.",
             "",
             *table_of_solvers(run, n),
             "",
-            "`euler` is `ddim` too. `euler-maruyama` draws noise with w = t and ends on x0 as the network sees it; in",
-            "the other row it ends on the mean of the noisy step, as SiT does.",
+            "`ddim` is another name for `euler`. `euler-maruyama` adds noise with w = t and ends on the predicted x0; in",
+            "the other row it ends on the mean of the noisy step, as in SiT.",
             "",
-            "## By grid, in 10 evaluations",
+            "## By grid, with 10 evaluations",
             "",
             "`uniform`: even in t; a `shift` s takes t to s·t/(1 + (s − 1)·t), towards the noise above 1. `quadratic`:",
             "even in √t, so denser near the data. `karras`: even in σ^(1/7) of σ = s/a, from 80 to 0.002 (Karras et",
-            "al. 2022). DDPM has `respaced`, even in its published steps, by default, and `leading`, as DDIM strides.",
+            "al. 2022). For DDPM the default is `respaced`, even in its published steps; `leading` strides as in DDIM.",
             "",
             *table_of_grids(run, n, 10),
             "",
-            "Third order extrapolates a parabola over log(a/s), whose steps are long here: `dpm-solver++` is better.",
+            "Third order extrapolates a parabola over log(a/s), whose steps are long here, so `dpm-solver++` is better.",
             "",
             "## Dormand–Prince, adaptive",
             "",
-            "Relative and absolute tolerance alike, and one output time; the worst of each 500 samples sets the steps.",
+            "Relative and absolute tolerance are equal; the worst of each 500 samples determines the steps.",
             "",
             *table_of_tolerances(run, n),
             "",
             "## On the command line, and in Python",
             "",
-            "`ditlab sample RUN --solver dpm-solver++ --steps 10 --grid karras`. In Python `solver` may be an object",
+            "`ditlab sample RUN --solver dpm-solver++ --steps 10 --grid karras`. In Python `solver` can be an object",
             "with settings: `ditlab.Euler(eta=0.5)`, `ditlab.EulerMaruyama(form='constant', last_step='mean')`,",
-            "`ditlab.DormandPrince(rtol=1e-4)`; and `grid` a tensor of falling times of your own.",
+            "`ditlab.DormandPrince(rtol=1e-4)`; and `grid` can be a tensor of decreasing times.",
             "",
         ]
     )
