@@ -3,13 +3,13 @@
     ditlab train circles --name widths --averages 0.05 0.1 0.02 0.03 0.04 0.08 0.15 0.2 0.25 0.28 --average-every 63
     python benchmarks/averages.py runs/widths          about a minute on one CPU core
 
-The last checkpoint of that run has every width as it was tracked. The first two alone are made into the others, from
-some of the snapshots; the error is over the size of the tracked weights, and the largest one over the largest weight.
+The last checkpoint of that run has every tracked width. The others are also made from snapshots of the first two. Errors
+are relative to the norm of the tracked weights, and the largest error is relative to the largest weight.
 
     python benchmarks/averages.py                      about a minute and a half on one CPU core
 
-Without a run: what averages of long trainings in fp32 miss those in fp64 by, over the size of the weights, on weights
-that stand still for half of the steps, and then drift by 5 % with noise about that. "each" is one update a step.
+Without a run: the error of fp32 averages of long trainings against fp64, relative to the norm of the weights. The weights
+are constant for half of the steps, and then drift by 5 % with noise. "each" is one update per step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ from ditlab.training.loop import TrainState, train
 from ditlab.training.posthoc_ema import combine, combined
 
 ROUNDS, STEPS = 60, 4
-WEIGHTS, AT_ONCE, WIDTHS = 64, 1000, (0.05, 0.1)  # of the long trainings: numbers, steps drawn at a time, widths
+WEIGHTS, AT_ONCE, WIDTHS = (
+    64,
+    1000,
+    (0.05, 0.1),
+)  # for the long trainings: number of weights, steps drawn at a time, widths
 
 
 def agreement(run: str) -> None:
@@ -63,12 +67,12 @@ def agreement(run: str) -> None:
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
-    """All numbers, in the order of the names."""
+    """All values, in the order of the names."""
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
 def cost() -> None:
-    """Print how long steps of circles take with two averages, over the same without, interleaved."""
+    """Print the time of training steps on circles with two averages over that without, interleaved."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     config = RECIPES["circles"]().model_copy(update={"precision": "fp32", "device": "cpu"})
     data = build_dataset(config)
@@ -104,7 +108,7 @@ def long_trainings() -> None:
 
 @torch.no_grad()
 def long_training(steps: int, noise: float) -> tuple[dict[float, float], dict[float, float]]:
-    """The error over the size of the weights, by width, of fp32 averages updated with each step and of our own."""
+    """Relative errors by width: of fp32 averages updated in each step, and of ours."""
     draw, half = np.random.default_rng(0), steps // 2
     begun = draw.uniform(0.5, 1, WEIGHTS) * draw.choice([-1, 1], WEIGHTS)
     drift = 0.05 * begun * draw.standard_normal(WEIGHTS)

@@ -1,12 +1,12 @@
-"""What does looking cost? Attention maps and gates recorded, beside the same without.
+"""What does the probe cost? Times with attention maps and gates recorded, over those without.
 
     python benchmarks/capture.py            two minutes on two CPU cores
 
-Forward passes of 64 images of the lesson's DiT at 16, 64 and 256 patches, plain and with the probe recording
-everything, gates alone, one layer, or one query; and training steps of circles with everything recorded in each, in
-one of 10 and in one of 100: compiled where ``ditlab train`` would compile, but for the steps that are recorded, since
-compiled code calls no hooks. ``ratio`` is the median over rounds of a way's seconds over those of the plain way in the
-same round.
+Measures forward passes of 64 images through the lesson's DiT at 16, 64 and 256 patches: plain, and with the probe
+recording everything, only gates, one layer, or one query. Also measures training steps on circles with everything
+recorded in each step, in one of 10 and in one of 100. These are compiled where ``ditlab train`` would compile, except for
+recorded steps, because compiled code calls no hooks. ``ratio`` is the median over rounds of the time over that of the
+plain way in the same round.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def forward_ways(side: int) -> dict[str, Work]:
 
 
 def training_ways() -> dict[str, Callable[[int], None]]:
-    """So many training steps of circles, the first of them probed or none."""
+    """The given number of training steps on circles, plain or with the first one probed."""
     config = circles().model_copy(update={"device": "cpu"})
     dataset = build_dataset(config)
     config = as_trained(config, dataset).model_copy(update={"steps": 10**7, "average_every": 10**7})
@@ -94,7 +94,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--turn", type=float, default=0.3, help="seconds of a turn, at least")
+    parser.add_argument("--turn", type=float, default=0.3, help="minimum seconds of a turn")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     figures: dict[str, Any] = {"rounds": options.rounds, "batch": BATCH, "forward": {}, "training": {}}

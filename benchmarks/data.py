@@ -1,13 +1,12 @@
-"""Does a training step ever wait for its data? Every kind of data beside the step that it feeds.
+"""Does a training step ever wait for its data? Compares each kind of data with the step it feeds.
 
     python benchmarks/data.py               three minutes on two CPU cores
 
-The data are made for it, in a temporary folder: 1,000 images of 64×64 pixels in ten class folders, as PNG, which are
-trained on at 32×32, and a store of their latents, 16×16×4 values each. ``batch_ms`` is what the training thread spends
-on a batch of the recipe's size, ``step_ms`` a whole turn of the recipe's loop, batch included; ``share`` is the median
-over rounds of the one over the other: what is won at most by preparing batches elsewhere (``--workers``). ``wait_ms``
-is how long the loop waits for a batch that one worker prepared ahead of it, and ``prepare_s`` what is done once, before
-the first step.
+The data are made in a temporary folder: 1,000 images of 64×64 pixels in ten class folders, as PNG, trained at 32×32, and
+a store of their latents, 16×16×4 values each. ``batch_ms`` is the time the training thread spends on a batch of the
+recipe's size, and ``step_ms`` that of a whole step, batch included. ``share``, the median over rounds of their ratio, is
+the most that preparing batches in workers can save. ``wait_ms`` is how long the loop waits for a batch that one worker
+prepared ahead, and ``prepare_s`` the time of the preparation before the first step.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def make_latents(folder: Path) -> None:
 
 
 def configurations(folder: Path) -> Iterator[tuple[str, Config]]:
-    """Of each kind of data, the recipe that trains on it."""
+    """For each kind of data, the recipe that trains on it."""
     make_images(folder / "images")
     yield "circles", RECIPES["circles"]()
     yield "digits", RECIPES["digits"]()
@@ -75,7 +74,7 @@ def configurations(folder: Path) -> Iterator[tuple[str, Config]]:
 
 
 def prepared(config: Config) -> tuple[Dataset, float]:
-    """The data, ready, and the seconds that took."""
+    """The prepared data, and the seconds of the preparation."""
     dataset, begun = build_dataset(config), time.perf_counter()
     if isinstance(dataset, Prepared):
         dataset.prepare()
@@ -83,7 +82,7 @@ def prepared(config: Config) -> tuple[Dataset, float]:
 
 
 def feeding(config: Config, rounds: int, turn: float) -> dict[str, Any]:
-    """A batch beside a step."""
+    """The time of a batch compared with that of a step."""
     config = config.model_copy(update={"device": "cpu"})
     dataset, preparing = prepared(config)
     config = as_trained(config, dataset).model_copy(update={"steps": 10**7, "average_every": 10**7})
@@ -102,7 +101,7 @@ def feeding(config: Config, rounds: int, turn: float) -> dict[str, Any]:
 
 
 def waiting(config: Config, dataset: Dataset, step: float, rounds: int) -> float:
-    """Median seconds until a worker's batch is there, when each is asked for a step's time after the one before."""
+    """Median seconds of waiting for a worker's batch, when batches are requested one step's time apart."""
     ahead = config.model_copy(update={"workers": 1})
     seconds = []
     with closing(batches(dataset, ahead, 0)) as loader:
@@ -119,7 +118,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--turn", type=float, default=0.5, help="seconds of a turn")
+    parser.add_argument("--turn", type=float, default=0.5, help="minimum seconds of a turn")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     rows = {}

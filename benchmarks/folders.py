@@ -1,12 +1,12 @@
-"""How long does it take to look at a folder of 2,000 runs, and at a run with a million lines of metrics?
+"""How long does it take to list a folder of 2,000 runs, and to read a run with a million lines of metrics?
 
-    python benchmarks/folders.py        some minutes on two CPU cores, and 2 GB of disk for as long
+    python benchmarks/folders.py        some minutes on two CPU cores, and 2 GB of disk meanwhile
 
-Each row is a command in a process of its own, beside the same with one run or few lines: seconds by the clock, seconds
-of processor time, and the most memory that the process held. It needs Linux, and of ditlab its command line alone, so
-that PYTHONPATH may name the src of another version. On two shared cores of an AMD EPYC, before metrics were streamed
-and folders listed lazily, and since, in seconds of processor beyond the small case: up 2.4 and 0.5, another list 0.7
-and 0.04, the doctor 11.6 and 5.3, --resume 21.6 and 0.4, 30 questions 39.8 and 1.4 (6,090 and 16 MB); see docs/lab.md.
+Each row is a command in a process of its own, also run with one run or few lines for comparison: wall seconds, processor
+seconds, and peak memory. It needs Linux, and uses only ditlab's command line, so PYTHONPATH can name the src of another
+version. On two shared cores of an AMD EPYC, in processor seconds beyond the small case, before and after metrics were
+streamed and folders listed lazily: start 2.4 and 0.5, another list 0.7 and 0.04, the doctor 11.6 and 5.3, --resume 21.6
+and 0.4, 30 requests 39.8 and 1.4 (6,090 and 16 MB); see docs/lab.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATIENCE = 600  # seconds
 
 
 def show(what: str, clock: float, processor: float, megabytes: float) -> None:
-    """A row."""
+    """Print a row."""
     print(f"{what:<44} {clock:8.2f} s {processor:8.2f} s of processor {megabytes:8,.0f} MB", flush=True)
 
 
@@ -42,13 +42,13 @@ def called(what: str, *words: str) -> None:
     assert process.stderr is not None
     said = process.stderr.read().decode()
     _, status, used = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) not in (0, 1):  # the doctor says by 1 that a run is ill
+    if os.waitstatus_to_exitcode(status) not in (0, 1):  # the doctor exits with 1 if a run is ill
         raise SystemExit(said)
     show(what, time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3)
 
 
 def with_lines(run: Path, to: Path, count: int, step: int | None) -> Path:
-    """A copy of a run with so many lines of metrics, all of one step or each of its own."""
+    """A copy of a run with the given number of lines of metrics, all with the same step or numbered."""
     shutil.copytree(run, to)
     with (to / "metrics.jsonl").open("w") as stream:
         for i in range(1, count + 1):
@@ -79,7 +79,7 @@ def lab(what: str, path: Path) -> Iterator[tuple[int, str]]:
 
 
 def used_by(pid: int) -> tuple[float, float]:
-    """Seconds of processor and the most megabytes of a process that runs."""
+    """Processor seconds and peak megabytes of a running process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     assert peak is not None
@@ -87,13 +87,13 @@ def used_by(pid: int) -> tuple[float, float]:
 
 
 def fetched(url: str) -> int:
-    """How many bytes come back."""
+    """Number of bytes in the answer."""
     with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         return len(answer.read())
 
 
 def asked(what: str, pid: int, urls: list[str]) -> None:
-    """Ask all at once, and show what that took."""
+    """Send all requests at once, and print the cost."""
     begun, before = time.perf_counter(), used_by(pid)[0]
     with ThreadPoolExecutor(len(urls)) as pool:
         largest = max(pool.map(fetched, urls))
@@ -102,19 +102,19 @@ def asked(what: str, pid: int, urls: list[str]) -> None:
 
 
 def folder_of_runs(here: Path, run: Path) -> None:
-    """A lab on one run, and on many."""
+    """Measure a lab on one run, and on many."""
     for count in (1, RUNS):
         runs = here / f"runs-{count}"
         for i in range(count):
             shutil.copytree(run, runs / f"run-{i:04}", ignore=shutil.ignore_patterns("probes", "averages", "samples"))
-        time.sleep(3)  # what was changed just now is looked at again
+        time.sleep(3)  # recently changed files are read again
         with lab(f"lab on {count:,} runs", runs) as (pid, url):
             for i in range(LISTS):
                 asked(f"lab on {count:,} runs: list {i + 1}", pid, [f"{url}api/runs"])
 
 
 def long_runs(here: Path, run: Path) -> None:
-    """The doctor, a resumption and a lab on metrics with many lines."""
+    """Measure the doctor, a resume and a lab on metrics with many lines."""
     for count in (10, LINES):
         long = with_lines(run, here / f"lines-{count}", count, step=2)
         called(f"doctor on {count:,} lines", "doctor", str(long), "--n", "64")
@@ -129,7 +129,7 @@ def long_runs(here: Path, run: Path) -> None:
 
 
 def main() -> None:
-    """Make the folders, and show what each command takes."""
+    """Make the folders, and print the cost of each command."""
     with tempfile.TemporaryDirectory() as temporary:
         here = Path(temporary)
         subprocess.run([*CALL, *TRAIN], cwd=here, check=True, capture_output=True)

@@ -2,10 +2,9 @@
 
     python benchmarks/growth.py             three minutes on two CPU cores
 
-A DiT of width 64 and MLP ratio 2, fp32, eager: 4 blocks, 64 patches, batch 32, of which one is changed at a time.
-Seconds are of a forward and a backward pass, memory the most that tensors hold in it. The exponent p of y ~ x^p is
-fitted by least squares to the logarithms; ``last`` is that between the two largest alone, for what grows as a sum of
-powers.
+A DiT of width 64 and MLP ratio 2, fp32, eager, with 4 blocks, 64 patches and batch 32, changed one at a time. Seconds are
+of a forward and a backward pass; memory is the peak of what tensors hold. The exponent p of y ~ x^p is fitted by least
+squares to the logarithms; ``last`` is the exponent between the two largest values, for sums of powers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PATCH = 4  # pixels
 
 
 class Shape(NamedTuple):
-    """What is run."""
+    """The network and the batch."""
 
     patches: int = 64
     depth: int = 4
@@ -52,7 +51,7 @@ def step_of(shape: Shape) -> Work:
 
 
 def exponent(x: tuple[int, ...], y: list[float]) -> dict[str, float]:
-    """The p of y ~ x^p: of all, and of the two largest."""
+    """The p of y ~ x^p: fitted to all values, and between the two largest."""
     slope, _ = np.polyfit(np.log(x), np.log(y), 1)
     last = np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2])
     return {"exponent": float(slope), "last": float(last)}
@@ -62,7 +61,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--turn", type=float, default=0.3, help="seconds of a turn, at least")
+    parser.add_argument("--turn", type=float, default=0.3, help="minimum seconds of a turn")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     figures: dict[str, Any] = {"rounds": options.rounds, "base": Shape()._asdict(), "growth": {}}

@@ -1,9 +1,9 @@
-"""Does a run on labelled images feed its network, and use its labels?
+"""Are a run's images read fast enough, and does the network use their labels?
 
     python benchmarks/images.py runs/cifar --n 500        some minutes on two CPU cores
 
-Prints how fast batches come beside how fast the run trained; the loss at the same noise with the images' own labels and
-with shuffled ones; and how the mean colours of each class's samples go with those of its images.
+Prints the speed of reading batches and of training; the loss with the images' own labels and with shuffled ones, at the
+same noise; and the correlation of the mean colours of each class's samples with those of its images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ditlab.runs.run import Run
 
 
 def feeding(run: Run, dataset: Dataset, batches: int = 200) -> dict[str, float]:
-    """Images/s of the data alone, and of the training by the median of its metrics."""
+    """Images/s of reading the data, and of training (the median in its metrics)."""
     size, seed = run.config.batch_size, run.config.seed
     dataset.batch(seed, 0, size)
     begun = time.perf_counter()
@@ -62,7 +62,9 @@ def main() -> None:
     """Print everything as one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--n", type=int, default=500, help="samples; as many data for the losses, 20 times for colours")
+    parser.add_argument(
+        "--n", type=int, default=500, help="number of samples, and of data for the losses; 20 times as many for colours"
+    )
     options = parser.parse_args()
     run = ditlab.load(options.run)
     dataset = build_dataset(run.config)

@@ -1,13 +1,13 @@
-"""How often do the intervals that are printed hold what they are meant to cover?
+"""How often do the printed intervals contain what they are meant to cover?
 
-    python benchmarks/intervals.py                          3 minutes on two CPU cores: all hold in 93 to 99 %, but for
-                                                            medians of 3 rounds, which say that they hold in 75 %
+    python benchmarks/intervals.py                          3 minutes on two CPU cores: all cover 93 to 99 %, except
+                                                            medians of 3 rounds, which say that they cover 75 %
     python benchmarks/intervals.py --n 200 1000 --draws 1000   an hour
 
-Samples and data are drawn afresh again and again: Gaussians of 2 and of 16 dimensions, the samples alike or shifted by
-one standard deviation; for memorisation, one sample in ten is a copy of one of the training data. What an interval is
-meant to cover is the mean of the figure over all draws. The intervals of studies and of medians are of values that are
-drawn as their docstrings suppose. ``--before FILE`` puts the coverages of an earlier result beside.
+Samples and data are drawn repeatedly: Gaussians of 2 and of 16 dimensions, with the samples distributed alike or shifted
+by one standard deviation; for memorisation, one sample in ten is a copy of a training datum. An interval should cover
+the mean of the figure over all draws. The intervals of studies and of medians are tested on values drawn as their
+docstrings assume. ``--before FILE`` adds the coverages of an earlier result for comparison.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from studies.intervals import counted, over_seeds
 
 OUT = Path(__file__).parent / "results" / "intervals.json"
 SHIFTS = {"alike": 0.0, "shifted": 1.0}
-COPIES = 0.1  # of the samples that are searched for copies
-TRAINED = 1000  # data that these are compared with
-CHEAP = 10  # times as many draws of what takes no time
+COPIES = 0.1  # share of copies among the samples
+TRAINED = 1000  # training data in the search for copies
+CHEAP = 10  # times as many draws for fast figures
 
 Figures = dict[str, tuple[float, ...]]  # value, lower and upper end
 
 
 def evaluated(n: int, d: int, kind: str, generator: torch.Generator) -> Figures:
-    """What ``ditlab eval`` says of n samples and as many data."""
+    """The figures of ``ditlab eval`` for n samples and as many data."""
     x, y = (torch.randn(n, d, generator=generator) for _ in range(2))
     found = Reference(y).figures(x + SHIFTS[kind] / d**0.5)
     z, plain = torch.randn(n, d, generator=generator), torch.randn(TRAINED, d, generator=generator)
@@ -53,7 +53,7 @@ def evaluated(n: int, d: int, kind: str, generator: torch.Generator) -> Figures:
 
 
 def of_shares(n: int, generator: torch.Generator) -> Figures:
-    """Shares of independent samples, as ``valid`` and ``accuracy`` are, and of trials that are counted."""
+    """Shares of independent samples, such as ``valid`` and ``accuracy``, and of counted trials."""
     found: Figures = {}
     for share in (0.5, 0.9, 0.99):
         hits = (torch.rand(n, generator=generator) < share).long()
@@ -70,7 +70,7 @@ def of_repeated(n: int, generator: torch.Generator) -> Figures:
 
 
 def simulated(draw: Callable[[torch.Generator], Figures], draws: int, *name: str | int) -> dict[str, Any]:
-    """Mean and scatter of each figure, and how often its interval held the mean."""
+    """Mean and standard deviation of each figure, and how often its interval contained the mean."""
     drawn = [draw(generator_for(0, "benchmark", "intervals", *name, i)) for i in range(draws)]
     rows = {}
     for figure in drawn[0]:
@@ -88,19 +88,19 @@ def setting(n: int, d: int, kind: str) -> str:
 
 
 def told(rows: dict[str, dict[str, float]]) -> str:
-    """Coverages, a line each."""
+    """Coverages, one per line."""
     return "\n".join(f"  {row['coverage']:.1%} {name}" for name, row in rows.items())
 
 
 def main() -> None:
     """Simulate, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, nargs="+", default=[200], help="samples, and as many data")
+    parser.add_argument("--n", type=int, nargs="+", default=[200], help="number of samples, and of data")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--before", type=Path, help="an earlier result")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    kernel.SUBSETS = 2  # they have no interval
+    kernel.SUBSETS = 2  # subsets have no interval
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for n in options.n:
         for d in (2, 16):

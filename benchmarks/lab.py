@@ -1,4 +1,4 @@
-"""How quickly does the lab answer, and what do the recordings cost that it shows?
+"""How quickly does the lab respond, and what do its recordings cost?
 
     python benchmarks/lab.py runs/demo          about a minute, with a Chromium
 
@@ -73,7 +73,7 @@ def in_browser(run: str) -> dict[str, float]:
 
 
 def click_around(page: Page) -> list[float]:
-    """Press on one patch after the other."""
+    """Click one patch after the other."""
     grid = page.get_by_role("application", name="The image: choose a patch")
     grid.scroll_into_view_if_needed()
     page.wait_for_timeout(2000)
@@ -88,7 +88,7 @@ def click_around(page: Page) -> list[float]:
 
 
 def recordings() -> dict[str, float]:
-    """Seconds of one recording over those of the training steps from one to the next."""
+    """Time of one recording over that of the training steps between two recordings."""
     config = RECIPES["circles"]().model_copy(update={"precision": "bf16"})
     dataset = build_dataset(config)
     config = as_trained(config, dataset).model_copy(update={"steps": STEPS * (RECORDINGS + 2)})

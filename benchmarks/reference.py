@@ -1,4 +1,4 @@
-"""What ditlab doctor compares a run with: the loss by time of each recipe, measured on the recipe's own training.
+"""Measures the reference of ditlab doctor: the loss by time of each recipe, on the recipe's own training.
 
     for name in gaussians moons swiss-roll checkerboard spirals; do
         ditlab train points --data.name $name --name points-$name --checkpoint-every 250
@@ -6,9 +6,8 @@
     ditlab train circles --checkpoint-every 250 && ditlab train digits --checkpoint-every 250
     python benchmarks/reference.py runs/circles runs/digits runs/points-*      under a minute, after 10 of training
 
-Writes src/ditlab/doctor/reference.json: of the averaged weights of each checkpoint the mean squared error in 8 bins of
-the time, on 1,024 samples with the times and the noise that the doctor draws. Curves of data that are not among these
-runs stay as they are.
+Writes src/ditlab/doctor/reference.json: for the averaged weights of each checkpoint, the mean squared error in 8 bins of
+the time, on 1,024 samples with the times and the noise that the doctor draws. Curves of other data are kept.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SAMPLES = 1024
 
 
 def curve(folder: RunFolder) -> dict[str, Any]:
-    """The curve of a run, and of which recipe it is."""
+    """The curve of a run, and its recipe."""
     config = folder.read_config()
     drawn, steps = training_trials(build_dataset(config), SAMPLES), saved_steps(folder.checkpoints)
     measured = (squared_errors(ditlab.load(folder.path, step=step).process, drawn) for step in steps)

@@ -1,9 +1,9 @@
-"""How long until ditlab is there? Imports and first commands, beside ``import torch``.
+"""How long does ditlab take to start? Imports and first commands, compared with ``import torch``.
 
     python benchmarks/startup.py            two minutes on two CPU cores
 
-Each command is a process of its own; all take turns, in nine rounds after one that warms the disk's cache. ``ratio`` is
-the median over rounds of a command's seconds over those of ``import torch`` in the same round.
+Each command runs in a process of its own. All take turns, in nine rounds after one that warms the disk cache. ``ratio``
+is the median over rounds of a command's seconds over those of ``import torch`` in the same round.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COMMANDS = {
 
 
 def start(command: list[str]) -> None:
-    """Run it where it can leave what it makes."""
+    """Run it in a folder that it may write to."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(command, check=True, capture_output=True, cwd=folder)
 

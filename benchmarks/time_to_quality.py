@@ -1,25 +1,25 @@
-"""How long until circles are circles? Our recipe beside the paper's, in the same code; and what each change bought.
+"""How long until samples are valid circles? Compares our recipe with the paper's, and measures each change.
 
     python benchmarks/time_to_quality.py                 35 minutes on two CPU cores: against the paper's recipe
     python benchmarks/time_to_quality.py --take-back     an hour: against ours with one change at a time taken back
 
-The clock of a training is its own: seconds in its steps, compiling included (each has a compiler's cache of its own,
-empty at first), drawing and measuring left out. All take turns of a few seconds in one process, so that a noisy machine
-disturbs all alike. All are looked at alike: after a turn, if a tenth of the training's time has passed since the look
-before. Samples are then drawn with the averaged weights. At least 0.90 of 1,000 valid circles in two looks, one after
-the other, count, from the first of them on. Where fewer than 0.85 of 300 are, the 1,000 are not drawn. One seed of
-each: the figures say nothing about how much another would change them.
+Time is counted in the steps of each training, including compilation (each has its own compiler cache, empty at first) but
+not drawing and measuring. All take turns of a few seconds in one process, so that a noisy machine disturbs all equally.
+A training is checked after a turn if a tenth of its time has passed since its last check, with samples drawn from the
+averaged weights. The goal is 0.90 of 1,000 valid circles in two consecutive checks; the first of them counts. If fewer
+than 0.85 of 300 are valid, the 1,000 are not drawn. There is one seed each, so the figures do not show how much another
+seed would change them.
 
 The paper's recipe (Peebles & Xie 2023): DDPM with 1,000 linear steps, eps, AdamW at a constant 1e-4 without decay or
 clipping, averages of 0.9999, MLP ratio 4, sine-cosine positions, tanh GELU, 256 time features.
-Different from it, because the circles are small and have no labels: width 64 and 4 blocks, batch 128 for 256, no
-latents. Different beside that: the variance is not learned, so that the loss is of eps alone; the decay of the averages
-grows as (1 + n)/(10 + n), which forgets the first weights sooner; and a step whose loss is a spike is not learned from.
-It has the benefit of the doubt: of averaged and last weights and of two samplers,
-250 ancestral steps as published and 50 of DDIM, the best of the four counts; bf16 products like ours. It runs to the
-larger of 5 × our time and 15 minutes. Taken back, each change runs to 3 × our time at most.
+Differences because the circles are small and have no labels: width 64 and 4 blocks, batch 128 instead of 256, no
+latents. Other differences: the variance is not learned, so the loss is that of eps alone; the decay of the averages
+grows as (1 + n)/(10 + n), which forgets the first weights sooner; and steps whose loss is a spike are skipped. In its
+favour, the best of averaged and last weights and of two samplers counts (250 ancestral steps as published, and 50 of
+DDIM), and it uses bf16 products like ours. It runs for the larger of 5 × our time and 15 minutes. With ``--take-back``
+each change runs for 3 × our time at most.
 
-Figures are written after each turn, so that nothing is lost when it is stopped.
+Figures are written after each turn, so nothing is lost if it is stopped.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from ditlab.training.loop import TrainState, train
 
 HERE = Path(__file__).parent
 GOAL, SCREEN = 0.90, 0.85
-LOOK = 0.1  # of the time of a training, from one look at it to the next
-VERSIONS = 64  # of the same code, one for each contender, which torch may compile before it gives up
+LOOK = 0.1  # share of a training's time between two checks
+VERSIONS = 64  # compiled versions of the same code that torch allows: one for each contender
 SAMPLES, FEW_SAMPLES = 1000, 300
 OURS, PAPER = "ours", "paper"
 DDIM = SamplingConfig(solver="ddim", steps=50)
 ANCESTRAL = SamplingConfig(solver="ancestral", steps=250)
-ENDLESS = 10**7  # steps of a schedule that is constant
+ENDLESS = 10**7  # steps of a constant schedule
 
 
 def paper() -> Config:
@@ -90,13 +90,13 @@ def taken_back() -> dict[str, Config]:
 
 
 class Contender:
-    """A training with a clock of its own, and how good its samples were at which times.
+    """A training with its own clock, and the quality of its samples over time.
 
     Args:
         name: under which it is reported.
         config: what it trains.
         samplings: how samples are drawn; the best counts.
-        generous: whether the best of both sets of weights counts, and not the averaged ones alone.
+        generous: whether the best of averaged and last weights counts, instead of only the averaged ones.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class Contender:
 
     @property
     def arrived(self) -> float | None:
-        """Seconds of training at the first of two measurements, one after the other, that were good enough."""
+        """Seconds of training at the first of two consecutive measurements that reached the goal."""
         good = [point["valid"] >= GOAL and point["n"] == SAMPLES for point in self.curve]
         twice = zip(self.curve, good, good[1:], strict=False)
         return next((point["seconds"] for point, now, then in twice if now and then), None)
 
     def advance(self, seconds: float) -> None:
-        """Train for so long, by its own clock, or to the end of its schedule."""
+        """Train for the given seconds of its own clock, or to the end of its schedule."""
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = self.cache.name  # read whenever something is compiled
         begun = time.perf_counter()
         while time.perf_counter() - begun < seconds:
@@ -136,12 +136,12 @@ class Contender:
 
     @property
     def due(self) -> bool:
-        """Whether it is to be looked at: a tenth of its time after the look before."""
+        """Whether a check is due: a tenth of its time has passed since the last one."""
         return self.seconds >= (1 + LOOK) * self.measured
 
     @property
     def compile_seconds(self) -> float:
-        """By how much the first step took longer than the others did on average; 0 if nothing was compiled."""
+        """Time of the first step beyond the mean of the others; 0 if nothing was compiled."""
         if not self.config.compile or self.state.step < 2:
             return 0.0
         return max(0.0, self.first_step - (self.seconds - self.first_step) / (self.state.step - 1))
@@ -163,7 +163,7 @@ class Contender:
 
     def _valid(self, n: int) -> dict[str, float]:
         processes = {"ema": self.state.averaged_process} | ({"raw": self.state.process} if self.generous else {})
-        with uncompiled(self.state.network):  # no time of the compiler's for batches that are only sampled
+        with uncompiled(self.state.network):  # do not compile for batches that are only sampled
             return {
                 f"{sampling.solver}, {sampling.steps} steps, {weights}": valid(process, sampling, n)
                 for weights, process in processes.items()
@@ -197,13 +197,13 @@ def valid(process: Process, sampling: SamplingConfig, n: int) -> float:
 
 
 class Race:
-    """Contenders that take turns until each has arrived, or has had its time.
+    """Contenders that take turns until each has reached the goal or used up its time.
 
     Args:
         contenders: the first is ours.
         turn: seconds of a turn.
         times, least: others run to the larger of ``times`` × our time and ``least`` seconds.
-        minutes: after which all end, by the clock on the wall.
+        minutes: of wall time, after which all end.
     """
 
     def __init__(self, contenders: list[Contender], turn: float, times: float, least: float, minutes: float) -> None:
@@ -221,7 +221,7 @@ class Race:
         return contender.seconds < max(self.times * own, self.least)
 
     def turns(self) -> Iterator[Contender]:
-        """Give turns, and each contender back when it was measured."""
+        """Give turns; yields each contender after it was measured."""
         while running := [contender for contender in self.contenders if self.runs_on(contender)]:
             for contender in running:
                 contender.advance(self.turn)
@@ -260,7 +260,7 @@ def plot(figures: dict[str, Any], file: Path) -> None:
 
 
 def contenders(take_back: bool) -> list[Contender]:
-    """Ours, and those it is compared with."""
+    """Our recipe, and those it is compared with."""
     own = circles().sampling
     ours = Contender(OURS, circles(), [own])
     if not take_back:
@@ -273,10 +273,10 @@ def main() -> None:
     """Race, writing as it goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--take-back", action="store_true", help="take one change at a time back")
-    parser.add_argument("--minutes", type=float, default=120.0, help="after which it ends in any case")
+    parser.add_argument("--minutes", type=float, default=120.0, help="wall time after which it ends in any case")
     parser.add_argument("--turn", type=float, default=5.0, help="seconds of training at a time")
-    parser.add_argument("--least", type=float, help="seconds others train at least; 900 for the paper's recipe")
-    parser.add_argument("--out", type=Path, help="JSON to write; the picture goes beside it")
+    parser.add_argument("--least", type=float, help="minimum seconds for the others; 900 for the paper's recipe")
+    parser.add_argument("--out", type=Path, help="JSON file to write; the picture goes next to it")
     options = parser.parse_args()
     name = "what_bought_it" if options.take_back else "time_to_quality"
     out = options.out or HERE / "results" / f"{name}.json"

@@ -1,13 +1,12 @@
-"""Does someone who watches a run slow it down?
+"""Does watching a run slow it down?
 
     python benchmarks/viewer.py [PAIRS]          about two minutes with the default of 12 pairs, one thread for training
 
-Trains on circles, with ``ditlab lab`` beside it in a process of its own, and divides the training into stretches of
-steps that differ in nothing but this: in every second one a client follows the run, as the page does, through
-``/live``, and takes what it tells of. Printed is the time of a watched stretch over that of its neighbours, the median
-over all pairs (below 1.03 is the aim), by the clock on the wall and by the processor's own, which other programs on the
-machine hardly disturb; and the same with a client that has the lab compute as fast as it can, which shares the
-processors with training as any other program does.
+Trains on circles, with ``ditlab lab`` in a process of its own, and divides the training into stretches of steps. In every
+second stretch a client follows the run through ``/live``, as the page does, and fetches what it announces. The script
+prints the time of a watched stretch over that of its neighbours, as the median over all pairs (the goal is below 1.03),
+in wall time and in processor time, which other programs hardly disturb. It does the same with a client that makes the
+lab compute as fast as it can; that competes with training for the processors like any other program.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ WATCHING, COMPUTING = "watched", "computing"
 
 
 class Client(threading.Thread):
-    """Follows a run, or has it computed with, until told to leave."""
+    """Follows a run, or makes the lab compute, until told to stop."""
 
     def __init__(self, port: int, run: str, kind: str) -> None:
         super().__init__(daemon=True)
@@ -46,7 +45,7 @@ class Client(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Ask until it is over; a connection cut by the end of it is no error."""
+        """Send requests until it is over; a connection cut at the end is not an error."""
         base = f"/api/runs/{self.run_name}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -62,7 +61,7 @@ class Client(threading.Thread):
 
 
 class Alternation:
-    """A watcher of the training that lets a client come and go, and takes the times."""
+    """A watcher of the training that starts and stops a client, and measures the times."""
 
     def __init__(self, begin: Callable[[str], Client]) -> None:
         self.begin_client = begin
@@ -78,7 +77,7 @@ class Alternation:
         """Nothing is shown."""
 
     def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
-        """One stretch is over: take its time, and begin one of another kind."""
+        """One stretch is over: record its time, and begin one of another kind."""
         if self.kind in self.seconds:
             wall, own = self.clocks
             self.seconds[self.kind].append((time.perf_counter() - wall, time.process_time() - own))
@@ -113,7 +112,7 @@ def lab(folder: Path) -> Iterator[tuple[int, str]]:
 
 
 def measure(pairs: int) -> dict[str, float]:
-    """Medians of the time of a stretch over the mean of the two beside it."""
+    """Medians of the time of a stretch over the mean of its two neighbours."""
     torch.set_num_threads(1)
     steps = STRETCH * (2 * 2 * pairs + 4)
     every = {"log_every": STRETCH, "record_every": STRETCH, "preview_every": steps, "checkpoint_every": STRETCH}
@@ -131,7 +130,7 @@ def measure(pairs: int) -> dict[str, float]:
 
 
 def _ratios(watcher: Alternation) -> dict[str, float]:
-    """Of each kind of stretch, by each clock."""
+    """Ratios for each kind of stretch, by each clock."""
     alone = watcher.seconds["alone"]
     found = {}
     for kind, first in ((WATCHING, 1), (COMPUTING, 2)):

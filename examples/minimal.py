@@ -1,10 +1,10 @@
-"""A diffusion transformer, trained by flow matching to draw circles: the whole thing, on one page.
+"""A diffusion transformer, trained by flow matching to draw circles: everything on one page.
 
     python examples/minimal.py            3,000 steps, about two minutes on two CPU cores, leaves circles.png
     python examples/minimal.py 100 out.png
 
-It uses ditlab's parts (the DiT, the discs, an optimizer, the picture) but not its trainer and not its process: the loss
-is written out below, and so is the sampler.
+It uses ditlab's network, data, optimizer and picture writer, but neither its trainer nor its process: the loss and the
+sampler are written out below.
 """
 
 import math
@@ -27,11 +27,13 @@ torch.manual_seed(0)
 net = ditlab.DiT(image_size=16, patch_size=4, dim=64, depth=4, heads=4)
 print(f"{sum(p.numel() for p in net.parameters()):,} parameters")
 
-# Muon moves the matrices of the blocks, AdamW all the rest.
+# Muon updates the matrices of the blocks, AdamW everything else.
 matrices = [p for p in net.blocks.parameters() if p.ndim == 2]
 chosen = set(map(id, matrices))
 rest = [p for p in net.parameters() if id(p) not in chosen]
-muon = BatchedMuon(matrices, lr=0.03, weight_decay=0.0)  # torch's own multiplies in bf16, which few CPUs can
+muon = BatchedMuon(
+    matrices, lr=0.03, weight_decay=0.0
+)  # torch's own Muon multiplies in bf16, which is slow on most CPUs
 adamw = torch.optim.AdamW(rest, lr=0.004, betas=(0.9, 0.95), weight_decay=0.0)
 
 
@@ -42,7 +44,7 @@ def learning_rate(step: int) -> float:
 
 schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate) for optimizer in (muon, adamw)]
 
-# Training. Mix an image with noise, x_t = (1 − t)·x0 + t·noise, and ask for the direction: dx_t/dt = noise − x0.
+# Training. Mix an image with noise, x_t = (1 − t)·x0 + t·noise, and predict the velocity: dx_t/dt = noise − x0.
 for step in range(steps):
     x0 = circles(128).images  # (B, 1, 16, 16) in [−1, 1], t = 0
     noise = torch.randn_like(x0)  # t = 1
@@ -61,7 +63,7 @@ for step in range(steps):
     if step % 100 == 0 or step == steps - 1:
         print(f"step {step:5d}  loss {loss.item():.4f}")
 
-# Sampling. Start from noise and walk back along the velocity; Heun's method averages it over both ends of a step.
+# Sampling. Start from noise and follow the velocity back; Heun's method averages it over both ends of a step.
 net.eval()
 with torch.no_grad():
     x = torch.randn(64, 1, 16, 16)
