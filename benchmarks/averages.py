@@ -3,13 +3,13 @@
     ditlab train circles --name widths --averages 0.05 0.1 0.02 0.03 0.04 0.08 0.15 0.2 0.25 0.28 --average-every 63
     python benchmarks/averages.py runs/widths          about a minute on one CPU core
 
-The last checkpoint of that run has every tracked width. The others are also made from snapshots of the first two. Errors
-are relative to the norm of the tracked weights, and the largest error is relative to the largest weight.
+The last checkpoint of that run has every tracked width. The others are also made from snapshots of the first two.
+Errors are relative to the norm of the tracked weights, and the largest error is relative to the largest weight.
 
     python benchmarks/averages.py                      about a minute and a half on one CPU core
 
-Without a run: the error of fp32 averages of long trainings against fp64, relative to the norm of the weights. The weights
-are constant for half of the steps, and then drift by 5 % with noise. "each" is one update per step.
+Without a run: the error of fp32 averages of long trainings against fp64, relative to the norm of the weights. The
+weights are constant for half of the steps, and then drift by 5 % with noise. "each" is one update per step.
 """
 
 from __future__ import annotations

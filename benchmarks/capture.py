@@ -4,9 +4,9 @@
 
 Measures forward passes of 64 images through the lesson's DiT at 16, 64 and 256 patches: plain, and with the probe
 recording everything, only gates, one layer, or one query. Also measures training steps on circles with everything
-recorded in each step, in one of 10 and in one of 100. These are compiled where ``ditlab train`` would compile, except for
-recorded steps, because compiled code calls no hooks. ``ratio`` is the median over rounds of the time over that of the
-plain way in the same round.
+recorded in each step, in one of 10 and in one of 100. These are compiled where ``ditlab train`` would compile, except
+for recorded steps, because compiled code calls no hooks. ``ratio`` is the median over rounds of the time over that of
+the plain way in the same round.
 """
 
 from __future__ import annotations

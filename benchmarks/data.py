@@ -2,11 +2,11 @@
 
     python benchmarks/data.py               three minutes on two CPU cores
 
-The data are made in a temporary folder: 1,000 images of 64×64 pixels in ten class folders, as PNG, trained at 32×32, and
-a store of their latents, 16×16×4 values each. ``batch_ms`` is the time the training thread spends on a batch of the
-recipe's size, and ``step_ms`` that of a whole step, batch included. ``share``, the median over rounds of their ratio, is
-the most that preparing batches in workers can save. ``wait_ms`` is how long the loop waits for a batch that one worker
-prepared ahead, and ``prepare_s`` the time of the preparation before the first step.
+The data are made in a temporary folder: 1,000 images of 64×64 pixels in ten class folders, as PNG, trained at 32×32,
+and a store of their latents, 16×16×4 values each. ``batch_ms`` is the time the training thread spends on a batch of the
+recipe's size, and ``step_ms`` that of a whole step, batch included. ``share``, the median over rounds of their ratio,
+is the most that preparing batches in workers can save. ``wait_ms`` is how long the loop waits for a batch that one
+worker prepared ahead, and ``prepare_s`` the time of the preparation before the first step.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/folders.py        some minutes on two CPU cores, and 2 GB of disk meanwhile
 
-Each row is a command in a process of its own, also run with one run or few lines for comparison: wall seconds, processor
-seconds, and peak memory. It needs Linux, and uses only ditlab's command line, so PYTHONPATH can name the src of another
-version. On two shared cores of an AMD EPYC, in processor seconds beyond the small case, before and after metrics were
-streamed and folders listed lazily: start 2.4 and 0.5, another list 0.7 and 0.04, the doctor 11.6 and 5.3, --resume 21.6
-and 0.4, 30 requests 39.8 and 1.4 (6,090 and 16 MB); see docs/lab.md.
+Each row is a command in a process of its own, also run with one run or few lines for comparison: wall seconds,
+processor seconds, and peak memory. It needs Linux, and uses only ditlab's command line, so PYTHONPATH can name the src
+of another version. On two shared cores of an AMD EPYC, in processor seconds beyond the small case, before and after
+metrics were streamed and folders listed lazily: start 2.4 and 0.5, another list 0.7 and 0.04, the doctor 11.6 and 5.3,
+--resume 21.6 and 0.4, 30 requests 39.8 and 1.4 (6,090 and 16 MB); see docs/lab.md.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py             three minutes on two CPU cores
 
-A DiT of width 64 and MLP ratio 2, fp32, eager, with 4 blocks, 64 patches and batch 32, changed one at a time. Seconds are
-of a forward and a backward pass; memory is the peak of what tensors hold. The exponent p of y ~ x^p is fitted by least
-squares to the logarithms; ``last`` is the exponent between the two largest values, for sums of powers.
+A DiT of width 64 and MLP ratio 2, fp32, eager, with 4 blocks, 64 patches and batch 32, changed one at a time. Seconds
+are of a forward and a backward pass; memory is the peak of what tensors hold. The exponent p of y ~ x^p is fitted by
+least squares to the logarithms; ``last`` is the exponent between the two largest values, for sums of powers.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument(
-        "--n", type=int, default=500, help="number of samples, and of data for the losses; 20 times as many for colours"
+        "--n", type=int, default=500, help="samples, and data for the losses; 20 times as many for colours"
     )
     options = parser.parse_args()
     run = ditlab.load(options.run)

@@ -4,9 +4,9 @@
                                                             medians of 3 rounds, which say that they cover 75 %
     python benchmarks/intervals.py --n 200 1000 --draws 1000   an hour
 
-Samples and data are drawn repeatedly: Gaussians of 2 and of 16 dimensions, with the samples distributed alike or shifted
-by one standard deviation; for memorisation, one sample in ten is a copy of a training datum. An interval should cover
-the mean of the figure over all draws. The intervals of studies and of medians are tested on values drawn as their
+Samples and data are drawn repeatedly: Gaussians of 2 and of 16 dimensions, with the samples distributed alike or
+shifted by one standard deviation; for memorisation, one sample in ten is a copy of a training datum. An interval should
+cover the mean of the figure over all draws. The intervals of studies and of medians are tested on values drawn as their
 docstrings assume. ``--before FILE`` adds the coverages of an earlier result for comparison.
 """
 

@@ -6,8 +6,8 @@
     ditlab train circles --checkpoint-every 250 && ditlab train digits --checkpoint-every 250
     python benchmarks/reference.py runs/circles runs/digits runs/points-*      under a minute, after 10 of training
 
-Writes src/ditlab/doctor/reference.json: for the averaged weights of each checkpoint, the mean squared error in 8 bins of
-the time, on 1,024 samples with the times and the noise that the doctor draws. Curves of other data are kept.
+Writes src/ditlab/doctor/reference.json: for the averaged weights of each checkpoint, the mean squared error in 8 bins
+of the time, on 1,024 samples with the times and the noise that the doctor draws. Curves of other data are kept.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     python benchmarks/time_to_quality.py                 35 minutes on two CPU cores: against the paper's recipe
     python benchmarks/time_to_quality.py --take-back     an hour: against ours with one change at a time taken back
 
-Time is counted in the steps of each training, including compilation (each has its own compiler cache, empty at first) but
-not drawing and measuring. All take turns of a few seconds in one process, so that a noisy machine disturbs all equally.
-A training is checked after a turn if a tenth of its time has passed since its last check, with samples drawn from the
-averaged weights. The goal is 0.90 of 1,000 valid circles in two consecutive checks; the first of them counts. If fewer
-than 0.85 of 300 are valid, the 1,000 are not drawn. There is one seed each, so the figures do not show how much another
-seed would change them.
+Time is counted in the steps of each training, including compilation (each has its own compiler cache, empty at first)
+but not drawing and measuring. All take turns of a few seconds in one process, so that a noisy machine disturbs all
+equally. A training is checked after a turn if a tenth of its time has passed since its last check, with samples drawn
+from the averaged weights. The goal is 0.90 of 1,000 valid circles in two consecutive checks; the first of them counts.
+If fewer than 0.85 of 300 are valid, the 1,000 are not drawn. There is one seed each, so the figures do not show how
+much another seed would change them.
 
 The paper's recipe (Peebles & Xie 2023): DDPM with 1,000 linear steps, eps, AdamW at a constant 1e-4 without decay or
 clipping, averages of 0.9999, MLP ratio 4, sine-cosine positions, tanh GELU, 256 time features.

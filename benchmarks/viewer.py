@@ -2,11 +2,11 @@
 
     python benchmarks/viewer.py [PAIRS]          about two minutes with the default of 12 pairs, one thread for training
 
-Trains on circles, with ``ditlab lab`` in a process of its own, and divides the training into stretches of steps. In every
-second stretch a client follows the run through ``/live``, as the page does, and fetches what it announces. The script
-prints the time of a watched stretch over that of its neighbours, as the median over all pairs (the goal is below 1.03),
-in wall time and in processor time, which other programs hardly disturb. It does the same with a client that makes the
-lab compute as fast as it can; that competes with training for the processors like any other program.
+Trains on circles, with ``ditlab lab`` in a process of its own, and divides the training into stretches of steps. In
+every second stretch a client follows the run through ``/live``, as the page does, and fetches what it announces. The
+script prints the time of a watched stretch over that of its neighbours, as the median over all pairs (the goal is below
+1.03), in wall time and in processor time, which other programs hardly disturb. It does the same with a client that
+makes the lab compute as fast as it can; that competes with training for the processors like any other program.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ print(f"{sum(p.numel() for p in net.parameters()):,} parameters")
 matrices = [p for p in net.blocks.parameters() if p.ndim == 2]
 chosen = set(map(id, matrices))
 rest = [p for p in net.parameters() if id(p) not in chosen]
-muon = BatchedMuon(
-    matrices, lr=0.03, weight_decay=0.0
-)  # torch's own Muon multiplies in bf16, which is slow on most CPUs
+muon = BatchedMuon(matrices, lr=0.03, weight_decay=0.0)  # torch's own multiplies in bf16, slow on most CPUs
 adamw = torch.optim.AdamW(rest, lr=0.004, betas=(0.9, 0.95), weight_decay=0.0)
 
 

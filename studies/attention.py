@@ -1,15 +1,17 @@
-"""Where do patches look, by layer and time: everywhere, at themselves, at their kind?
+"""What do patches attend to, by layer and time: everything, themselves, or patches of their kind?
 
-    python -m studies.attention            two or three minutes on two CPU cores; the three runs serve other studies too
+    python -m studies.attention            two or three minutes on two CPU cores; other studies use the three runs, too
     python -m studies.attention --full     five to eight
 
-Claim: attention reaches every patch; the diagonal of its map is brightest; patches of the disc look at the disc, and
-patches of the background at themselves and their neighbours.
-A map that does not see the image, and looks nearby and at the middle, lands on the disc more often than one that looks
-everywhere alike. So what a map scores on the disc of its own image is held against what it scores on the discs of all
-other images, paired with them: only what it took from the image is left.
-Expect: every cell is above zero, some barely. Few patches look at themselves most. Most of what lands on the disc would
-land on another image's disc as well.
+Claim: attention reaches every patch; the diagonal of its map is brightest; patches of the disc attend to the disc, and
+patches of the background to themselves and their neighbours.
+
+A map that ignores the image and attends to neighbours and the middle hits the disc more often than a uniform map. So a
+map's score on the disc of its own image is compared with its scores on the discs of all other images: what remains
+comes from the image.
+
+Expect: every cell is above zero, some barely. Few patches attend most to themselves. Most of the attention on the disc
+would also hit another image's disc.
 """
 
 from __future__ import annotations
@@ -47,12 +49,12 @@ from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Workers, base
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-BARELY = 1e-3  # a cell that hands on next to nothing
-Table = dict[str, np.ndarray]  # of one run, (T, L) each
+BARELY = 1e-3  # a cell that passes on next to nothing
+Table = dict[str, np.ndarray]  # for one run, (T, L) each
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
-    """Look into the base runs, at the same images and noise."""
+    """Measure the base runs on the same images and noise."""
     runs = workers.train({f"base-{seed}": base(tier, seed) for seed in tier.seeds})
     seen = [look(run.load(), tier.images) for run in runs.values()]
     layers = seen[0]["near"].shape[1]
@@ -84,7 +86,7 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
 
 @torch.no_grad()
 def look(run: Run, images: int) -> Table:
-    """Statistics of the maps of a run, (T, L): of the mean over heads, but ``smallest_log`` and ``faint`` of all."""
+    """Statistics of the maps of a run, (T, L), averaged over heads; ``smallest_log`` and ``faint`` over all."""
     network = run.process.network
     assert isinstance(network, DiT)
     grid = network.patch_embed.grid
@@ -107,7 +109,7 @@ def look(run: Run, images: int) -> Table:
 
 @contextmanager
 def smallest_logs(network: nn.Module) -> Iterator[list[float]]:
-    """The smallest log-probability of each layer's maps: a cell far below what fp32 can hold is told from none."""
+    """The smallest log-probability of each layer's maps: tells a cell far below the range of fp32 from zero."""
     logs: list[float] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
@@ -126,7 +128,7 @@ def smallest_logs(network: nn.Module) -> Iterator[list[float]]:
 
 
 def of_layer(maps: Tensor, share: Tensor, grid: tuple[int, int]) -> dict[str, float]:
-    """What is asked of the maps of a layer, (B, h, N, N), over an object's share of each patch, (B, N)."""
+    """Statistics of the maps of a layer, (B, h, N, N), given an object's share of each patch, (B, N)."""
     mean, patches = maps.mean(1), maps.shape[-1]
     rows = query_statistics(mean, torch.arange(patches), grid, share)
     kept = ("diagonal_first", "inside", "inside_chance", "near", "near_chance")
@@ -145,9 +147,9 @@ def of_layer(maps: Tensor, share: Tensor, grid: tuple[int, int]) -> dict[str, fl
 
 
 def inside_others(maps: Tensor, share: Tensor) -> float:
-    """What ``inside`` gives where a map, (B, N, N), is paired with the disc of an image, (B, N), that is not its own.
+    """The value of ``inside`` for a map, (B, N, N), paired with the disc of another image, (B, N).
 
-    The mean over all B·(B − 1) such pairs; of each, attention from a disc's patches that lands on that disc.
+    The mean over all B·(B − 1) such pairs of the attention from a disc's patches to that disc.
     """
     landed = torch.einsum("bqk,ck->bcq", maps, share)  # of map b, on disc c
     scores = (landed * share).sum(-1) / share.sum(-1).clamp_min(1e-12)  # (B, B)
@@ -156,12 +158,12 @@ def inside_others(maps: Tensor, share: Tensor) -> float:
 
 
 def by_layer(seen: list[Table], key: str, layer: int) -> Measured:
-    """A share, the mean over times in a layer, over seeds."""
+    """A share by layer: the mean over times, then over seeds."""
     return over_seeds([one[key][:, layer].mean() for one in seen], share=True)
 
 
 def excess(seen: list[Table], key: str, less: str, layers: int) -> dict[str, Measured]:
-    """By layer, how much one share is above another, mean over times; intervals hold for all layers together."""
+    """By layer, one share minus another, averaged over times; intervals hold for all layers together."""
     return {
         f"layer {layer}": over_seeds([(one[key] - one[less])[:, layer].mean() for one in seen], comparisons=layers)
         for layer in range(layers)
@@ -169,7 +171,7 @@ def excess(seen: list[Table], key: str, less: str, layers: int) -> dict[str, Mea
 
 
 def reaching(seen: list[Table]) -> Finding:
-    """Every cell above zero."""
+    """Is every cell above zero?"""
     smallest = min(float(one["smallest_log"].min()) for one in seen)
     faint = over_seeds([one["faint"].mean() for one in seen], share=True)
     return Finding(
@@ -184,17 +186,17 @@ def reaching(seen: list[Table]) -> Finding:
 
 
 def nowhere_zero(smallest_log: float) -> Verdict:
-    """Whether no cell is zero: the log of one that is masked is −∞."""
+    """Whether no cell is zero: the log of a masked cell is −∞."""
     return CONFIRMED if np.isfinite(smallest_log) else CONTRADICTED
 
 
 def log10_of(log: float) -> Measured:
-    """A natural logarithm in powers of ten; of a cell that is zero, what JSON can hold."""
+    """A natural logarithm in powers of ten; for a zero cell, a number that JSON can hold."""
     return exact(max(log / np.log(10), -1e6))
 
 
 def power_of_ten(log: float) -> str:
-    """e to a power, which may be too small for a float."""
+    """e to a power, even if too small for a float."""
     if not np.isfinite(log):
         return "0"
     exponent = int(np.floor(log / np.log(10)))
@@ -202,7 +204,7 @@ def power_of_ten(log: float) -> str:
 
 
 def diagonal(seen: list[Table]) -> Finding:
-    """Most patches look at themselves most, or not."""
+    """Do most patches attend most to themselves?"""
     first = over_seeds([one["diagonal_first"].mean() for one in seen], share=True)
     most = max(float(one["diagonal_first"].max()) for one in seen)
     head = max(float(one["diagonal_first_head"].max()) for one in seen)
@@ -222,7 +224,7 @@ def diagonal(seen: list[Table]) -> Finding:
 
 
 def own_cell(seen: list[Table], layers: int) -> Finding:
-    """The weaker reading: brighter than the mean of the others."""
+    """The weaker claim: is the own cell brighter than the mean of the others?"""
     more = excess(seen, "diagonal", "off_diagonal", layers)
     own, other = (over_seeds([one[each].mean() for one in seen], share=True) for each in ("diagonal", "off_diagonal"))
     return Finding(
@@ -239,7 +241,7 @@ def own_cell(seen: list[Table], layers: int) -> Finding:
 
 
 def in_disc(seen: list[Table], layers: int) -> Finding:
-    """More than on the discs of other images, in every layer."""
+    """Is it more than on the discs of other images, in every layer?"""
     more = excess(seen, "inside", "inside_others", layers)
     whole = over_seeds([(one["inside"] - one["inside_others"]).mean() for one in seen])
     share, others = (over_seeds([one[each].mean() for one in seen], share=True) for each in ("inside", "inside_others"))
@@ -264,7 +266,7 @@ def in_disc(seen: list[Table], layers: int) -> Finding:
 
 
 def background(seen: list[Table], layers: int) -> Finding:
-    """More than chance, in every layer."""
+    """Is it more than chance, in every layer?"""
     more = excess(seen, "near", "near_chance", layers)
     share = over_seeds([one["near"].mean() for one in seen], share=True)
     chance = float(np.mean([one["near_chance"].mean() for one in seen]))
@@ -286,7 +288,7 @@ def listed(figures: dict[str, Measured]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Figure:
-    """Shares against t, a line a layer, in the bands of their intervals."""
+    """Shares against t, one line per layer, with bands for their intervals."""
     curves = told["curves"]
     figure, plots = page(
         "Where patches look, by layer and time, bands 95 % over seeds; below each title what its verdict hangs on",

@@ -1,23 +1,24 @@
-"""Which way of telling a transformer the time is best, and which trains without warm-up and when it is deep?
+"""Which kind of conditioning on the time is best, and which trains without warm-up and at depth?
 
-    python -m studies.conditioning            on all CPU cores; its JSON tells the seconds
+    python -m studies.conditioning            on all CPU cores; its JSON has the seconds
     python -m studies.conditioning --full
 
 Claim: an extra token is a soft way; FiLM has no principled start; adaLN-Zero is the best, and stable without warm-up.
-Expect: deep and without warm-up, under AdamW at the recipe's learning rate, adaLN-Zero alone learns as it does at
-depth 4; leaving the warm-up out costs it nothing. With the recipe it starts behind kinds without gates, so
-that a short tier and a long one may differ on which learns best.
 
-Two sets of runs, in each of which nothing differs but what is named. *Quality*: depth 4, the recipe of circles (Muon,
-warm-up) at its learning rate. Kinds come with the parameters they have, adaLN-Zero with the most; FiLM and in-context
-are trained once more in a width that gives them as many, within 3 %. *Stability*: depth 4 and 12, each with and without
-warm-up over a quarter of the steps, AdamW, no clipping of gradients, batches of 64: Muon makes all steps of a matrix
-equally long, and clipping shortens them, which would hide what is asked. Depth 12 without warm-up is tried at a quarter
-of the learning rate, too; and with adaLN-Zero whose gates start at 1, which is all but its start as the identity.
-Circles have no labels: what a network is told is the time.
+Expect: deep and without warm-up, under AdamW at the recipe's learning rate, only adaLN-Zero learns as well as at depth
+4; leaving out the warm-up costs it nothing. With the recipe it starts behind kinds without gates, so a short tier and a
+long one may disagree about which learns best.
 
-What counts was chosen before: FiLM fails when it is deep if its loss grows by more than adaLN-Zero's from depth 4 to 12
-and by a tenth of itself at least; leaving the warm-up out counts if it costs a twentieth of the loss.
+There are two sets of runs, in each of which only the named settings differ. *Quality*: depth 4, the recipe of circles
+(Muon, warm-up) at its learning rate. Kinds differ in their parameters, and adaLN-Zero has the most; FiLM and in-context
+are also trained at a width that gives them as many, within 3 %. *Stability*: depth 4 and 12, each with and without
+warm-up over a quarter of the steps, AdamW, no gradient clipping, batches of 64. (Muon makes all steps of a matrix
+equally long, and clipping shortens them, which would hide the effect.) Depth 12 without warm-up is also tried at a
+quarter of the learning rate, and with an adaLN-Zero whose gates start at 1, so that it lacks only the start as the
+identity. Circles have no labels, so the time is the only condition.
+
+The criteria were fixed beforehand: FiLM fails at depth if its loss grows by more than adaLN-Zero's from depth 4 to 12,
+and by at least a tenth; leaving out the warm-up matters if it costs a twentieth of the loss.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ KINDS = ("adaln-zero", "adaln", "film", "in-context", "cross-attention")
 LR = 4e-3  # the recipe's
 LOWER_LR = LR / 4
 QUALITY, STABILITY = 0.2, 0.05  # parts of a whole run
-HARM = 0.05  # of a warm-up left out, as a share of the loss, that still counts as none
-DEEP = 0.1  # by which share of itself the loss of a kind grows that does not train when it is deep
-WIDTHS = {"film": 76, "in-context": 84}  # that give as many parameters as adaLN-Zero has
-OPEN = "adaln-zero, gates at 1"  # all of adaLN-Zero but its start
+HARM = 0.05  # relative cost of leaving out the warm-up that still counts as none
+DEEP = 0.1  # relative growth of the loss from which a kind counts as not training at depth
+WIDTHS = {"film": 76, "in-context": 84}  # with as many parameters as adaLN-Zero
+OPEN = "adaln-zero, gates at 1"  # adaLN-Zero except for its start
 
 Judged = dict[str, list[dict[str, float]]]
 Key = tuple[str, int, bool, float]  # kind, depth, whether warmed up, learning rate
@@ -66,7 +67,7 @@ def quality_config(tier: Tier, seed: int, kind: str, dim: int = DiTConfig().dim)
 
 
 def stability_config(tier: Tier, seed: int, key: Key) -> Config:
-    """AdamW without clipping; a step that cannot be learned from is left out, and never ends the training."""
+    """AdamW without clipping; bad steps are skipped and never end the training."""
     kind, depth, warm, lr = key
     steps = tier.share(STABILITY)
     return base(
@@ -92,7 +93,7 @@ def run_name(key: Key, seed: int) -> str:
 
 
 class Stability:
-    """What the second set of runs gave: for each key, one of everything a seed."""
+    """Results of the second set of runs: for each key, one value per seed."""
 
     def __init__(self, trained: dict[str, Trained], tier: Tier, workers: Workers) -> None:
         self.keys, self.depths = stability_keys(tier), tier.depths
@@ -102,7 +103,7 @@ class Stability:
         self.smooth = by_name(self.keys, tier, [smoothness(folder) for folder in folders])
 
     def skipped(self, run: Key) -> int:
-        """Steps that were not learned from, over all seeds."""
+        """Skipped steps, over all seeds."""
         return sum(smooth.skipped for smooth in self.smooth[run])
 
     def jumps(self, run: Key) -> int:
@@ -110,17 +111,17 @@ class Stability:
         return sum(smooth.jumps for smooth in self.smooth[run])
 
     def harms(self, kind: str, depth: int) -> list[float]:
-        """By which share the loss is higher without warm-up than with it, seed by seed."""
+        """Relative increase of the loss without warm-up, seed by seed."""
         without, warm = self.loss[kind, depth, False, LR], self.loss[kind, depth, True, LR]
         return [a / b - 1 for a, b in zip(without, warm, strict=True)]
 
     def deepening(self, kind: str, lr: float = LR) -> list[float]:
-        """By how much the loss without warm-up is higher for the deep networks than for the others, seed by seed."""
+        """Loss without warm-up of the deep networks minus that of the others, seed by seed."""
         shallow, deep = self.loss[kind, self.depths[0], False, LR], self.loss[kind, self.depths[-1], False, lr]
         return [a - b for a, b in zip(deep, shallow, strict=True)]
 
     def growth(self, kind: str) -> list[float]:
-        """The same as a share of the loss of the others."""
+        """The same relative to the loss of the others."""
         shallow = self.loss[kind, self.depths[0], False, LR]
         return [a / b for a, b in zip(self.deepening(kind), shallow, strict=True)]
 
@@ -183,7 +184,7 @@ def steps_of(tier: Tier) -> str:
 
 
 def equal(judged: Judged, as_many: Judged, steps: int) -> Finding:
-    """Has adaLN-Zero a lower loss than others that are as large?"""
+    """Has adaLN-Zero a lower loss than others of the same size?"""
     figures = {kind: apart({**judged, kind: as_many[kind]}, kind, "adaln-zero", "loss", len(WIDTHS)) for kind in WIDTHS}
     return Finding(
         claim=f"adaLN-Zero learns better in {steps:,} steps than FiLM and in-context of as many parameters.",
@@ -223,7 +224,7 @@ def soft(judged: Judged, steps: int) -> Finding:
 
 
 def start(stability: Stability) -> Finding:
-    """Does FiLM learn worse when it is deep, where adaLN-Zero does not?"""
+    """Does FiLM learn worse at depth, unlike adaLN-Zero?"""
     film, zero = stability.deepening("film"), stability.deepening("adaln-zero")
     beyond, share = differences_over_seeds(film, zero, 2), over_seeds(stability.growth("film"), 2)
     by_kind = {f"{kind}, depth 12 above depth 4": over_seeds(stability.deepening(kind)) for kind in KINDS}
@@ -240,7 +241,7 @@ def start(stability: Stability) -> Finding:
 
 
 def stable(stability: Stability) -> Finding:
-    """Does it make no difference to adaLN-Zero to leave the warm-up out?"""
+    """Does leaving out the warm-up make no difference to adaLN-Zero?"""
     count = len(stability.depths)
     harms = {
         (kind, depth): over_seeds(stability.harms(kind, depth), count) for depth in stability.depths for kind in KINDS
@@ -260,7 +261,7 @@ def stable(stability: Stability) -> Finding:
 
 
 def identity(stability: Stability) -> Finding:
-    """Does the same network need the warm-up when it does not start as the identity?"""
+    """Does the same network need the warm-up if it does not start as the identity?"""
     deep = stability.depths[-1]
     zero, opened = stability.harms("adaln-zero", deep), stability.harms(OPEN, deep)
     more = differences_over_seeds(opened, zero)
@@ -293,7 +294,7 @@ def table(tier: Tier, judged: Judged, as_many: Judged, stability: Stability) -> 
 
 
 def row(runs: str, kind: str, config: Config, loss: float, *others: float | None) -> dict[str, Any]:
-    """A row; what was not looked at is None."""
+    """A row; None for what was not measured."""
     network = config.network
     assert isinstance(network, DiTConfig)
     names = ("valid", "steps not learned from", "jumps of the loss", "tail of the gradient")

@@ -1,11 +1,11 @@
-"""How many parameters do the two networks have, and does one loss and one sampler serve points and images?
+"""How many parameters do the two networks have, and do one loss and one sampler work for points and images?
 
     python -m studies.counts            seconds on two CPU cores
     python -m studies.counts --full     the same
 
 Claim: the MLP for points has about 25 thousand parameters and the DiT for images about 250 thousand, and the same loss
-and the same sampler take both without a change.
-Expect: 25,346 and 252,496; the very same functions run on (B, 2) and on (B, 1, 16, 16), and give the shapes they got.
+and sampler work for both without changes.
+Expect: 25,346 and 252,496; the very same functions run on (B, 2) and on (B, 1, 16, 16), and return the same shapes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure(tier: Tier, workers: Workers) -> Outcome:  # noqa: ARG001 - nothing 
 
 
 def serve(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Train and sample once; what ran, what came out."""
+    """Train and sample once; which functions ran, and what they returned."""
     process = FlowMatching(network)
     x0 = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
     loss = process.loss(x0, generator=torch.Generator().manual_seed(1))
@@ -73,12 +73,12 @@ def serve(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def about(counts: dict[str, int]) -> Verdict:
-    """Whether each count is what was said, give or take 2 %."""
+    """Whether each count is as claimed, within 2 %."""
     return CONFIRMED if all(abs(counts[kind] / said - 1) <= NEAR for kind, said in SAID.items()) else CONTRADICTED
 
 
 def alike(served: dict[str, dict[str, Any]]) -> Verdict:
-    """Whether both were served by the same functions, learned from their loss and gave samples like their data."""
+    """Whether both used the same functions, had gradients and gave samples in the shape of their data."""
     one, other = served.values()
     same = one["functions"] == other["functions"] and one["inherited"] and other["inherited"]
     works = all(each["learned"] and each["shape"] == each["sample"] for each in served.values())

@@ -1,11 +1,11 @@
 """Do gates open over training, and does the effective depth grow?
 
-    python -m studies.gates            two or three minutes on two CPU cores; the three runs serve other studies too
+    python -m studies.gates            two or three minutes on two CPU cores; other studies use the three runs, too
     python -m studies.gates --full     five to eight
 
-Claim: the gates of adaLN-Zero start shut and open as training goes on, and with them the number of branches that work.
-Expect: gates and effective depth leap at once, to an early peak, and fall from it. Gates then open again, slowly, and
-end below their peak; so does the effective depth.
+Claim: the gates of adaLN-Zero start shut and open during training, and so does the number of contributing branches.
+Expect: gates and effective depth quickly reach an early peak and fall from it. Gates then open again slowly and end
+below their peak, and so does the effective depth.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLLOWED: dict[str, Callable[[Series], np.ndarray]] = {
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
-    """Look at what the base runs recorded of their gates and branches."""
+    """Read the base runs' recordings of gates and branches."""
     runs = workers.train({f"base-{seed}": base(tier, seed) for seed in tier.seeds})
     seen = [recorded(run) for run in runs.values()]
     steps = seen[0]["step"]
@@ -77,7 +77,7 @@ def recorded(run: Trained) -> Series:
 
 
 def opening(seen: list[Series]) -> Finding:
-    """Shut at first, open at last."""
+    """Are gates shut at first and open at the end?"""
     first = exact(max(one["gate"][0].max() for one in seen))
     last = over_seeds([one["gate"][-1].mean() for one in seen])
     return Finding(
@@ -90,7 +90,7 @@ def opening(seen: list[Series]) -> Finding:
 
 
 def deepening(seen: list[Series]) -> Finding:
-    """More branches at work at the end than before."""
+    """Do more branches contribute at the end than before?"""
     first, last = (over_seeds([one["depth"][i] for one in seen]) for i in (0, -1))
     change = over_seeds([one["depth"][-1] - one["depth"][0] for one in seen])
     return Finding(
@@ -103,14 +103,14 @@ def deepening(seen: list[Series]) -> Finding:
 
 
 def turning(values: np.ndarray) -> tuple[int, int]:
-    """Where a curve stood highest before the largest fall it had, and lowest after; both 0 if it never fell."""
+    """Where a curve was highest before its largest fall, and lowest after it; both 0 if it never fell."""
     falls = values - np.maximum.accumulate(values)
     lowest = int(np.argmin(falls))
     return int(np.argmax(values[: lowest + 1])), lowest
 
 
 def keeping_on(seen: list[Series]) -> Finding:
-    """Further open at the end than at the early peak."""
+    """Are gates further open at the end than at the early peak?"""
     return since_the_peak(
         "After their early peak the gates go on opening: at the end they are open further than at the peak.",
         "Mean |gate| of all branches",
@@ -120,7 +120,7 @@ def keeping_on(seen: list[Series]) -> Finding:
 
 
 def growing(seen: list[Series]) -> Finding:
-    """More branches at work at the end than at the early peak."""
+    """Do more branches contribute at the end than at the early peak?"""
     return since_the_peak(
         "After its early peak the effective depth goes on growing: at the end it is greater than at the peak.",
         DEPTH,
@@ -130,7 +130,7 @@ def growing(seen: list[Series]) -> Finding:
 
 
 def since_the_peak(claim: str, what: str, curves: list[np.ndarray], steps: np.ndarray) -> Finding:
-    """From the peak to the end, by way of the lowest in between."""
+    """The change from the peak to the end, with the minimum in between."""
     turns = [turning(curve) for curve in curves]
 
     def change(begin: Callable[[tuple[int, int]], int], end: Callable[[tuple[int, int]], int]) -> Measured:
@@ -167,12 +167,12 @@ def since_the_peak(claim: str, what: str, curves: list[np.ndarray], steps: np.nd
 
 
 def listed(steps: list[int]) -> str:
-    """Steps of all seeds, said once where they agree."""
+    """Steps of all seeds, written once if they agree."""
     return f"{steps[0]:,}" if len(set(steps)) == 1 else " / ".join(f"{step:,}" for step in steps)
 
 
 def draw(told: dict[str, Any]) -> Figure:
-    """Gates and effective depth against steps; a line a seed."""
+    """Gates and effective depth against steps; one line per seed."""
     curves = told["curves"]
     figure, (left, middle, right) = page("How far gates open in training, and how many branches work", 3, height=3.9)
     for axes, series in ((left, "gate"), (right, "depth")):

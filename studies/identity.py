@@ -3,12 +3,14 @@
     python -m studies.identity            three to five minutes on two CPU cores: 24 short runs
     python -m studies.identity --full     six to eight
 
-Claim: with adaLN-Zero each block starts as the identity and the network as output = x, and it learns faster for it.
-Beside it, all without warm-up: gates that start at 1 (an ordinary transformer), gates that start small and random (the
-modulation's weights are N(0, 0.02²)), and gates of 1 with the last matrix of each branch divided by √(2L). Whether
-training is stable without warm-up is another study's: ``python -m studies.conditioning``.
-Expect: blocks are the identity to the last bit; the output is 0, not x. At depth 4 those with gates of 1 are ahead
-after as many steps.
+Claim: with adaLN-Zero each block starts as the identity and the network as output = x, and therefore learns faster.
+
+It is compared, always without warm-up, with gates that start at 1 (an ordinary transformer), gates that start small and
+random (the modulation's weights are N(0, 0.02²)), and gates of 1 with the last matrix of each branch divided by √(2L).
+Stability without warm-up is the subject of another study: ``python -m studies.conditioning``.
+
+Expect: blocks are the identity to the last bit; the output is 0, not x. At depth 4 networks with gates of 1 are ahead
+after the same number of steps.
 """
 
 from __future__ import annotations
@@ -50,18 +52,18 @@ from studies.plots import COLORS, band, key, name, page
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Start, Tier, Trained, Workers, base
 
-PART = 0.15  # of the steps of a whole run
+PART = 0.15  # share of the steps of a whole run
 BATCH = 64
-HELD_OUT = 2048  # images that the loss is measured on
+HELD_OUT = 2048  # images for measuring the loss
 ZERO = "adaLN-Zero"
-Cell = dict[str, Any]  # what became of a run
+Cell = dict[str, Any]  # the result of a run
 
 
 # ---- other starts
 
 
 def modulations(network: nn.Module) -> list[nn.Linear]:
-    """The layers that gates come out of, six vectors each: shift, scale and gate of both branches."""
+    """The layers that produce the gates, with six vectors each: shift, scale and gate of both branches."""
     kinds = [block.modulation for block in modulated_blocks(network)]
     assert all(isinstance(kind, AdaLNZero) for kind in kinds)
     return [kind.linear for kind in kinds if isinstance(kind, AdaLNZero)]
@@ -76,7 +78,7 @@ def open_gates(network: nn.Module) -> None:
 
 
 def small_random(network: nn.Module, seed: int) -> None:
-    """Modulations that are small and random: N(0, 0.02²) in the place of 0."""
+    """Small random modulations: N(0, 0.02²) instead of 0."""
     generator = generator_for(seed, "study of identity")
     for layer in modulations(network):
         nn.init.normal_(layer.weight, std=0.02, generator=generator)
@@ -84,7 +86,7 @@ def small_random(network: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def scaled(network: nn.Module) -> None:
-    """Gates of 1, and branches divided by √(2L), so that what they add together does not grow with depth."""
+    """Gates of 1, and branches divided by √(2L), so that their sum does not grow with depth."""
     open_gates(network)
     blocks = modulated_blocks(network)
     for block in blocks:
@@ -108,11 +110,11 @@ FOLDERS = dict(zip(STARTS, ("zero", "open", "random", "scaled"), strict=True))
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
-    """Look at fresh networks, then train all starts without warm-up."""
+    """Measure fresh networks, then train all starts without warm-up."""
     cells = list(product(tier.depths, STARTS, tier.seeds))
     names = {cell: f"identity-{FOLDERS[cell[1]]}-{cell[0]}-{cell[2]}" for cell in cells}
     changes: dict[str, Any] = {"steps": tier.share(PART), "warmup_steps": 0, "batch_size": min(BATCH, tier.batch_size)}
-    changes["record_every"] = changes["steps"]  # gates are another study's
+    changes["record_every"] = changes["steps"]  # gates belong to another study
     wanted = {
         names[depth, start, seed]: base(tier, seed, network=DiTConfig(depth=depth), **changes)
         for depth, start, seed in cells
@@ -130,7 +132,7 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
 
 
 def curves_of(seen: dict[tuple[int, str], list[Cell]]) -> dict[str, Any]:
-    """Loss over seeds, with its interval, by depth and start, as far as all of the seeds came."""
+    """Loss over seeds, with its interval, by depth and start, up to the step that all seeds reached."""
     curves: dict[str, Any] = {f"depth {depth}": {} for depth, _ in seen}
     for (depth, start), cells in seen.items():
         last = min(len(one["curve"]) for one in cells)
@@ -153,7 +155,7 @@ def row(depth: int, start: str, cells: list[Cell]) -> dict[str, Any]:
 
 
 def of(cells: list[Cell], what: str) -> Measured:
-    """A figure of one start at one depth, over seeds."""
+    """A figure for one start at one depth, over seeds."""
     return over_seeds([one[what] for one in cells])
 
 
@@ -185,9 +187,9 @@ def at_start(tier: Tier, depth: int) -> dict[str, float]:
 
 @torch.no_grad()
 def judge(trained: Trained, samples: int, solver_steps: int) -> Cell:
-    """Loss on held-out images, validity of samples, and whether it went smoothly.
+    """Loss on held-out images, validity of samples, and how smoothly it trained.
 
-    A run that ran away counts as a network whose output is 0, which is what it could have been without training.
+    A run that diverged counts as a network whose output is 0, as before training.
     """
     lines = RunFolder(trained.folder).read_metrics()
     x0 = circles(HELD_OUT, generator_for(0, "study of identity", "held out")).images
@@ -211,7 +213,7 @@ def judge(trained: Trained, samples: int, solver_steps: int) -> Cell:
 
 
 def blocks_are_identity(fresh: dict[int, dict[str, float]]) -> Finding:
-    """To the last bit."""
+    """Are blocks the identity, to the last bit?"""
     figures = {f"largest change of a token, depth {depth}": exact(each["blocks"]) for depth, each in fresh.items()}
     return Finding(
         claim="Each block starts as the identity on its tokens.",
@@ -223,7 +225,7 @@ def blocks_are_identity(fresh: dict[int, dict[str, float]]) -> Finding:
 
 
 def output_is_x(fresh: dict[int, dict[str, float]]) -> Finding:
-    """No: it is 0."""
+    """Is the output x? It is 0."""
     figures = {f"output less x over x, depth {depth}": exact(each["output less x"]) for depth, each in fresh.items()}
     output = max(each["output"] for each in fresh.values())
     return Finding(
@@ -237,12 +239,12 @@ def output_is_x(fresh: dict[int, dict[str, float]]) -> Finding:
 
 
 def is_zero(figures: dict[str, Measured]) -> Verdict:
-    """Whether all are."""
+    """Whether all values are zero."""
     return CONFIRMED if all(figure.value == 0 for figure in figures.values()) else CONTRADICTED
 
 
 def faster(seen: dict[tuple[int, str], list[Cell]], depth: int) -> Finding:
-    """A lower loss than every other start, after as many steps."""
+    """Is the loss lower than with every other start, after as many steps?"""
     losses = {start: [one["loss"] for one in seen[depth, start]] for start in STARTS}
     others = [start for start in STARTS if start != ZERO]
     less = {start: differences_over_seeds(losses[ZERO], losses[start], len(others)) for start in others}
@@ -259,7 +261,7 @@ def faster(seen: dict[tuple[int, str], list[Cell]], depth: int) -> Finding:
 
 
 def draw(told: dict[str, Any]) -> Figure:
-    """Loss against steps, a line a start in the band of its intervals, a plot a depth."""
+    """Loss against steps: one line per start with a band for its interval, one plot per depth."""
     curves = told["curves"]
     figure, plots = page("Four starts, trained without warm-up; bands: 95 % over seeds", len(curves))
     for axes, (depth, lines) in zip(plots, curves.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Figures with intervals of 95 %, and verdicts: they follow from the figures, and are nowhere written by hand."""
+"""Figures with 95 % intervals, and verdicts, which always follow from the figures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EXACT = "exact"
 
 
 class Measured(NamedTuple):
-    """A figure and where it lies with 95 % confidence; ``interval`` says what it was made of.
+    """A figure and its 95 % interval; ``interval`` says how it was made.
 
-    Of one among several that a claim needs, ``together`` is the wider interval that holds with 95 % for all at once.
-    Without an interval both ends are the value: it is exact, or all that it was made of were equal.
+    If a claim needs several figures, ``together`` is the wider interval that holds with 95 % for all at once.
+    Without an interval both ends are the value: it is exact, or all values behind it were equal.
     """
 
     value: float
@@ -31,7 +31,7 @@ class Measured(NamedTuple):
 
     @property
     def decides(self) -> bool:
-        """Whether it is exact or has an interval: that a few seeds give the same does not make it certain."""
+        """Whether it is exact or has an interval: equal values for a few seeds do not make it certain."""
         return self.low < self.high or self.interval == EXACT
 
     def __str__(self) -> str:
@@ -40,15 +40,15 @@ class Measured(NamedTuple):
 
 
 def over_seeds(values: Sequence[float], comparisons: int = 1, share: bool = False, of: str = "seeds") -> Measured:
-    """The mean over runs that differ in their seed alone, and Student's interval of it; there are at least two.
+    """The mean over at least two runs that differ only in their seed, with Student's interval.
 
-    Values that are all equal tell nothing of how far others would scatter: then there is no interval.
+    If all values are equal, they say nothing about the variation of others, so there is no interval.
 
     Args:
-        values: one a run.
-        comparisons: how many such figures a claim needs at once (``every``): ``together`` is then an interval of
+        values: one per run.
+        comparisons: how many such figures a claim needs at once (``every``); ``together`` is then an interval of
             1 − 0.05 / comparisons (Bonferroni).
-        share: it cannot leave [0, 1], and neither does its interval.
+        share: whether the value is a share, whose interval stays in [0, 1].
         of: what the values are, in the plural.
     """
     mean, error = float(np.mean(values)), float(stats.sem(values))
@@ -80,13 +80,13 @@ def curve_over_seeds(curves: Sequence[Sequence[float] | np.ndarray], share: bool
 
 
 def counted(count: int, of: int) -> Measured:
-    """The share of independent trials that came out so, and the interval of Clopper and Pearson (1934)."""
+    """The share of successes in independent trials, with the interval of Clopper and Pearson (1934)."""
     interval = stats.binomtest(count, of).proportion_ci(LEVEL, "exact")
     return Measured(count / of, float(interval.low), float(interval.high), f"Clopper-Pearson, {count} of {of}")
 
 
 def exact(value: float) -> Measured:
-    """A count, or an extreme over everything that was looked at: it has no interval."""
+    """A count, or an extreme over everything measured: it has no interval."""
     return Measured(float(value), float(value), float(value), EXACT)
 
 
@@ -113,10 +113,10 @@ def below(figure: Measured, bound: float) -> Verdict:
 
 
 def every(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a claim that needs all of several: one contradicted contradicts it, all confirmed confirm it.
+    """The verdict on a claim with several parts: contradicted if one part is, confirmed if all are.
 
-    One of many is contradicted by chance more often than 5 %, unless the figures are made for as many ``comparisons``;
-    that all are confirmed by chance is no likelier than that one is (Berger 1982).
+    With many parts, one is contradicted by chance more often than in 5 % of cases, unless the figures are made for as
+    many ``comparisons``; that all are confirmed by chance is no more likely than that one is (Berger 1982).
     """
     seen = set(verdicts)
     return CONTRADICTED if CONTRADICTED in seen else CONFIRMED if seen == {CONFIRMED} else NOT_SHOWN

@@ -1,4 +1,4 @@
-"""What several studies measure on a run: its held-out loss, its circles, how smoothly it trained, what a step costs."""
+"""Measurements shared by several studies: held-out loss, quality of circles, smoothness of training, cost of a step."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from ditlab.training.loop import SETTLED, TrainState, train
 from studies.intervals import Measured
 from studies.training import Tier
 
-HELD_OUT = 8  # times as many images as a tier looks at is the loss measured on
-EVALUATIONS = 25  # by Heun's method draw the circles that are judged, unless that is the question
+HELD_OUT = 8  # times a tier's images, for measuring the loss
+EVALUATIONS = 25  # of Heun's method for the circles that are judged, unless the study varies them
 Name = TypeVar("Name")
 Value = TypeVar("Value")
-WORST = 10.0  # a network that says nothing has 1.95: what is above, or no number, has no mean over seeds
+WORST = 10.0  # predicting 0 scores 1.95; larger or non-finite losses have no mean over seeds
 TIMED = 20  # steps of training, after it has settled
-BEFORE, JUMP = 20, 1.5  # a loss this many times the median of so many before it is a jump
+BEFORE, JUMP = 20, 1.5  # a jump is a loss of JUMP times the median of the BEFORE losses before it
 
 
 def held_out_loss(run: Run, count: int) -> float:
-    """Mean loss of the averaged weights on data never trained on.
+    """Mean loss of the averaged weights on held-out data.
 
     The images, their times (one in the middle of each ``count``-th of [0, 1]) and their noise are the same for every
-    run: two runs differ by what they learned alone.
+    run, so two runs differ only in what they learned.
     """
     dataset = build_dataset(run.config)
     assert isinstance(dataset, HeldOut)
@@ -60,13 +60,13 @@ def held_out_loss(run: Run, count: int) -> float:
 
 
 def steps_within(solver: str, evaluations: int) -> int:
-    """The most steps of a solver that run the network at most so often; at least one."""
+    """The most steps of a solver within the given number of evaluations; at least one."""
     count = SOLVERS[solver]().evaluations
     return max((steps for steps in range(1, evaluations + 1) if (count(steps) or 0) <= evaluations), default=1)
 
 
 def drawn(folder: Path, samples: int, solver: str, evaluations: int, seed: int = 0) -> dict[str, float]:
-    """The figures of ``ditlab eval`` for samples that take at most so many evaluations each."""
+    """The figures of ``ditlab eval`` for samples drawn with at most the given number of evaluations."""
     steps = steps_within(solver, evaluations)
     figures = evaluate(load(folder, device="cpu"), samples, seed=seed, solver=solver, steps=steps)
     return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
@@ -78,27 +78,27 @@ def quality(folder: Path, tier: Tier) -> dict[str, float]:
 
 
 def loss_of(folder: Path, tier: Tier) -> float:
-    """The held-out loss of the run in a folder; of a network that is lost, at most ``WORST``."""
+    """The held-out loss of the run in a folder; at most ``WORST``, for a network that diverged."""
     loss = held_out_loss(load(folder, device="cpu"), HELD_OUT * tier.images)
     return min(loss, WORST) if math.isfinite(loss) else WORST
 
 
 def told(figures: Mapping[str, Measured]) -> str:
-    """Figures in a line."""
+    """Figures in one line."""
     return "; ".join(f"{label}: {figure}" for label, figure in figures.items())
 
 
 def by_name(names: Sequence[Name], tier: Tier, values: Sequence[Value]) -> dict[Name, list[Value]]:
-    """Values that come seed by seed for one name after the other, by name."""
+    """Values by name, from a list that goes name by name and seed by seed."""
     each = len(tier.seeds)
     return {name: list(values[i * each : (i + 1) * each]) for i, name in enumerate(names)}
 
 
 class Smoothness(NamedTuple):
-    """How a training went, of which every step was logged.
+    """How smoothly a training went, if every step was logged.
 
     Attributes:
-        skipped: steps that were not learned from, for a spike or a number that is not finite.
+        skipped: steps skipped for a spike or a non-finite number.
         jumps: steps whose loss is 1.5 times the median of the 20 before it, or more.
         tail: the 99th percentile of the gradient's norm over its median.
     """
@@ -109,7 +109,7 @@ class Smoothness(NamedTuple):
 
 
 def smoothness(folder: Path) -> Smoothness:
-    """How the training of the run in a folder went."""
+    """The smoothness of the training in a run folder."""
     lines = RunFolder(folder).read_metrics()
     norms = [line["grad_norm"] for line in lines if "grad_norm" in line]
     return Smoothness(
@@ -125,25 +125,25 @@ def count_jumps(losses: Sequence[float]) -> int:
 
 
 class Cost(NamedTuple):
-    """Of a network: parameters; multiply-accumulates of one forward pass of one image."""
+    """Parameters of a network, and multiply-accumulates of a forward pass of one image."""
 
     parameters: int
     products: int
 
     def training(self, images: int) -> float:
-        """Floating-point operations of training on so many images: two a product, a backward pass is two forward."""
+        """Floating-point operations of training on so many images: two per product; backward passes count twice."""
         return 3.0 * 2.0 * self.products * images
 
 
 def cost(config: Config) -> Cost:
-    """What the network of a configuration costs, counted without building it."""
+    """The cost of a configuration's network, counted without building it."""
     dataset = build_dataset(config)
     network = on_meta(lambda: build_network(config, dataset))
     return Cost(parameter_count(network), multiply_accumulates(network, dataset.shape))
 
 
 def cpu_of_step(config: Config) -> float:
-    """Seconds of the CPU for one step of a training: the median of some, whatever else the machine does meanwhile."""
+    """Processor seconds of one training step, as the median of several; other work on the machine does not count."""
     config = resolved(config).model_copy(update={"steps": SETTLED + TIMED})
     dataset = build_dataset(config)
     clock = [time.process_time() for _ in train(TrainState(config, dataset), dataset)]
@@ -151,6 +151,6 @@ def cpu_of_step(config: Config) -> float:
 
 
 def short(**changes: Any) -> dict[str, Any]:
-    """Settings of runs that are looked at only when they are done: nothing is drawn or recorded on the way."""
+    """Settings for runs that are only measured at the end: nothing is drawn or recorded on the way."""
     steps = changes["steps"]
     return {"record_every": steps, "checkpoint_every": steps, "sampling": {"steps": 1, "solver": "euler"}} | changes

@@ -1,18 +1,17 @@
-"""A diffusion transformer, a U-Net and an MLP: which is best at as many parameters, and at as much compute?
+"""A diffusion transformer, a U-Net and an MLP: which is best at equal parameters, and at equal compute?
 
-    python -m studies.networks            on all CPU cores; its JSON tells the seconds
+    python -m studies.networks            on all CPU cores; its JSON has the seconds
     python -m studies.networks --full
 
-Claim: at small scale a U-Net still wins over a transformer.
-Expect: it wins at as many parameters, with nine times the compute; at as much compute the transformer wins; the MLP is
-last.
+Claim: at small scale a U-Net still wins over a transformer. Expect: it wins at equal parameters, with nine times the
+compute; at equal compute the transformer wins; the MLP is last.
 
-Circles; steps, batches, data, noise and optimizer are the same for all. The recipe moves the matrices of a DiT's blocks
-by Muon, which knows no U-Net and no MLP: to be fair it is left out, and AdamW moves everything. Each network has the
-best of three learning rates, by its held-out loss at the first seed. Trainings are a tenth of the recipe's length, so
-that it is speed that is compared, and not what each would reach in the end. Compute is that of a training step:
-multiply-accumulates, counted; the CPU's milliseconds are told beside it. *Digits*: the same at as many parameters on
-898 images in all, of 8×8 pixels with labels, each with the best of three rates on digits.
+*Circles*: steps, batches, data, noise and optimizer are the same for all. The recipe uses Muon for the matrices of a
+DiT's blocks, which does not apply to U-Net and MLP, so to be fair AdamW updates everything. Each network has the best
+of three learning rates, by its held-out loss at the first seed. Trainings have a tenth of the recipe's length, so the
+study compares the speed of learning, not the final quality. Compute is counted as multiply-accumulates of a training
+step; processor milliseconds are given too. *Digits*: the same at equal parameters, on 898 images of 8×8 pixels with
+labels, each network with the best of three rates on digits.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ NETWORKS: dict[str, NetworkConfig] = {
     "MLP of the DiT's compute": MLPConfig(hidden=960, depth=3),
     "MLP": MLPConfig(hidden=240, depth=3),
 }
-DIGITS: dict[str, NetworkConfig] = {  # all of about as many parameters
+DIGITS: dict[str, NetworkConfig] = {  # all with about the same number of parameters
     "U-Net": UNetConfig(width=24),
     "DiT": DiTConfig(patch_size=2),
     "MLP": MLPConfig(hidden=295, depth=3),
 }
 LRS = 1e-3, 2e-3, 4e-3
-PART, DIGITS_PART = 0.09, 0.1  # of a whole run
+PART, DIGITS_PART = 0.09, 0.1  # shares of a whole run
 
 Judged = dict[str, list[dict[str, float]]]
 Configure = Callable[[Tier, int, str, float], Config]
 
 
 def config_of(tier: Tier, seed: int, network: str, lr: float) -> Config:
-    """The recipe of circles with another network and AdamW for all of it."""
+    """The recipe of circles with another network, and AdamW for all parameters."""
     changes = short(steps=tier.share(PART))
     return base(tier, seed, network=NETWORKS[network], optimizer=AdamWConfig(), lr=lr, **changes)
 
 
 def digits_of(tier: Tier, seed: int, network: str, lr: float) -> Config:
-    """The recipe of digits with another network and AdamW for all of it; they are drawn at guidance 1."""
+    """The recipe of digits with another network, AdamW for all parameters and guidance 1."""
     return base(
         tier,
         seed,
@@ -79,7 +78,7 @@ Rates = dict[str, dict[float, float]]  # held-out loss at the first seed by netw
 def tuned(
     tier: Tier, workers: Workers, data: str, names: Iterable[str], configure: Configure
 ) -> tuple[Rates, dict[str, float], list[Trained]]:
-    """What each rate gives each network at the first seed, the best of them, and the runs with it at all seeds."""
+    """Each network's loss at each rate for the first seed, the best rate, and the runs with it for all seeds."""
 
     def folder(network: str, lr: float, seed: int) -> str:
         return f"adamw-{data}-{slug(network)}-lr{lr:g}-seed{seed}"
@@ -96,7 +95,7 @@ def tuned(
 
 
 def slug(network: str) -> str:
-    """For a folder's name."""
+    """The name as part of a folder's name."""
     return network.lower().replace("'s", "").replace(" ", "-")
 
 
@@ -132,17 +131,17 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
 
 
 def digits(folder: Path, tier: Tier) -> dict[str, float]:
-    """The figures of samples of digits; their Fréchet distance takes 100 at least."""
+    """The figures of samples of digits; their Fréchet distance needs at least 100."""
     return drawn(folder, max(100, tier.samples), "heun", EVALUATIONS)
 
 
 def apart(judged: Judged, winner: str, other: str, what: str) -> Measured:
-    """A figure of one network minus that of another, seed by seed."""
+    """A figure for one network minus that for another, seed by seed."""
     return differences_over_seeds([run[what] for run in judged[winner]], [run[what] for run in judged[other]])
 
 
 def better(claim: str, judged: Judged, winner: str, other: str) -> Finding:
-    """Is the loss of the one that is said to win lower? Circles and distances are told beside it."""
+    """Does the claimed winner have the lower loss? Circles and distances are reported too."""
     figures = {
         "loss": apart(judged, other, winner, "loss"),
         "valid": apart(judged, winner, other, "valid"),
@@ -160,7 +159,7 @@ def better(claim: str, judged: Judged, winner: str, other: str) -> Finding:
 
 
 def with_few_data(read: Judged, steps: int) -> Finding:
-    """Are the U-Net's digits read as what was asked for more often than the DiT's?"""
+    """Are the U-Net's digits recognised as the requested label more often than the DiT's?"""
     figures = {
         "accuracy": apart(read, "U-Net", "DiT", "accuracy"),
         "Fréchet distance": apart(read, "DiT", "U-Net", "frechet"),
@@ -178,7 +177,7 @@ def with_few_data(read: Judged, steps: int) -> Finding:
 
 
 def row(tier: Tier, network: str, lr: float, judged: list[dict[str, float]], seconds: float) -> dict[str, Any]:
-    """What a network costs and gives."""
+    """The cost and the results of a network."""
     config = config_of(tier, tier.seeds[0], network, lr)
     spent = cost(config)
     return {
@@ -192,7 +191,7 @@ def row(tier: Tier, network: str, lr: float, judged: list[dict[str, float]], sec
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Loss, validity and accuracy, as bars."""
+    """Loss, valid circles and accuracy, as bars."""
     figure, (loss, valid, accuracy) = page("A DiT, a U-Net and an MLP, trained on as many images", 3)
     curves = result["curves"]
     labels = [each.replace(" of the ", "\nof the\n").replace("'s compute", "'s\ncompute") for each in NETWORKS]

@@ -1,18 +1,18 @@
-"""Flow matching or DDPM: which draws better circles with as many evaluations of the network?
+"""Flow matching or DDPM: which draws better circles with the same number of evaluations of the network?
 
-    python -m studies.objectives            on all CPU cores; its JSON tells the seconds
+    python -m studies.objectives            on all CPU cores; its JSON has the seconds
     python -m studies.objectives --full
 
-Claim: at as many evaluations flow matching draws better samples than DDPM.
+Claim: with the same number of evaluations, flow matching draws better samples than DDPM.
 Expect: it does with few evaluations; with 49 and more the objectives are close.
 
-Circles, trained by flow matching on the linear path, and by DDPM (1,000 steps, linear betas) with eps or v as the
-target: network, optimizer, steps, batches and data are the same, and less than a third of the recipe's steps. Flow
-matching is the plain one, at uniform times and shift 1, as DDPM's are: the recipe's shift of 0.5 was chosen on circles,
-for flow matching. Each has the best of three learning rates, by circles drawn with 25 evaluations of Heun's method, and
-is drawn with the solver that suits it best at each number of evaluations, Euler (DDIM for DDPM), Heun or
-DPM-Solver++(2M); both are chosen at the first seed, with other samples than those that are judged. Heun's method takes
-an odd number of evaluations: 9 of 10, 99 of 100.
+Networks are trained on circles by flow matching on the linear path, and by DDPM (1,000 steps, linear betas) with eps or
+v as the target. Network, optimizer, steps, batches and data are the same, with less than a third of the recipe's steps.
+Flow matching uses uniform times and shift 1, like DDPM, because the recipe's shift of 0.5 was chosen on circles for
+flow matching. Each objective has the best of three learning rates, judged by circles drawn with 25 evaluations of
+Heun's method, and the best solver for each number of evaluations: Euler (DDIM for DDPM), Heun or DPM-Solver++(2M). Both
+are chosen at the first seed, with samples that are not used for judging. Heun's method takes an odd number of
+evaluations: 9 of 10, 99 of 100.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Trained, Workers, base
 
 EVALUATIONS = 5, 10, 25, 49, 100
-CHOSEN_AT = 25  # evaluations of Heun's method draw what learning rates are chosen by
+CHOSEN_AT = 25  # evaluations of Heun's method, for choosing learning rates
 FEW = 10  # and fewer
 SOLVERS = {"flow": ("euler", "heun", "dpm-solver++"), "ddpm": ("ddim", "heun", "dpm-solver++")}
-CHOOSING = 1  # the seed of the samples that learning rates and solvers are chosen by
+CHOOSING = 1  # the seed of the samples for choosing learning rates and solvers
 LRS = 2e-3, 4e-3, 8e-3
-PART = 0.3  # of a whole run
+PART = 0.3  # share of a whole run
 OBJECTIVES = {"flow": "flow matching", "eps": "DDPM, eps", "v": "DDPM, v"}
 PROCESSES: dict[str, ProcessConfig] = {
-    "flow": FlowConfig(times="uniform"),  # as DDPM's are
+    "flow": FlowConfig(times="uniform"),  # like DDPM's
     "eps": DDPMConfig(target="eps"),
     "v": DDPMConfig(target="v"),
 }
@@ -110,17 +110,17 @@ def choose_rates(tier: Tier, workers: Workers) -> dict[tuple[str, float], dict[s
 
 
 def goodness(figures: dict[str, float]) -> tuple[float, float]:
-    """More valid circles are better; of as many, the smaller energy distance."""
+    """More valid circles are better; for equal numbers, the smaller energy distance."""
     return figures["valid"], -figures["energy_distance"]
 
 
 def judge(folder: Path, samples: int, solver: str, evaluations: int, seed: int) -> dict[str, float]:
-    """The figures of one run with one solver; a process of the pool does it."""
+    """The figures of one run with one solver; runs in a process of the pool."""
     return drawn(folder, samples, solver, evaluations, seed)
 
 
 def choose(tier: Tier, workers: Workers, runs: dict[str, list[Trained]]) -> dict[Cell, str]:
-    """The solver of most valid circles for each cell, of those the one of the smaller energy distance."""
+    """The solver with most valid circles for each cell; for equal numbers, with the smaller energy distance."""
     tried = [(cell, solver) for cell in CELLS for solver in solvers_of(cell.objective)]
     half = max(2, tier.samples // 2)
     found = workers.map(
@@ -162,7 +162,7 @@ def compare(
 
 
 def row(cell: Cell, lr: float, solver: str, judged: list[dict[str, float]]) -> dict[str, Any]:
-    """What an objective reaches with so many evaluations."""
+    """The figures of an objective with the given number of evaluations."""
     return {
         "objective": OBJECTIVES[cell.objective],
         "lr": lr,
@@ -193,7 +193,7 @@ def curves(judged: dict[Cell, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Validity and energy distance against evaluations."""
+    """Valid circles and energy distance against evaluations."""
     figure, (valid, energy) = page("Circles at as many evaluations, each objective with its best solver", 2)
     told_curves = result["curves"]
     for axes, what, text in ((valid, "valid", "share that is valid"), (energy, "energy_distance", "energy distance")):

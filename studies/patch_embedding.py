@@ -1,13 +1,15 @@
-"""Is a patch embedding by convolution the same as cutting patches out and a linear layer, and is it faster?
+"""Does a convolutional patch embedding equal cutting out patches and a linear layer, and is it faster?
 
     python -m studies.patch_embedding            about a minute on two CPU cores
     python -m studies.patch_embedding --full     some minutes
 
 Claim: a Conv2d whose kernel equals its stride computes what reshape and Linear compute, and, on a CPU, does it more
-efficiently. How it is on a GPU is not measured here.
-One process may be faster than the next for reasons that all of its rounds share: times are taken in several fresh
-processes, and the interval is over these.
-Expect: equal but for rounding, forward and backward; on a CPU reshape and Linear is the faster one.
+efficiently. GPUs are not measured here.
+
+Processes differ in speed for reasons that affect all of their rounds, so times are taken in several fresh processes,
+and the interval is over these.
+
+Expect: equal except for rounding, forward and backward; on a CPU, reshape and Linear is faster.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ Ratios = dict[tuple[str, str], Measured]  # by size and what is timed
 
 
 class Size(NamedTuple):
-    """Of a patch embedding and what is put in."""
+    """Size of a patch embedding and of its input."""
 
     image: int
     patch: int
@@ -57,14 +59,14 @@ SIZES = {
 
 
 class Convolved(PatchEmbed):
-    """``PatchEmbed`` as it is computed on a GPU, by a convolution."""
+    """``PatchEmbed`` as computed on a GPU, by a convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(x).flatten(2).transpose(1, 2).contiguous()
 
 
 class Cut(nn.Module):
-    """The other way to write it: cut out, flatten, multiply; with the same weights."""
+    """The other way: cut out, flatten, multiply; with the same weights."""
 
     def __init__(self, conv: Convolved) -> None:
         super().__init__()
@@ -99,7 +101,7 @@ def measure(tier: Tier, workers: Workers) -> Outcome:  # noqa: ARG001 - nothing 
 
 
 def same(apart: dict[tuple[str, torch.dtype], float]) -> Finding:
-    """Equal but for rounding."""
+    """Are they equal except for rounding?"""
     worst = {dtype: max(value for (_, one), value in apart.items() if one == dtype) for dtype in ROUNDING}
     return Finding(
         claim="Conv2d with kernel = stride computes what reshape and Linear compute.",
@@ -118,7 +120,7 @@ def equal(worst: dict[torch.dtype, float]) -> Verdict:
 
 
 def faster(ratios: Ratios) -> Finding:
-    """At every size, forward and in training."""
+    """Is the convolution faster at every size, forward and in training?"""
     return Finding(
         claim="On a CPU, Conv2d is the more efficient of the two.",
         measurement="CPU time of reshape and Linear over that of Conv2d, both to a contiguous (B, N, D), one thread, "
@@ -133,7 +135,7 @@ def faster(ratios: Ratios) -> Finding:
 
 
 def pair(size: Size, dtype: torch.dtype = torch.float32) -> tuple[Convolved, Cut, Tensor]:
-    """Both, with the same weights, and something to put in."""
+    """Both, with the same weights, and an input."""
     torch.manual_seed(0)
     conv = Convolved(size.image, size.patch, size.channels, size.dim).to(dtype)
     nn.init.normal_(conv.projection.bias)  # type: ignore[arg-type]
@@ -142,7 +144,7 @@ def pair(size: Size, dtype: torch.dtype = torch.float32) -> tuple[Convolved, Cut
 
 
 def difference(size: Size, dtype: torch.dtype) -> float:
-    """The largest difference between both, of outputs and gradients, each over its largest value."""
+    """The largest relative difference of outputs and gradients."""
     conv, cut, x = pair(size, dtype)
     pull = torch.randn(size.batch, (size.image // size.patch) ** 2, size.dim, dtype=dtype)
     results = []
@@ -157,7 +159,7 @@ def difference(size: Size, dtype: torch.dtype) -> float:
 
 
 def in_processes(processes: int, rounds: int, turn: float) -> Ratios:
-    """Ratios of times, over processes of which each is fresh; one after the other, so that none disturbs another."""
+    """Ratios of times over fresh processes, run one after the other so that none disturbs another."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         1, context, initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
@@ -168,12 +170,12 @@ def in_processes(processes: int, rounds: int, turn: float) -> Ratios:
 
 
 def all_ratios(rounds: int, turn: float) -> dict[tuple[str, str], float]:
-    """Of all sizes, in this process."""
+    """Ratios for all sizes, in this process."""
     return {(size, what): ratio(SIZES[size], what, rounds, turn) for size in SIZES for what in WHATS}
 
 
 def ratio(size: Size, what: str, rounds: int, turn: float) -> float:
-    """Time of ``Cut`` over time of ``Convolved``, in turns of so many milliseconds; the median of rounds."""
+    """Time of ``Cut`` over time of ``Convolved``: the median over rounds of turns of the given milliseconds."""
     conv, cut, x = pair(size)
     sides = [work(module, x, training=what == "training") for module in (conv, cut)]
     calls = [max(1, round(turn / 1e3 / clock(side, 5))) for side in sides]
@@ -182,10 +184,10 @@ def ratio(size: Size, what: str, rounds: int, turn: float) -> float:
 
 
 def work(module: nn.Module, x: Tensor, training: bool) -> Callable[[], object]:
-    """What is timed; in training the gradient of the input is not needed, as the image is the first thing there is.
+    """The timed function; in training the gradient of the input, the image, is not needed.
 
-    Both sides end in a contiguous (B, N, D), whichever of them would have left that to what comes after, and what flows
-    back is contiguous too.
+    Both return a contiguous (B, N, D), even where one could leave that to the next layer, and the gradient is
+    contiguous too.
     """
     with torch.no_grad():
         pull = torch.ones_like(module(x).contiguous())
@@ -202,7 +204,7 @@ def work(module: nn.Module, x: Tensor, training: bool) -> Callable[[], object]:
 
 
 def clock(side: Callable[[], object], calls: int) -> float:
-    """Seconds of the CPU for one call: what else the machine does in that time does not count."""
+    """Processor seconds for one call: other work on the machine does not count."""
     begun = time.process_time()
     for _ in range(calls):
         side()
@@ -210,7 +212,7 @@ def clock(side: Callable[[], object], calls: int) -> float:
 
 
 def draw(told: dict[str, Any]) -> Figure:
-    """Ratios of times with their intervals; a colour says who is faster."""
+    """Ratios of times with their intervals; the colour shows which is faster."""
     figure, plots = page("Reshape and Linear gives what Conv2d gives. Does Conv2d take less time?", 2, height=3.6)
     titles = ("forward", "forward and backward")
     top = max(each["high"] for what in WHATS for each in told["curves"][what].values())
@@ -229,7 +231,7 @@ FASTER = {"Conv2d is faster": COLORS[0], "reshape + Linear is faster": COLORS[1]
 
 
 def color_of(figure: dict[str, Any]) -> str:
-    """Who is faster, as far as the interval shows."""
+    """The colour of the faster one, if the interval decides."""
     conv, linear, neither = FASTER.values()
     return conv if figure["low"] > 1 else linear if figure["high"] < 1 else neither
 

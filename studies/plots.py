@@ -1,4 +1,4 @@
-"""How the plots of the studies look: white, few lines, nothing that is not read."""
+"""The style of the studies' plots: white, few lines, nothing superfluous."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _plain(axes: Axes) -> Axes:
 
 
 def name(axes: Axes, title: str, x: str = "", y: str = "") -> None:
-    """Say what a plot shows, and what its axes are."""
+    """Set the title and the axis labels of a plot."""
     axes.set_title(title, fontsize=9, loc="left", color=TEXT)
     axes.set_xlabel(x, fontsize=8, color=TEXT)
     axes.set_ylabel(y, fontsize=8, color=TEXT)
@@ -46,12 +46,12 @@ def key(axes: Axes, **options: Any) -> None:
 
 
 def key_below(axes: Axes, **options: Any) -> None:
-    """A legend under the plot, where it hides no line."""
+    """A legend below the plot, where it hides no line."""
     axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), **options)
 
 
 def level(axes: Axes, height: float, text: str, color: str = FAINT, left: bool = False) -> None:
-    """A dashed line that says what it stands for, at its right end or its left one."""
+    """A dashed line with a label at its right or left end."""
     axes.axhline(height, color=color, linewidth=1, linestyle="--")
     axes.annotate(
         text,
@@ -66,7 +66,7 @@ def level(axes: Axes, height: float, text: str, color: str = FAINT, left: bool =
 
 
 def upright(axes: Axes, x: float, text: str, height: float = 0.02) -> None:
-    """A dotted line from top to bottom that says what it stands for, at a height given as a share of the plot's."""
+    """A dotted vertical line with a label, at a height given as a share of the plot's."""
     axes.axvline(x, color=FAINT, linewidth=1, linestyle=":")
     axes.annotate(
         text,
@@ -80,14 +80,14 @@ def upright(axes: Axes, x: float, text: str, height: float = 0.02) -> None:
 
 
 def band(axes: Axes, x: Sequence[float], figures: dict[str, Any], color: str, **look: Any) -> None:
-    """A line of ``curve_over_seeds`` in the band of its intervals; ``look`` is matplotlib's, of the line."""
+    """A line of ``curve_over_seeds`` with a band for its intervals; ``look`` has matplotlib's line properties."""
     axes.fill_between(x, figures["low"], figures["high"], color=color, alpha=0.15, linewidth=0)
     drawn: dict[str, Any] = {"linewidth": 1.4} | look
     axes.plot(x, figures["value"], color=color, **drawn)
 
 
 def bars(axes: Axes, labels: Sequence[str], figures: Sequence[dict[str, Any]], colors: Sequence[str] = COLORS) -> None:
-    """One bar a figure of the JSON, with its interval."""
+    """One bar per figure of the JSON, with its interval."""
     values = [each["value"] for each in figures]
     errors = [[each["value"] - each["low"] for each in figures], [each["high"] - each["value"] for each in figures]]
     shades = [colors[i % len(colors)] for i in range(len(values))]
@@ -97,7 +97,7 @@ def bars(axes: Axes, labels: Sequence[str], figures: Sequence[dict[str, Any]], c
 
 
 def dots(axes: Axes, x: Sequence[float], figures: Sequence[dict[str, Any]], color: str, **look: Any) -> None:
-    """One dot a figure of the JSON, with its interval; ``look`` is matplotlib's."""
+    """One dot per figure of the JSON, with its interval; ``look`` has matplotlib's properties."""
     values = [each["value"] for each in figures]
     errors = [[each["value"] - each["low"] for each in figures], [each["high"] - each["value"] for each in figures]]
     drawn: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1, "linewidth": 1.2} | look

@@ -10,13 +10,13 @@ import numpy as np
 from studies.intervals import Measured, over_seeds
 
 EXPONENTS = np.geomspace(0.02, 4.0, 300)
-FEWEST = 4  # different computes that three unknowns are fitted to
+FEWEST = 4  # different computes for fitting three unknowns
 
 
 class PowerLaw(NamedTuple):
     """``floor`` + ``scale`` · (C/``unit``)^−``exponent``; ``r2`` is the share of the variance of the losses explained.
 
-    ``unit`` is the geometric mean of the computes, so that ``scale`` is what is left to gain there.
+    ``unit`` is the geometric mean of the computes, so ``scale`` is the loss above the floor there.
     """
 
     floor: float
@@ -26,14 +26,14 @@ class PowerLaw(NamedTuple):
     r2: float
 
     def __call__(self, compute: float) -> float:
-        """The loss at so much compute."""
+        """The loss at the given compute."""
         return float(self.floor + self.scale * (compute / self.unit) ** -self.exponent)
 
 
 def fit_power_law(compute: Sequence[float], loss: Sequence[float]) -> PowerLaw:
     """Least squares over a grid of exponents; for each, floor and scale in closed form, neither below 0.
 
-    Losses that do not fall are best fitted by a constant: then the scale, and with it ``r2``, is 0.
+    Losses that do not fall are best fitted by a constant: then the scale and ``r2`` are 0.
     """
     c, losses = np.asarray(compute, dtype=float), np.asarray(loss, dtype=float)
     unit = float(np.exp(np.log(c).mean()))
@@ -52,13 +52,12 @@ def fit_power_law(compute: Sequence[float], loss: Sequence[float]) -> PowerLaw:
 
 
 def left_out_r2(compute: Sequence[float], loss: Sequence[float]) -> float:
-    """How well the others foretell each network: 1 − squared errors of these forecasts over the spread of the losses.
+    """How well the others predict each network: 1 − squared errors of the predictions over the variance of the losses.
 
-    At most 1; below 0 where the mean of the losses would have been the better forecast. Losses that do not differ
-    have 0.
+    At most 1; below 0 if the mean of the losses would predict better. Equal losses give 0.
 
     Raises:
-        ValueError: fewer than four different computes are left where one is left out.
+        ValueError: fewer than four different computes remain when one is left out.
     """
     if (different := len(set(compute))) <= FEWEST:
         raise ValueError(f"{different} different computes: to leave one out, a power law needs {FEWEST + 1} or more")
@@ -70,7 +69,7 @@ def left_out_r2(compute: Sequence[float], loss: Sequence[float]) -> float:
 
 
 def fits_over_seeds(compute: Sequence[float], losses: Sequence[Sequence[float]]) -> dict[str, Measured]:
-    """Exponent, floor and left-out r² of a fit to each seed's losses alone: their means and intervals over seeds.
+    """Means and intervals over seeds of exponent, floor and left-out r², fitted to each seed's losses.
 
     Args:
         compute: of each network.

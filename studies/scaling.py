@@ -1,19 +1,19 @@
 """Does the held-out loss of a DiT fall along one line with compute, however the compute is spent?
 
-    python -m studies.scaling            on all CPU cores; its JSON tells the seconds
+    python -m studies.scaling            on all CPU cores; its JSON has the seconds
     python -m studies.scaling --full
 
-Claim: a DiT scales along clean lines in depth and width.
-Expect: at one patch size the loss falls with compute and a power law with a floor describes it; across patch sizes the
-same compute gives different losses, for smaller patches leave fewer pixels to each token.
+Claim: a DiT scales along clean lines in depth and width. Expect: at one patch size the loss follows a power law of
+compute with a floor; across patch sizes the same compute gives different losses, because smaller patches leave fewer
+pixels to each token.
 
-Circles, the same steps, batches, data, noise and learning rate for all (how much another learning rate would give is
-measured at the smallest and the largest network). Trainings are a small part of the recipe's: what is seen is the loss
-after so many steps, and not in the end. A line is clean if the sizes foretell one another: each is predicted from a fit
-to the others, and the r² of these predictions is 0.9 or more. Compute is what training took: steps × batch × three
-times the multiply-accumulates of a forward pass × 2. A toy of 16×16 pixels and networks of 36,336 to 1,089,184
-parameters says whether there is a line over a decade and a half of compute, and not which exponent ImageNet has: the
-floor here is the noise that no network can predict.
+All networks train on circles with the same steps, batches, data, noise and learning rate (the gain from another
+learning rate is measured for the smallest and the largest network). Trainings are a small part of the recipe's, so this
+is the loss after a number of steps, not the final loss. A line is clean if the sizes predict one another: each is
+predicted from a fit to the others, and the r² of these predictions is at least 0.9. Compute is that of training: steps
+× batch × three times the multiply-accumulates of a forward pass × 2. A toy of 16×16 pixels and networks of 36,336 to
+1,089,184 parameters can show whether there is a line over a decade and a half of compute, but not the exponent for
+ImageNet: the floor here is the noise that no network can predict.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from studies.powerlaw import fit_power_law, fits_over_seeds
 from studies.study import Finding, Outcome, Study, main
 from studies.training import Tier, Workers, base
 
-CLEAN = 0.9  # r² of sizes left out of the fit, from which on a line is clean
+CLEAN = 0.9  # smallest r² of left-out sizes for a clean line
 LR = 4e-3  # the recipe's
-PART = 0.075  # of a whole run
+PART = 0.075  # share of a whole run
 
 
 class Size(NamedTuple):
@@ -92,12 +92,12 @@ def operations(tier: Tier, size: Size) -> float:
 
 
 def label(size: Size) -> str:
-    """In words."""
+    """The size in words."""
     return f"width {size.dim}, depth {size.depth}, patch {size.patch}"
 
 
 def mean_gain(losses: dict[tuple[Size, int, float], float], size: Size, seed: int) -> Measured:
-    """By how much the best of three learning rates is better than the recipe's, at one seed."""
+    """Gain of the best of three learning rates over the recipe's, at one seed."""
     return exact(losses[size, seed, LR] - min(losses[size, seed, lr] for lr in (LR, *TRIED)))
 
 
@@ -146,7 +146,7 @@ def either(loss: dict[Size, list[float]], steps: int) -> Finding:
 
 
 def gain(loss: dict[Size, list[float]], pairs: list[tuple[Size, Size]], comparisons: int = 1) -> Measured:
-    """By how much the larger ones are better: the mean over pairs of each seed, over seeds."""
+    """Gain of the larger networks: the mean over pairs for each seed, then over seeds."""
     gains = [np.subtract(loss[small], loss[large]) for small, large in pairs]
     return over_seeds(np.mean(gains, axis=0).tolist(), comparisons)
 
@@ -165,7 +165,7 @@ def however_spent(compute: dict[Size, float], loss: dict[Size, list[float]], ste
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Loss against compute: a line a depth, and the fit."""
+    """Loss against compute: one line per depth, and the fit."""
     figure, (by_size, by_patch) = page("Held-out loss against training compute", 2, width=4.6)
     rows, told_law = result["rows"], result["curves"]["power law"]
     for color, depth in zip(COLORS, (2, 4, 8), strict=False):

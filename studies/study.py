@@ -1,11 +1,11 @@
-"""What a study is: a claim, a measurement that gives findings, and a plot of them; and how it is run.
+"""A study is a claim, a measurement that gives findings, and a plot of them. This module runs studies.
 
     python -m studies.gates            the quick tier
     python -m studies.gates --full     the full tier, whose results are kept in the repository
     python -m studies                  all, in order
 
-A study leaves ``studies/results/TIER/NAME.json`` and ``NAME.png`` when it has come to its end, and nothing before. Its
-networks stay in ``runs/studies/TIER``: one that was interrupted goes on, and several studies look into the same ones.
+A study writes ``studies/results/TIER/NAME.json`` and ``NAME.png`` at its end, and nothing before. Its networks stay in
+``runs/studies/TIER``, so an interrupted study resumes, and several studies share networks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Finding(NamedTuple):
-    """One claim and what became of it; ``reason`` names the figures that decided."""
+    """One claim and its verdict; ``reason`` names the deciding figures."""
 
     claim: str
     measurement: str
@@ -53,7 +53,7 @@ class Outcome:
     Attributes:
         findings: one for each claim.
         rows: a table, each row a mapping from column to text or number.
-        curves: what the plot shows beside, as plain lists and numbers.
+        curves: further data of the plot, as plain lists and numbers.
     """
 
     findings: list[Finding]
@@ -65,10 +65,10 @@ class Study(NamedTuple):
     """One script.
 
     Attributes:
-        name: of its module and its results.
-        claim: what is said, in a sentence.
-        measure: (tier, workers) -> what was found.
-        draw: what the JSON file says -> a plot of it.
+        name: of the module and its results.
+        claim: the claim, in a sentence.
+        measure: (tier, workers) -> the outcome.
+        draw: contents of the JSON file -> a plot.
     """
 
     name: str
@@ -78,11 +78,11 @@ class Study(NamedTuple):
 
 
 def perform(study: Study, tier: Tier, workers: Workers, results: Path) -> dict[str, Any]:
-    """Measure, draw, and only then write ``results/NAME.json`` and its plot; returns what the file says.
+    """Measure, draw, and only then write ``results/NAME.json`` and its plot; returns the file's contents.
 
-    Two times are kept. ``wall_seconds_of_call``: by the clock, of this call; training is in it as far as this call did
-    it. ``training_process_seconds``: what training took in the processes of one thread each, summed over all runs that
-    were looked at, whenever and for whichever study they were trained.
+    Two times are recorded. ``wall_seconds_of_call`` is the wall time of this call, including the training it did.
+    ``training_process_seconds`` is the time of training in one-thread processes, summed over all runs that the study
+    uses, even if they were trained earlier or for another study.
     """
     begun = time.perf_counter()
     outcome = study.measure(tier, workers)
@@ -121,7 +121,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def as_json(told: dict[str, Any]) -> str:
-    """JSON for people and for git: lists of numbers and text stay in a line."""
+    """JSON for people and for git: lists of numbers and text stay on one line."""
     text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
     return re.sub(r"\[[^][{}]*\]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"
 
@@ -136,7 +136,7 @@ def rounded(value: Any) -> Any:
 
 
 def machine(workers: int) -> dict[str, Any]:
-    """What it ran on; no name of it."""
+    """The hardware and versions, without the machine's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -150,7 +150,7 @@ def machine(workers: int) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the sources, with a + where they were changed since; None outside of a repository."""
+    """The commit of the sources, with a + if they have changed since; None outside a repository."""
     try:
         told = [
             subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -165,7 +165,7 @@ def commit() -> str | None:
 
 
 def summary(told: dict[str, Any]) -> str:
-    """What a terminal is told of a result."""
+    """A result as printed on the terminal."""
     lines = [f"  {finding['verdict']}: {finding['claim']}\n    {finding['reason']}" for finding in told["findings"]]
     spent = f"  {told['wall_seconds_of_call']:.0f} s by the clock"
     if told["training_process_seconds"]:
@@ -174,12 +174,12 @@ def summary(told: dict[str, Any]) -> str:
 
 
 def main(studies: Study | Sequence[Study], arguments: Sequence[str] | None = None) -> int:
-    """Run studies as the command line says; the exit status."""
+    """Run studies from the command line; returns the exit status."""
     studies = [studies] if isinstance(studies, Study) else list(studies)
     one = studies[0].name if len(studies) == 1 else None
     parser = argparse.ArgumentParser(prog=f"python -m studies{'.' + one if one else ''}")
-    parser.add_argument("--full", action="store_true", help="train to the end, as the results in the repository")
-    parser.add_argument("--workers", type=int, help="processes, one for each core by default; 0: this one alone")
+    parser.add_argument("--full", action="store_true", help="train to the end, as for the results in the repository")
+    parser.add_argument("--workers", type=int, help="processes, one per core by default; 0: only this one")
     if one is None:
         parser.add_argument("names", nargs="*", metavar="NAME", help="which studies; all by default")
     chosen = parser.parse_args(arguments)
@@ -190,7 +190,7 @@ def main(studies: Study | Sequence[Study], arguments: Sequence[str] | None = Non
         parser.error(f"--workers {chosen.workers}: use 0 or more")
     tier = FULL if chosen.full else QUICK
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    torch.set_num_threads(1)  # as in the other processes, so that what is timed here is timed alike
+    torch.set_num_threads(1)  # as in the other processes, so that timings are comparable
     try:
         for study in [study for study in studies if not names or study.name in names]:
             print(f"{study.name}: {study.claim}", flush=True)
@@ -198,7 +198,7 @@ def main(studies: Study | Sequence[Study], arguments: Sequence[str] | None = Non
             results = ROOT / "studies" / "results" / tier.name
             print(summary(perform(study, tier, workers, results)), flush=True)
     except (Stopped, KeyboardInterrupt):
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     except InputError as error:
         print(error, file=sys.stderr)

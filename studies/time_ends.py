@@ -1,16 +1,16 @@
-"""What does the network do where x_t is almost data, and where it is almost noise?
+"""What does the network do when x_t is almost data, and when it is almost noise?
 
-    python -m studies.time_ends            two or three minutes on two CPU cores; the three runs serve other studies too
+    python -m studies.time_ends            two or three minutes on two CPU cores; other studies use the three runs, too
     python -m studies.time_ends --full     five to eight
 
-Claim: at t near 0 the network hands x on almost unchanged; at t near 1 it predicts the structure of an image.
-What is meant by handing on is the denoised image x̂0 that follows from the prediction: here velocity on the linear path,
-x̂0 = x_t − t·v, so that near t = 0 any bounded v hands x on, an untrained network's as well. So two more things are
-measured: how much of the noise that is there is taken away, and how much of v itself is x_t.
-Near 1, structure is what x̂0 has beyond the mean of the data: how much x̂0 varies from sample to sample, and how much of
-the variance of x0 about that mean it explains. Both are judged at t = 1, 0.9 and 0.8.
-Expect: x̂0 differs from x_t by no more than the noise; and yet that noise is what is taken away. At t = 1 x̂0 is the mean
-of the data, the same for all noise, and no disc; a little below it has structure.
+Claim: at t near 0 the network returns x almost unchanged; at t near 1 it predicts the structure of an image. What is
+meant by handing on is the denoised image x̂0 that follows from the prediction: here velocity on the linear path, x̂0 =
+x_t − t·v, so that near t = 0 any bounded v hands x on, an untrained network's as well. So two more things are measured:
+how much of the noise that is there is taken away, and how much of v itself is x_t. Near 1, structure is what x̂0 has
+beyond the mean of the data: how much x̂0 varies from sample to sample, and how much of the variance of x0 about that
+mean it explains. Both are judged at t = 1, 0.9 and 0.8. Expect: x̂0 differs from x_t by no more than the noise; and yet
+that noise is what is taken away. At t = 1 x̂0 is the mean of the data, the same for all noise, and no disc; a little
+below it has structure.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from studies.training import Tier, Workers, base
 TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 NEAR_DATA = TIMES.index(0.02)
 NEAR_NOISE = (1.0, 0.9, 0.8)
-HALF = 0.5  # of the noise is left, of the data's spread and variance is there: more than that counts
-ALMOST = 0.1  # of x_t, that may change where it is handed on almost unchanged
+HALF = 0.5  # threshold for the noise left, and for the spread and variance of the data
+ALMOST = 0.1  # share of x_t that may change while it counts as almost unchanged
 SHOWN = (0.02, 0.2, 0.5, 0.8, 0.95, 1.0)
-MEAN_OF = 20_000  # images that the mean of the data is taken over
-SHARES = ("velocity on x_t", "on x_t", "on x0", "valid")  # that cannot leave [0, 1]
+MEAN_OF = 20_000  # images for the mean of the data
+SHARES = ("velocity on x_t", "on x_t", "on x0", "valid")  # stay in [0, 1]
 Table = dict[str, np.ndarray]  # of one run, (T,) each
 
 
 def measure(tier: Tier, workers: Workers) -> Outcome:
-    """Ask the base runs about the same images and noise at every time."""
+    """Measure the base runs on the same images and noise at every time."""
     runs = [run.load() for run in workers.train({f"base-{seed}": base(tier, seed) for seed in tier.seeds}).values()]
     images = 4 * tier.images
     x0 = circles(images, generator_for(0, "study of times")).images
@@ -76,8 +76,8 @@ def measure(tier: Tier, workers: Workers) -> Outcome:
 def ask(run: Run, x0: Tensor, noise: Tensor, mean: Tensor) -> Table:
     """Figures of a run at each time.
 
-    Shares of v and x̂0 are of sums of squares about the mean image of the data, as the path carries it to t: what a
-    multiple of something explains that is centred alike.
+    Shares of v and x̂0 are of sums of squares about the mean image of the data, moved along the path to t: the part
+    explained by a multiple of another quantity, centred in the same way.
     """
     found: dict[str, list[float]] = {}
     spread = rms(x0 - mean)
@@ -117,12 +117,12 @@ def explained(y: Tensor, x: Tensor) -> float:
 
 
 def at(seen: list[Table], key: str, time: int, comparisons: int = 1) -> Measured:
-    """A figure at a time, over seeds."""
+    """A figure at one time, over seeds."""
     return over_seeds([one[key][time] for one in seen], comparisons, share=key in SHARES)
 
 
 def handing_on(seen: list[Table]) -> Finding:
-    """x̂0 is x_t, nearly."""
+    """Is x̂0 almost x_t?"""
     t, change = TIMES[NEAR_DATA], at(seen, "change", NEAR_DATA)
     return Finding(
         claim="At t near 0 the denoised image is x_t almost unchanged.",
@@ -135,7 +135,7 @@ def handing_on(seen: list[Table]) -> Finding:
 
 
 def leaving_noise(seen: list[Table]) -> Finding:
-    """The little noise there is stays."""
+    """Is the remaining noise left unchanged?"""
     t, left = TIMES[NEAR_DATA], at(seen, "left", NEAR_DATA)
     return Finding(
         claim="At t near 0 the network leaves even the noise of x_t as it is.",
@@ -148,7 +148,7 @@ def leaving_noise(seen: list[Table]) -> Finding:
 
 
 def structure(seen: list[Table], t: float) -> Finding:
-    """What is predicted out of almost nothing but noise is more than the mean."""
+    """Is the prediction from almost pure noise more than the mean?"""
     time = TIMES.index(t)
     spread, variance = (at(seen, each, time, comparisons=2) for each in ("spread", "variance"))
     valid, away = (at(seen, each, time) for each in ("valid", "to mean"))
@@ -194,7 +194,7 @@ def pictures(run: Run, x0: Tensor, noise: Tensor) -> dict[str, Any]:
 
 
 def draw(told: dict[str, Any]) -> Figure:
-    """What is left of x_t and its noise, what there is of structure, and pictures; bands are intervals over seeds."""
+    """The remainder of x_t and its noise, the structure, and pictures; bands are intervals over seeds."""
     curves = told["curves"]
     figure, (left, middle, right) = page("What the network makes of x_t near data and near noise", 3, height=3.9)
     near_data = {"change": "x̂0 − x_t over x_t", "left": "error of x̂0 over that of x_t (noise left)"}

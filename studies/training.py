@@ -27,22 +27,22 @@ from ditlab.train import fit
 from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loop import TrainState
 
-Start = Callable[[nn.Module], object]  # changes the weights that a training begins with
+Start = Callable[[nn.Module], object]  # changes the initial weights of a training
 
 
 @dataclass(frozen=True)
 class Tier:
-    """How much is spent on a study.
+    """The budget of a study.
 
     Attributes:
         name: of the folders of runs and results.
         steps: of a training run at the recipe's full length; ``share`` gives parts of it.
-        seeds: of runs that differ in nothing else.
-        samples: drawn where samples are judged.
-        images: looked at where attention or predictions are measured.
+        seeds: of runs that differ only in the seed.
+        samples: number drawn to judge samples.
+        images: number used to measure attention or predictions.
         batch_size: of a training step.
-        solver_steps: of Heun's method, where samples are drawn.
-        depths: of networks that are compared by their depth.
+        solver_steps: of Heun's method, for drawing samples.
+        depths: of networks compared by depth.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Tier:
     depths: tuple[int, ...] = (4, 12)
 
     def share(self, part: float) -> int:
-        """So much of the steps of a whole run, at least one."""
+        """The given share of the steps of a whole run, at least one."""
         return max(1, round(part * self.steps))
 
 
@@ -65,7 +65,7 @@ FULL = Tier("full", steps=4000, samples=1000, images=256)
 
 
 def base(tier: Tier, seed: int, **changes: Any) -> Config:
-    """The recipe of circles at the steps of the tier: what several studies look into, and others change in one thing.
+    """The recipe of circles with the tier's steps, which several studies use, unchanged or with one change.
 
     Args:
         tier, seed: which.
@@ -90,23 +90,23 @@ def base(tier: Tier, seed: int, **changes: Any) -> Config:
 
 
 class Trained(NamedTuple):
-    """A run that is done; ``failed`` says why it ended early, as it does where training runs away."""
+    """A finished run; ``failed`` says why it ended early, for example because it diverged."""
 
     folder: Path
     seconds: float  # of training
     failed: str | None = None
 
     def load(self) -> Run:
-        """The averaged weights; of a run that failed, the newest that were saved."""
+        """The averaged weights; for a failed run, the last ones saved."""
         return load(self.folder, device="cpu")
 
     def losses(self) -> dict[int, float]:
-        """The mean loss since the line before, by step."""
+        """The mean loss since the previous line, by step."""
         return {line["step"]: line["loss"] for line in RunFolder(self.folder).read_metrics() if "loss" in line}
 
 
 class Stopped(Exception):
-    """Ctrl-C came; what was trained is saved."""
+    """Ctrl-C was pressed; the training so far is saved."""
 
 
 class Workers:
@@ -114,8 +114,8 @@ class Workers:
 
     Args:
         runs: the folder that runs go into.
-        count: of processes; None for as many as there are cores, 0 for none but this one.
-        say: is told of each run that is done.
+        count: of processes; None for one per core, 0 for only this one.
+        say: called with a message for each finished run.
     """
 
     def __init__(self, runs: Path, count: int | None = None, say: Callable[[str], object] = print) -> None:
@@ -124,11 +124,11 @@ class Workers:
         self.trained: dict[str, Trained] = {}
 
     def train(self, wanted: Mapping[str, Config], starts: Mapping[str, Start] | None = None) -> dict[str, Trained]:
-        """Train what is not there yet, each run in the folder of its name.
+        """Train the missing runs, each in the folder of its name.
 
         Args:
             wanted: configurations by name.
-            starts: of some of them, what changes the fresh weights before the first step; a module's own function.
+            starts: for some of them, a module-level function that changes the fresh weights before the first step.
 
         Raises:
             InputError: a run of that name was trained with other settings.
@@ -170,12 +170,12 @@ class Workers:
 
 
 def available_cores() -> int:
-    """Those that this process may use."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Told:
-    """What a worker process was told."""
+    """Settings of a worker process."""
 
     to_stop = False
 
@@ -186,9 +186,9 @@ def _stop(*_: object) -> None:
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, _stop)  # while it trains, training takes that in hand
+    signal.signal(signal.SIGTERM, _stop)  # during training, training handles it
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which then stops each once: a second signal kills
+        os.setpgrp()  # Ctrl-C reaches only the parent, which stops each child once: a second signal kills
 
 
 def _call(index: int, function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
@@ -198,8 +198,8 @@ def _call(index: int, function: Callable[..., Any], *arguments: Any) -> tuple[in
 
 
 def _train_one(name: str, path: Path, config: Config, start: Start | None) -> tuple[str, Trained]:
-    """Train a run to its end, from where it was left; one that is done is left as it is."""
-    if _Told.to_stop:  # the next one was waiting in this process already
+    """Train a run to its end, resuming if it was started; a finished run stays as it is."""
+    if _Told.to_stop:  # the next run was already queued in this process
         raise KeyboardInterrupt
     folder = RunFolder(path)
     config = resolved(config).model_copy(update={"threads": torch.get_num_threads()})
@@ -221,7 +221,7 @@ def _train_one(name: str, path: Path, config: Config, start: Start | None) -> tu
 
 
 def _save_start(folder: RunFolder, config: Config, start: Start) -> None:
-    """Leave a checkpoint of step 0 with changed weights, from which training goes on as from any other."""
+    """Write a checkpoint of step 0 with changed weights, from which training resumes as from any other."""
     state = TrainState(config, build_dataset(config))
     start(state.network)
     state.ema.network.load_state_dict(state.network.state_dict())
@@ -232,7 +232,7 @@ def _save_start(folder: RunFolder, config: Config, start: Start) -> None:
 
 
 class Quiet:
-    """A watcher of training that says nothing: the runs of a pool would talk at once."""
+    """A watcher of training that prints nothing, since the runs of a pool would print at once."""
 
     def begin(self, done: int, steps: int) -> None:
         """Nothing."""
@@ -245,5 +245,5 @@ class Quiet:
 
 
 def elapsed(begun: float) -> float:
-    """Seconds since ``time.perf_counter()`` said ``begun``."""
+    """Seconds since ``time.perf_counter()`` returned ``begun``."""
     return round(time.perf_counter() - begun, 1)
