@@ -79,7 +79,7 @@ def main() -> None:
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory() as place:
-        sources = []
+        sources: list[Path] = []
         for commit in sys.argv[1:]:
             sources.append(Path(place) / f"source{len(sources)}")
             sources[-1].mkdir()
