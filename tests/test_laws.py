@@ -11,8 +11,9 @@ from scipy.integrate import solve_ivp
 
 from ditlab.core.registry import SOLVERS
 from ditlab.core.rng import generator_for
+from ditlab.diffusion.ddpm import DDPM
+from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.paths import CosinePath, DiscreteVP, LinearPath, named_betas
-from ditlab.diffusion.process import DDPM, FlowMatching
 from ditlab.diffusion.solvers import (
     DIFFUSION,
     DormandPrince,

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ditlab.core.errors import ConfigError, InputError
     from ditlab.core.registry import register, register_network
+    from ditlab.diffusion.ddpm import DDPM
+    from ditlab.diffusion.flow_matching import FlowMatching
     from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
     from ditlab.diffusion.likelihood import log_likelihood
     from ditlab.diffusion.meanflow import MeanFlow
-    from ditlab.diffusion.process import DDPM, FlowMatching, Process
+    from ditlab.diffusion.process import Process
     from ditlab.diffusion.solvers import (
         DormandPrince,
         DPMSolverPlusPlus,
@@ -51,8 +53,8 @@ _HOME = {
     "register_conditioning": "networks.conditionings",
     "PatchEmbed": "networks.embeddings",
     "SinEmb": "networks.embeddings",
-    "DDPM": "diffusion.process",
-    "FlowMatching": "diffusion.process",
+    "DDPM": "diffusion.ddpm",
+    "FlowMatching": "diffusion.flow_matching",
     "MeanFlow": "diffusion.meanflow",
     "Process": "diffusion.process",
     "log_likelihood": "diffusion.likelihood",

@@ -94,8 +94,9 @@ def _fit(
     config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, dataset, ranks.world))})
     state = TrainState(config, dataset, ranks)
     _check_null_label(state, dataset)
-    if state.sharded and config.sampling.solver == "dopri5":  # each would run the network as often as it likes
-        raise InputError("--sampling.solver dopri5 chooses its steps: with --parallel fsdp, draw previews with heun")
+    solver = config.sampling.solver
+    if state.sharded and state.process.stepper(solver).evaluations(1) is None:  # each would run as often as it likes
+        raise InputError(f"--sampling.solver {solver} chooses its steps: with --parallel fsdp, draw previews with heun")
     build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
     with ExitStack() as stack:
         ranks.decided(lambda: stack.enter_context(folder.locked()))

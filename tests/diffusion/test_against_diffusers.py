@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from ditlab.core.rng import generator_for
-from ditlab.diffusion.process import DDPM
+from ditlab.diffusion.ddpm import DDPM
 from ditlab.diffusion.solvers import DPMSolverPlusPlus, Euler, integrate
 
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}

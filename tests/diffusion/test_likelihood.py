@@ -11,8 +11,9 @@ from torch import nn
 import ditlab
 from ditlab.core.rng import generator_for
 from ditlab.data.circles import circles
+from ditlab.diffusion.ddpm import DDPM
+from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.likelihood import bits_per_dim, chosen_trace, log_likelihood, quantised, rademacher
-from ditlab.diffusion.process import DDPM, FlowMatching
 from ditlab.diffusion.targets import compose
 from tests.diffusion.test_process import shaken
 from tests.mixture import RING, Mixture

@@ -7,8 +7,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ditlab
 from ditlab.core.rng import generator_for
+from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.meanflow import MeanFlow
-from ditlab.diffusion.process import FlowMatching
 from tests.diffusion.test_process import shaken
 
 MEAN, STD = 0.6, 0.7

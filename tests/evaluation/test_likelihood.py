@@ -11,8 +11,8 @@ from ditlab.data.circles import Circles
 from ditlab.data.dataset import HeldOut
 from ditlab.data.digits import Digits, digit_halves
 from ditlab.data.points import DENSITIES, POINTS, Points
+from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.likelihood import quantised
-from ditlab.diffusion.process import FlowMatching
 from ditlab.diffusion.targets import compose
 from ditlab.evaluation.metrics.likelihood import measure_likelihood
 from tests.mixture import Mixture

@@ -14,7 +14,7 @@ from ditlab.bench.training import Entry, default_config, predicting
 from ditlab.config import ExternalData
 from ditlab.data.conditions import labelled
 from ditlab.data.dataset import External
-from ditlab.diffusion.process import FlowMatching
+from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.solvers import Heun
 from ditlab.runs.build import build_process, initial_network
 from ditlab.runs.folder import RunFolder

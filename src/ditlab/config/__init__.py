@@ -23,7 +23,7 @@ from ditlab.config.data import (
     ScalarConfig,
 )
 from ditlab.config.network import DiTConfig, MLPConfig, OwnConfig, UNetConfig
-from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig
+from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig, OwnProcess
 
 __all__ = [
     "KINDS",
@@ -46,6 +46,7 @@ __all__ = [
     "NetworkConfig",
     "OwnConfig",
     "OwnData",
+    "OwnProcess",
     "PointsData",
     "ProcessConfig",
     "SamplingConfig",

@@ -22,10 +22,11 @@ from ditlab.config.data import (
     PointsData,
 )
 from ditlab.config.network import DiTConfig, MLPConfig, OwnConfig, UNetConfig
-from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig
+from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig, OwnProcess
 from ditlab.config.section import Section
 from ditlab.config.values import SOLVER_CHOICES, Count, GridName, Interval, Positive, Signed, SolverName, Widths
 from ditlab.core.errors import ConfigError
+from ditlab.core.registry import PROCESS_SOLVERS
 
 
 class MuonConfig(Section):
@@ -75,12 +76,12 @@ DataConfig = Annotated[
     Field(discriminator="kind"),
 ]
 NetworkConfig = Annotated[DiTConfig | UNetConfig | MLPConfig | OwnConfig, Field(discriminator="kind")]
-ProcessConfig = Annotated[FlowConfig | DDPMConfig | MeanFlowConfig, Field(discriminator="kind")]
+ProcessConfig = Annotated[FlowConfig | DDPMConfig | MeanFlowConfig | OwnProcess, Field(discriminator="kind")]
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
 
 KINDS: dict[str, dict[str, type[Section]]] = {
     "network": {"dit": DiTConfig, "unet": UNetConfig, "mlp": MLPConfig, "own": OwnConfig},
-    "process": {"flow": FlowConfig, "ddpm": DDPMConfig, "meanflow": MeanFlowConfig},
+    "process": {"flow": FlowConfig, "ddpm": DDPMConfig, "meanflow": MeanFlowConfig, "own": OwnProcess},
     "optimizer": {"muon": MuonConfig, "adamw": AdamWConfig},
 }
 
@@ -168,6 +169,10 @@ class Config(Section):
         (), max_length=32, description="modules that register parts of this run, as --plugin named them"
     )
 
+    auxiliary: Annotated[dict[str, Signed], tyro.conf.arg(metavar="NAME WEIGHT [NAME WEIGHT ...]")] = Field(
+        {}, description="auxiliary losses, registered by ditlab.register('loss', NAME), and their weights"
+    )
+
     @property
     def snapshot_every(self) -> int:
         """Steps between snapshots of the averages."""
@@ -185,16 +190,19 @@ class Config(Section):
     @model_validator(mode="after")
     def _goes_together(self) -> Config:
         """Refuse settings of several sections that do not go together."""
-        sampling, few_steps = self.sampling, self.process.kind == "meanflow"
+        sampling, process = self.sampling, self.process
         if self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate={self.accumulate}: must divide batch_size={self.batch_size}")
-        if few_steps and self.compile is True:
-            raise ConfigError("compile=True: meanflow differentiates the network as it is; leave compile out")
+        if self.compile is True and not process.compiles:
+            raise ConfigError(f"compile=True: {process.kind} differentiates the network as it is; leave compile out")
+        if self.compile is True and self.auxiliary:
+            raise ConfigError("compile=True: auxiliary losses watch the network as it is; leave compile out")
         if self.eval_every is not None and self.data.kind == "digits" and self.eval_n < 100:
             raise ConfigError(f"eval_n={self.eval_n}: the Fréchet distance of 64 features needs at least 100 digits")
-        if sampling.solver == "average" and not few_steps:
-            raise ConfigError("sampling.solver=average: only --process meanflow learns an average velocity")
-        if sampling.solver == "average" and sampling.guidance != 1:
+        own = sampling.solver in process.solvers
+        if sampling.solver in PROCESS_SOLVERS and not own:
+            raise ConfigError(f"sampling.solver={sampling.solver}: only --process meanflow learns an average velocity")
+        if own and sampling.guidance != 1:
             raise ConfigError(
                 f"sampling.guidance={sampling.guidance:g}: an average velocity is guided in training: process.guidance"
             )

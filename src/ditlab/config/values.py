@@ -7,16 +7,14 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import AfterValidator, Field
 
-from ditlab.core.registry import SOLVERS
-
-AVERAGE = "average"  # the solver of processes that learn an average velocity
+from ditlab.core.registry import PROCESS_SOLVERS, SOLVERS
 
 
 def _known_solver(name: str) -> str:
-    return name if name == AVERAGE else SOLVERS.check(name)
+    return name if name in PROCESS_SOLVERS else SOLVERS.check(name)
 
 
-SOLVER_CHOICES = tyro.conf.arg(metavar="{" + ",".join((*SOLVERS, AVERAGE)) + "}")
+SOLVER_CHOICES = tyro.conf.arg(metavar="{" + ",".join((*SOLVERS, *PROCESS_SOLVERS)) + "}")
 SolverName = Annotated[str, AfterValidator(_known_solver)]
 GridName = Literal["auto", "uniform", "quadratic", "karras", "respaced", "leading"]
 Share = Annotated[float, Field(ge=0, le=1)]

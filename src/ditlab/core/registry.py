@@ -71,6 +71,7 @@ class Registry(Mapping[str, Any]):
 SOLVERS = Registry(
     "solver", ("euler", "ddim", "heun", "ancestral", "dpm-solver++", "dpm-solver++3m", "euler-maruyama", "dopri5")
 )
+PROCESS_SOLVERS = ("average",)  # solvers that one process alone has
 CONDITIONINGS = Registry("conditioning", ("adaln-zero", "adaln", "film", "in-context", "cross-attention"))
 NETWORKS = Registry("network")
 PROCESSES = Registry("process")

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ditlab.diffusion.auxiliary import Seen, Weighted, added, watched
 from ditlab.diffusion.evaluating import evaluating
 from ditlab.diffusion.guidance import Guidance, as_guidance
 from ditlab.diffusion.paths import LinearPath, Path, exact, match, times_of
@@ -29,7 +30,7 @@ from ditlab.diffusion.process import Condition, Process
 from ditlab.diffusion.solvers import Denoiser, Noise, Solver
 from ditlab.diffusion.times import LogitNormal
 
-AVERAGE = "average"
+AVERAGE = "average"  # the solver that jumps
 
 
 class Interval(NamedTuple):
@@ -58,7 +59,7 @@ class MeanFlow(Process):
         guidance: classifier-free guidance folded into the target, so that sampling needs one pass; 1 is off. It is the
             effective scale ω/(1 − κ) of the paper.
         guidance_mix: κ, the share of the guided velocity that the network's own conditional velocity takes.
-        condition_dropout: share of training samples whose conditions are dropped.
+        condition_dropout, auxiliary: as for ``Process``.
 
     Raises:
         ValueError: a setting out of bounds, or guidance for a network that cannot be unconditional.
@@ -79,6 +80,7 @@ class MeanFlow(Process):
         guidance: float = 1.0,
         guidance_mix: float = 0.0,
         condition_dropout: float = 0.1,
+        auxiliary: Weighted = (),
     ) -> None:
         if not 0 <= flow_share <= 1:
             raise ValueError(f"flow_share={flow_share} must be between 0 and 1")
@@ -91,7 +93,8 @@ class MeanFlow(Process):
                 f"guidance={guidance} compares with the unconditional velocity: it needs a network with "
                 "null_condition(cond) and condition_dropout above 0"
             )
-        super().__init__(network, LinearPath(), "velocity", LogitNormal(times_mean, times_std), condition_dropout)
+        times = LogitNormal(times_mean, times_std)
+        super().__init__(network, LinearPath(), "velocity", times, condition_dropout, auxiliary=auxiliary)
         self.flow_share = flow_share
         self.adaptive_power, self.adaptive_offset = adaptive_power, adaptive_offset
         self.tangent = tangent
@@ -142,10 +145,12 @@ class MeanFlow(Process):
             rest = None if cond is None else {name: value[still:] for name, value in cond.items()}
             moved = self.target_over(target[still:], z[still:], t[still:], length[still:], rest)
             target = torch.cat([target[:still], moved])
-        error = self.predict(z, t, _over(cond, length)) - target
-        squared = error.square().flatten(1).mean(1)
+        with watched(self.network, self.auxiliary) as activations:
+            prediction = self.predict(z, t, _over(cond, length))
+        squared = self.distance(prediction - target)
         self.unweighted = squared.detach()
-        return squared / (self.unweighted + self.adaptive_offset) ** self.adaptive_power
+        losses = squared / (self.unweighted + self.adaptive_offset) ** self.adaptive_power
+        return losses + added(self.auxiliary, Seen(x0, noise, z, t, cond, prediction), activations)
 
     def target_over(
         self,

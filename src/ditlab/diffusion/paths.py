@@ -85,6 +85,7 @@ def times_of(t: Tensor, x: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
 class LinearPath:
     """a = 1 − t, s = t: the straight line of flow matching (Lipman et al. 2023; Liu et al. 2023)."""
 
+    name = "linear"
     finite_velocity = True
     first = 0.0
 
@@ -109,6 +110,7 @@ def _angle_slope(c: Coefficients) -> Slope:
 class CosinePath:
     """a = cos(πt/2), s = sin(πt/2): the continuous variance-preserving path (Albergo & Vanden-Eijnden 2023)."""
 
+    name = "cosine"
     finite_velocity = True
     first = 0.0
 
@@ -134,6 +136,7 @@ class DiscreteVP:
         betas: the variances β_k, each in (0, 1), shape (steps,).
     """
 
+    name = "discrete"
     finite_velocity = False
 
     def __init__(self, betas: Float[Tensor, " steps"]) -> None:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.core.malloc import freed_memory_kept
 from ditlab.core.rng import SampleNoise
+from ditlab.diffusion.auxiliary import Seen, Weighted, added, watched
 from ditlab.diffusion.evaluating import evaluating, input_type
 from ditlab.diffusion.grids import Grid, sampling_times
 from ditlab.diffusion.guidance import Guidance, Passes, as_guidance, must_be_learned
-from ditlab.diffusion.paths import (
-    CosinePath,
-    DiscreteVP,
-    LinearPath,
-    Path,
-    exact,
-    match,
-    named_betas,
-    same_path,
-    times_of,
-)
+from ditlab.diffusion.paths import Path, exact, match, same_path, times_of
 from ditlab.diffusion.solvers import Denoiser, Solver, as_solver, integrate
 from ditlab.diffusion.targets import Estimate, compose, determinant, find_target, resolve
-from ditlab.diffusion.times import LogitNormal, Nodes, Stratified, Times, Uniform
-from ditlab.diffusion.variance import variational_bound
+from ditlab.diffusion.times import Times
+from ditlab.diffusion.weights import WEIGHTS, Weight, in_velocity
 
 Condition = Mapping[str, Tensor]
 Bound = Callable[[Tensor, Tensor, Tensor, Estimate], Tensor]
@@ -44,7 +35,10 @@ class Process(nn.Module):
             in bf16, fp16 or fp64 it is given x in that type; t stays exact, in fp32 at least, as do the states.
         path, target, times: where x_t lies, what the network predicts, when it is trained.
         condition_dropout: share of samples whose conditions are replaced by the null condition in ``loss``.
-        bound: (x0, noise, t, estimate) -> (B,), what trains a learned variance; None where there is none to learn.
+        bound: (x0, noise, t, estimate) -> (B,), what trains a learned variance; None if there is none to learn.
+        loss_in: the squared error is that of the ``"target"``, or of the ``"velocity"`` dx_t/dt that it implies.
+        weight: of that error by time: ``"uniform"``, ``"min-snr"`` (min-SNR-γ) or a function (``weights.Weight``).
+        auxiliary: further losses (B,) and their weights; they see the network's activations.
 
     ``evaluations`` counts, over all samples drawn so far, how often the denoiser ran; the passes that make a guided
     estimate are one. ``unweighted`` holds the errors (B,) of the latest ``losses``, detached, where a weight keeps a
@@ -62,6 +56,9 @@ class Process(nn.Module):
         times: Times,
         condition_dropout: float = 0.1,
         bound: Bound | None = None,
+        loss_in: str = "target",
+        weight: str | Weight = "uniform",
+        auxiliary: Weighted = (),
     ) -> None:
         super().__init__()
         if getattr(network, "learned_variance", False) and bound is None:
@@ -77,8 +74,22 @@ class Process(nn.Module):
         self.times = times
         self.condition_dropout = condition_dropout
         self.bound = bound
+        self.weights = self._weights(loss_in, weight)
+        self.auxiliary = auxiliary
         self.evaluations = 0
         self.unweighted: Tensor | None = None
+
+    def _weights(self, loss_in: str, weight: str | Weight) -> list[Weight]:
+        if loss_in not in ("target", "velocity"):
+            raise ValueError(f"unknown loss_in {loss_in!r}; choose 'target' or 'velocity'")
+        if isinstance(weight, str) and weight not in ("uniform", *WEIGHTS):
+            raise ValueError(f"unknown weight {weight!r}; choose one of uniform, {', '.join(WEIGHTS)}, or a function")
+        chosen: list[Weight] = []
+        if loss_in == "velocity" and self.target_name != "velocity":
+            chosen.append(in_velocity)
+        if weight != "uniform":
+            chosen.append(WEIGHTS[weight] if isinstance(weight, str) else weight)
+        return chosen
 
     # ---- training
 
@@ -106,20 +117,29 @@ class Process(nn.Module):
         generator: torch.Generator | None = None,
         t: Tensor | None = None,
     ) -> Float[Tensor, " B"]:
-        """Mean squared error of the prediction, one per sample; at random times unless ``t`` is given."""
+        """Mean squared error of the prediction, weighted, one per sample; at random times unless ``t`` is given."""
         x0 = exact(x0)
         t = self.draw_times(len(x0), generator, x0.device) if t is None else self.as_time(t)
         t = t.to(x0.dtype)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         cond = self.drop(cond, generator)
         x_t = self.q_sample(x0, t, noise)
-        prediction, variance = self.outputs(x_t, t, cond)
-        error = prediction - compose(self.target, self.path(t), x0, noise)
-        losses = error.square().flatten(1).mean(1)
-        if variance is None or self.bound is None:
+        with watched(self.network, self.auxiliary) as activations:
+            prediction, variance = self.outputs(x_t, t, cond)
+        losses = self.distance(prediction - compose(self.target, self.path(t), x0, noise))
+        if self.weights:
+            c = self.path(t)
+            losses = losses * math.prod(weight(c, determinant(self.target, c)) for weight in self.weights)
+        if variance is not None and self.bound is not None:
+            guess = resolve(self.target, self.path(t), x_t, prediction.detach())._replace(variance=variance)
+            losses = losses + self.bound(x0, noise, t, guess)
+        if not self.auxiliary:
             return losses
-        guess = resolve(self.target, self.path(t), x_t, prediction.detach())._replace(variance=variance)
-        return losses + self.bound(x0, noise, t, guess)
+        return losses + added(self.auxiliary, Seen(x0, noise, x_t, t, cond, prediction), activations)
+
+    def distance(self, error: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        """The mean square of each sample's errors; another process may measure them otherwise."""
+        return error.square().flatten(1).mean(1)
 
     def loss(
         self, x0: Float[Tensor, "B ..."], cond: Condition | None = None, generator: torch.Generator | None = None
@@ -215,8 +235,8 @@ class Process(nn.Module):
                 "with the same process and schedule"
             )
 
-    def stepper(self, solver: str | Solver, cond: Condition | None = None) -> Solver:  # noqa: ARG002 - for MeanFlow
-        """The solver of that name, for samples under these conditions.
+    def stepper(self, solver: str | Solver, cond: Condition | None = None) -> Solver:  # noqa: ARG002 - for others
+        """The solver of that name, for samples under these conditions; a process may have solvers of its own.
 
         Raises:
             ValueError: an unknown name.
@@ -302,99 +322,9 @@ class Process(nn.Module):
             ValueError: arguments that do not go together.
         """
         walk = self.trajectory(n, shape, cond, steps, solver, guidance, seed, first, grid, shift, guide)
-        with freed_memory_kept(self.like().device.type):
-            return deque(walk, maxlen=1).pop()[1]
+        return deque(walk, maxlen=1).pop()[1]
 
     def like(self) -> Tensor:
         """An empty tensor on the network's device, in fp32 (fp64 for a network in fp64)."""
         weight = next(self.parameters(), torch.empty(0))
         return torch.empty(0, device=weight.device, dtype=torch.promote_types(torch.float32, weight.dtype))
-
-
-class FlowMatching(Process):
-    """Flow matching: learn the velocity dx_t/dt of the path from data to noise (Lipman et al. 2023; Liu et al. 2023).
-
-    On the linear path the velocity is eps − x0.
-
-    Args:
-        network: any ``f(x, t, cond)`` with an output shaped like x.
-        path: ``"linear"``, or ``"cosine"`` (variance-preserving).
-        times: ``"uniform"``, ``"stratified"`` (uniform, spread evenly over each batch) or ``"logit-normal"``.
-        shift: above 1 moves training times towards the noise, as large images need, below 1 towards the data.
-        condition_dropout: share of training samples whose conditions are dropped.
-    """
-
-    def __init__(
-        self,
-        network: Any,
-        *,
-        path: Literal["linear", "cosine"] = "linear",
-        times: Literal["uniform", "stratified", "logit-normal"] = "uniform",
-        shift: float = 1.0,
-        condition_dropout: float = 0.1,
-    ) -> None:
-        paths: dict[str, Callable[[], Path]] = {"linear": LinearPath, "cosine": CosinePath}
-        densities: dict[str, Any] = {"uniform": Uniform, "stratified": Stratified, "logit-normal": LogitNormal}
-        if path not in paths:
-            raise ValueError(f"unknown path {path!r}; choose one of {', '.join(paths)}")
-        if times not in densities:
-            raise ValueError(f"unknown times {times!r}; choose one of {', '.join(densities)}")
-        super().__init__(network, paths[path](), "velocity", densities[times](shift=shift), condition_dropout)
-
-
-class DDPM(Process):
-    """Denoising diffusion on a discrete variance-preserving path (Ho et al. 2020).
-
-    A network with ``learned_variance`` has 2C channels out, and the second half is the variance of the ancestral step.
-    It is trained by L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16): the term of the variational bound in bits per
-    dimension, its mean detached, times 0.001·steps, which is the published 1 at 1000 steps.
-
-    Args:
-        network: any ``f(x, t, cond)`` with an output shaped like x.
-        steps: number of published steps; t = (k + 1)/steps for k = 0 … steps − 1. Training uses these times alone.
-        schedule: ``"linear"`` or ``"cosine"`` betas.
-        target: ``"eps"``, ``"x0"`` or ``"v"``.
-        condition_dropout: share of training samples whose conditions are dropped.
-        first_term: of a learned variance's bound at k = 0: data are 8-bit ``"pixels"`` in [−1, 1], or have a
-            ``"density"``, as latents do.
-    """
-
-    grid = "respaced"
-
-    def __init__(
-        self,
-        network: Any,
-        steps: int = 1000,
-        schedule: Literal["linear", "cosine"] = "linear",
-        target: Literal["eps", "x0", "v"] = "eps",
-        *,
-        condition_dropout: float = 0.1,
-        first_term: Literal["pixels", "density"] = "pixels",
-    ) -> None:
-        if first_term not in ("pixels", "density"):
-            raise ValueError(f"unknown first term {first_term!r}; choose 'pixels' or 'density'")
-        if steps < 2 and getattr(network, "learned_variance", False):
-            raise ValueError(f"steps={steps} leaves no variance to learn: use at least 2, or learned_variance=False")
-        path = DiscreteVP(named_betas(schedule, steps))
-        super().__init__(network, path, target, Nodes(steps), condition_dropout, self.variance_losses)
-        self.path: DiscreteVP = path
-        self.steps = steps
-        self.first_term: Literal["pixels", "density"] = first_term
-
-    def variance_losses(
-        self, x0: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."], t: Float[Tensor, " B"], guess: Estimate
-    ) -> Float[Tensor, " B"]:
-        """λ·L_vlb, with λ = 0.001 for the sum over all steps, of which each sample has one."""
-        return 0.001 * self.steps * variational_bound(self.path, t, x0, noise, guess, self.first_term)
-
-    def as_time(self, t: Tensor) -> Tensor:
-        """Times as floats in [0, 1]; whole numbers are published indices k.
-
-        Raises:
-            ValueError: an index beyond the steps (looked at on the CPU alone: a GPU need not wait).
-        """
-        if t.is_floating_point():
-            return t
-        if t.device.type == "cpu" and t.numel() and (t.min() < 0 or t.max() >= self.steps):
-            raise ValueError(f"step indices run from 0 to {self.steps - 1}, not {int(t.min())} to {int(t.max())}")
-        return (t + 1) / self.steps

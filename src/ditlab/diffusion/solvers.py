@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -294,6 +295,7 @@ class DormandPrince:
     rtol: float = 1e-5
     atol: float = 1e-5
     order = 5
+    adaptive = True  # chooses its steps
 
     def __post_init__(self) -> None:
         if find_spec("torchdiffeq") is None:
@@ -304,10 +306,12 @@ class DormandPrince:
     def step(
         self, denoise: Denoiser, path: Path, x: Tensor, t: Tensor, r: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        *_, (_, x) = self.walk(denoise, path, x, torch.stack([t, r]))
+        *_, (_, x) = self.walk(denoise, path, x, torch.stack([t, r]), noise)
         return x, None
 
-    def walk(self, denoise: Denoiser, path: Path, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def walk(
+        self, denoise: Denoiser, path: Path, x: Tensor, grid: Tensor, noise: Noise
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """(t, x_t) at all times of the grid but the first."""
         from torchdiffeq import odeint
 
@@ -353,6 +357,11 @@ for _name, _make in {
 register_solver = SOLVERS.register
 
 
+def adaptive(name: str) -> bool:
+    """Whether the solver of that name chooses its steps, so that nobody knows how often the network will run."""
+    return getattr(SOLVERS[name], "adaptive", False)
+
+
 def as_solver(solver: str | Solver) -> Solver:
     """A solver by name, or the solver itself.
 
@@ -366,10 +375,16 @@ def as_solver(solver: str | Solver) -> Solver:
 def integrate(
     solver: Solver, denoise: Denoiser, path: Path, x: Tensor, grid: Tensor, noise: Noise
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk ``grid``, N + 1 falling times, from x at ``grid[0]``; yield (t, x_t) after each of the N steps."""
-    if isinstance(solver, DormandPrince):
-        yield from solver.walk(denoise, path, x, grid)
-        return
+    """Go down ``grid``, N + 1 falling times, from x at ``grid[0]``; yield (t, x_t) after each of the N steps.
+
+    A solver that chooses its own steps between these times has a method ``walk``; any other takes one step for each.
+    """
+    return getattr(solver, "walk", partial(_step_by_step, solver))(denoise, path, x, grid, noise)
+
+
+def _step_by_step(
+    solver: Solver, denoise: Denoiser, path: Path, x: Tensor, grid: Tensor, noise: Noise
+) -> Iterator[tuple[Tensor, Tensor]]:
     state = None
     for t, r in pairwise(grid):
         x, state = solver.step(denoise, path, x, t, r, state, noise)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ditlab.config import Config, MeanFlowConfig
+from ditlab.config import Config
 from ditlab.doctor.advice import smaller_lr
 from ditlab.doctor.checks import Check, Mark, unknown
 
@@ -95,8 +95,8 @@ def _spikes(losses: np.ndarray) -> int:
 def training_curve(config: Config, course: Course) -> Check:
     """Does the loss fall, and has it stayed down?"""
     name, losses = "training curve", np.array(course.numbers["loss"])
-    if isinstance(config.process, MeanFlowConfig) and config.process.adaptive_power > 0:
-        return unknown(name, "MeanFlow's loss is divided by its own size, so that it stays near 1")
+    if config.process.steady is not None:
+        return unknown(name, config.process.steady)
     if len(losses) < FEWEST:
         return unknown(name, f"{len(losses)} lines with a loss so far: it takes {FEWEST}")
     width = max(2, len(losses) // 10)

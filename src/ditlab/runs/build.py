@@ -18,16 +18,17 @@ from ditlab.config import (
     ExternalData,
     ImagesData,
     LatentsData,
-    MeanFlowConfig,
     MLPConfig,
     OwnConfig,
     OwnData,
+    OwnProcess,
     PointsData,
     ScalarConfig,
     UNetConfig,
 )
+from ditlab.config.process import ProcessSection
 from ditlab.core.errors import InputError
-from ditlab.core.registry import DATASETS, NETWORKS, Registry
+from ditlab.core.registry import DATASETS, LOSSES, NETWORKS, PROCESSES, Registry
 from ditlab.core.rng import seed_from
 from ditlab.data.circles import Circles
 from ditlab.data.conditions import AnyCondition, Conditions, Scalar, Text, class_names, labelled, num_classes
@@ -36,8 +37,11 @@ from ditlab.data.digits import Digits
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
 from ditlab.data.points import Points
+from ditlab.diffusion.auxiliary import Weighted
+from ditlab.diffusion.ddpm import DDPM
+from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.meanflow import MeanFlow
-from ditlab.diffusion.process import DDPM, FlowMatching, Process
+from ditlab.diffusion.process import Process
 from ditlab.networks.dit import DiT
 from ditlab.networks.mlp import MLPDenoiser
 from ditlab.networks.unet import UNet
@@ -103,7 +107,7 @@ def made(section: str, name: str, registry: Registry, settings: Mapping[str, Any
     try:
         return registry[name](*given, **named, **settings)
     except (ValueError, TypeError) as error:
-        raise InputError(f"--{section}.name {name}: {error}") from None
+        raise InputError(f"--{section} {name}: {error}") from None
 
 
 def build_network(config: Config, dataset: Dataset) -> nn.Module:
@@ -114,11 +118,12 @@ def build_network(config: Config, dataset: Dataset) -> nn.Module:
     """
     arguments: dict[str, Any] = config.network.model_dump(exclude={"kind"})
     shape, told = dataset.shape, network_conditions(dataset.conditions)
-    if isinstance(config.process, MeanFlowConfig):
+    if config.process.guided and told["num_classes"] is None:
+        raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
+    if config.process.takes_interval:
         if isinstance(config.network, UNetConfig | OwnConfig):
-            raise InputError("--process meanflow needs a network that takes an interval: use --network dit or mlp")
-        if config.process.guidance != 1 and told["num_classes"] is None:
-            raise InputError("these data have no labels, so there is nothing to guide: drop --process.guidance")
+            needs = f"--process {config.process.kind} needs a network that takes an interval"
+            raise InputError(f"{needs}: use --network dit or mlp")
         arguments["interval"] = True
     if isinstance(config.network, OwnConfig):
         return _own_network(config.network, shape, told)
@@ -213,13 +218,31 @@ def build_process(config: Config, network: Any) -> Process:
     Raises:
         InputError: its settings do not go together.
     """
-    arguments: dict[str, Any] = config.process.model_dump(exclude={"kind"})
-    kinds: dict[str, type[FlowMatching | DDPM | MeanFlow]] = {
-        "flow": FlowMatching,
-        "ddpm": DDPM,
-        "meanflow": MeanFlow,
-    }
+    process: ProcessSection = config.process
+    if isinstance(process, OwnProcess):
+        if not process.name:
+            raise InputError("name the process, under which it was registered: --process own --process.name NAME")
+        return _own_process(process, network)
+    arguments = process.model_dump(exclude={"kind"})
+    kinds: dict[str, type[Process]] = {"flow": FlowMatching, "ddpm": DDPM, "meanflow": MeanFlow}
     try:
-        return kinds[config.process.kind](network, **arguments)
+        return kinds[process.kind](network, **arguments)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _own_process(config: OwnProcess, network: Any) -> Process:
+    """A registered process; its maker is told which share of conditions to drop, if it takes that."""
+    asked = signature(PROCESSES[config.name]).parameters if config.name in PROCESSES else {}
+    given = {name: config.condition_dropout for name in ("condition_dropout",) if name in asked}
+    process: Process = made("process", config.name, PROCESSES, config.settings, network, **given)
+    return process
+
+
+def auxiliary_losses(config: Config) -> Weighted:
+    """The auxiliary losses of a configuration, which training alone needs, and their weights.
+
+    Raises:
+        InputError: one is not registered.
+    """
+    return [(made("auxiliary", name, LOSSES, {}), weight) for name, weight in config.auxiliary.items()]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ditlab.config import Config, SamplingConfig
 from ditlab.core.distributed import ALONE, Ranks
 from ditlab.core.errors import InputError
+from ditlab.core.malloc import freed_memory_kept
 from ditlab.data.conditions import AnyCondition, Conditions, Label, Scalar
 from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
 from ditlab.diffusion.process import Process
@@ -150,7 +151,8 @@ def draw(
         chosen = torch.tensor(some).clamp(max=n - 1)
         told = {name: value[chosen] for name, value in cond.items()} or None
         try:
-            pieces.append(process.sample(len(some), shape, cond=told, first=first + some[0], **drawing))
+            with freed_memory_kept(process.like().device.type):
+                pieces.append(process.sample(len(some), shape, cond=told, first=first + some[0], **drawing))
         except ValueError as error:
             raise InputError(str(error)) from None
     return ranks.gather(torch.cat(pieces))[:n]

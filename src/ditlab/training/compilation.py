@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ditlab.config import Config, DiTConfig, MeanFlowConfig
+from ditlab.config import Config, DiTConfig
 from ditlab.core.device import resolve_device
 from ditlab.core.disk import HOST, cache_folder, write_atomically
 from ditlab.core.errors import InputError
@@ -108,7 +108,8 @@ def is_whole(config: Config, world: int = 1) -> bool:
     return (
         world == 1
         and not config.recompute
-        and not isinstance(config.process, MeanFlowConfig)
+        and config.process.compiles
+        and not config.auxiliary
         and isinstance(config.network, DiTConfig)
         and resolve_device(config.device).type == "cpu"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ditlab.config import Config, LatentsData, MeanFlowConfig, MuonConfig, ProcessConfig
+from ditlab.config import Config, LatentsData, MuonConfig
 from ditlab.core.device import resolve_device
 from ditlab.machine.resolve import resolve_precision
 from ditlab.networks.costs import activation_bytes, multiply_accumulates, on_meta, parameter_count
@@ -20,7 +20,6 @@ from ditlab.training.sharding import recompute_blocks
 
 PEAKS = {"H100": 989.4e12, "A100": 312e12}  # dense bf16 FLOP/s of the SXM cards, from NVIDIA's data sheets
 PASSES = 3  # a step costs three forward passes: the backward pass is two products for each of the forward's
-DERIVATIVE_PASSES = 3  # MeanFlow's Jacobian-vector product
 GATHERED = 2  # blocks whose weights are whole at a time under FSDP: one computes while the next one is fetched
 
 
@@ -38,7 +37,7 @@ def estimate(config: Config, devices: int = 1, days: float = 7.0, store_bytes: i
     A100 do; one is this machine's.
     Under FSDP the first four are shared out, and two blocks are whole at a time, with the gradient of one or, where a
     batch is run in parts, with all gradients: they are exchanged after its last part. Buffers of communication, of
-    libraries and of the allocator come on top, and what MeanFlow's derivative needs while it is computed.
+    libraries and of the allocator come on top, and what a derivative of the network needs while it is computed.
 
     Args:
         config: what would be trained.
@@ -90,18 +89,6 @@ def _must_be_trainable(config: Config, network: nn.Module, devices: int) -> None
         recompute_blocks(copy.deepcopy(network))
 
 
-def passes(process: ProcessConfig) -> float:
-    """How many forward passes a sample costs in training.
-
-    MeanFlow takes a derivative, and along its own velocity one pass more, for the samples whose interval is not 0, and
-    two passes where guidance is folded in. Compared with counts of real losses and their backward passes.
-    """
-    if not isinstance(process, MeanFlowConfig):
-        return PASSES
-    moved = DERIVATIVE_PASSES + (process.tangent == "marginal")
-    return PASSES + (1 - process.flow_share) * moved + 2 * (process.guidance != 1)
-
-
 def _optimizer_numbers(config: Config, network: nn.Module) -> int:
     """Numbers that the optimizers keep: two a trainable parameter for AdamW, one for Muon."""
     trainable = parameter_count(network, trainable_only=True)
@@ -140,7 +127,7 @@ def _memory(
 def _time(config: Config, macs: int, devices: int, days: float) -> dict[str, Any]:
     """How fast a training has to be to end in time, and how much of a GPU's peak that is."""
     samples, seconds = config.steps * config.batch_size, days * 86_400
-    operations = round(2 * passes(config.process) * macs * samples)
+    operations = round(2 * (PASSES + config.process.extra_passes) * macs * samples)
     return {
         "days": days,
         "images_per_s": samples / seconds,

@@ -20,7 +20,7 @@ from ditlab.core.errors import InputError, TrainingError
 from ditlab.core.malloc import freed_memory_kept, use_huge_pages
 from ditlab.core.rng import generator_for
 from ditlab.data.dataset import Batch, Dataset
-from ditlab.runs.build import build_process, initial_network
+from ditlab.runs.build import auxiliary_losses, build_process, initial_network
 from ditlab.runs.weights import differences
 from ditlab.training.compilation import compile_network, first_line, is_whole, leave_uncompiled, uncompiled
 from ditlab.training.ema import EMA, PowerAverages, saved_buffers
@@ -55,6 +55,7 @@ class TrainState:
         self.network: nn.Module = fresh if self.sharded else fresh.to(self.device)
         self.ema = EMA(self.network, config.ema_decay, partial(shard, device=self.device) if self.sharded else None)
         self.process = build_process(config, self._spread())
+        self.process.auxiliary = auxiliary_losses(config)
         self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network)
         self.optimizers = Optimizers(self.network, config)

@@ -9,6 +9,7 @@ from ditlab.config import Config
 from ditlab.core.registry import SOLVERS
 from ditlab.data.conditions import num_classes
 from ditlab.diffusion.process import Process
+from ditlab.diffusion.solvers import adaptive
 from ditlab.inspection.branches import modulated_blocks
 from ditlab.lab.lens.decoding import why_not
 from ditlab.lab.lens.lens import KINDS, MAX_STEPS, Lens
@@ -76,12 +77,11 @@ def describe_waiting(folder: RunFolder) -> dict[str, Any]:
 
 def _settings(config: Config, process: Process, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
     """What the configuration says, which is known before anything is learned."""
-    few_steps = config.process.kind == "meanflow"
     return {
         "data": config.data.kind,
         "network": config.network.kind,
         "process": config.process.kind,
-        "noise_path": getattr(config.process, "path", "linear" if few_steps else "discrete"),
+        "noise_path": getattr(process.path, "name", "own"),
         "target": process.target_name,
         "shape": list(shape),
         "num_classes": num_classes,
@@ -89,7 +89,7 @@ def _settings(config: Config, process: Process, shape: tuple[int, ...], num_clas
         "has_gates": bool(modulated_blocks(process.network)),
         "parameters": parameter_count(process.network),
         "sampling": config.sampling.model_dump(),
-        "solvers": [name for name in SOLVERS if name not in ("ddim", "dopri5")] + (["average"] if few_steps else []),
+        "solvers": [*(name for name in SOLVERS if name != "ddim" and not adaptive(name)), *config.process.solvers],
         "max_steps": MAX_STEPS,
     }
 

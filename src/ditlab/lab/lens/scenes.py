@@ -247,7 +247,7 @@ class Scenes:
         affordable = QUICK[self.like.device.type] / self.macs / passes
         how = ""
         if evaluations_of(process, own.solver, own.steps) > affordable:
-            solver = "average" if own.solver == "average" else "euler"
+            solver = own.solver if own.solver in self.run.config.process.solvers else "euler"
             few = own.model_copy(update={"steps": max(1, min(own.steps, int(affordable))), "solver": solver})
             how = f"{few.steps} of {solver} in place of {own.steps} of {own.solver}"
             own = few
