@@ -119,10 +119,10 @@ def measure(pairs: int) -> dict[str, float]:
     config = RECIPES["circles"]().model_copy(update={"steps": steps, "precision": "fp32", "keep_last": 2, **every})
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = RunFolder(Path(temporary) / "run")
-        fit(folder, config.model_copy(update={"steps": STRETCH}), Alternation(lambda _: Client(0, "", "")))
+        fit(config.model_copy(update={"steps": STRETCH}), folder, watcher=Alternation(lambda _: Client(0, "", "")))
         port, name = stack.enter_context(lab(folder.path))
         watcher = Alternation(lambda kind: Client(port, name, kind))
-        fit(folder, config, watcher, resume=True)
+        fit(config, folder, watcher=watcher, resume=True)
     return _ratios(watcher) | {
         "stretch_seconds": round(statistics.median(wall for wall, _ in watcher.seconds["alone"]), 3),
         "processors": os.cpu_count() or 0,

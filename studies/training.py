@@ -210,7 +210,7 @@ def _train_one(name: str, path: Path, config: Config, start: Start | None) -> tu
         if not folder.config_file.exists() or folder.whole_step != config.steps:
             if start is not None and folder.step is None:
                 _save_start(folder, config, start)
-            fit(folder, config, Quiet(), resume=True)
+            fit(config, folder, watcher=Quiet(), resume=True)
     except TrainingError as error:
         failed = str(error)
     except Interrupted:

@@ -20,7 +20,7 @@ def lines(folder):
 @pytest.mark.parametrize("recipe", ["circles", "digits"])
 def test_figures_on_the_way_are_those_afterwards(tmp_path, recipe):
     folder = RunFolder(tmp_path / "run")
-    fit(folder, tiny(recipe, eval_every=4, eval_n=120), Nobody())
+    fit(tiny(recipe, eval_every=4, eval_n=120), folder, watcher=Nobody())
     told = [line for line in lines(folder) if "eval" in line]
     assert [line["step"] for line in told] == [4, 6]
     run = ditlab.load(folder.path)
@@ -35,8 +35,8 @@ def test_figures_on_the_way_are_those_afterwards(tmp_path, recipe):
 def test_training_does_not_feel_it(tmp_path):
     """Checkpoints are alike to the last byte, with and without."""
     config = tiny("digits", eval_every=2, eval_n=100)
-    fit(RunFolder(tmp_path / "with"), config, Nobody())
-    fit(RunFolder(tmp_path / "without"), tiny("digits"), Nobody())
+    fit(config, RunFolder(tmp_path / "with"), watcher=Nobody())
+    fit(tiny("digits"), RunFolder(tmp_path / "without"), watcher=Nobody())
     for step in (3, 6):
         name = f"checkpoints/step-{step:08d}"
         for file in ("model", "ema", "optimizer", "averages"):
@@ -47,14 +47,14 @@ def test_training_does_not_feel_it(tmp_path):
 def test_a_resumed_run_tells_the_same_figures(tmp_path):
     config = tiny("digits", eval_every=2, eval_n=100)
     whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
-    fit(whole, config, Nobody())
-    fit(cut, config, Nobody())
+    fit(config, whole, watcher=Nobody())
+    fit(config, cut, watcher=Nobody())
     (cut.checkpoints / "LATEST").write_text("step-00000003")
     for step in (6,):
         for file in (cut.checkpoints / f"step-{step:08d}").iterdir():
             file.unlink()
         (cut.checkpoints / f"step-{step:08d}").rmdir()
-    fit(cut, config, Nobody(), resume=True)
+    fit(config, cut, watcher=Nobody(), resume=True)
 
     def figures(folder):
         return [(line["step"], line["eval"]) for line in lines(folder) if "eval" in line]

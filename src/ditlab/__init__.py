@@ -9,8 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ditlab.cli.recipe import recipe
+    from ditlab.config.config import Config
     from ditlab.core.errors import ConfigError, InputError
     from ditlab.core.registry import register, register_network
+    from ditlab.data.as_dataset import as_dataset
+    from ditlab.data.conditions import Label, Scalar, Text
+    from ditlab.data.dataset import Dataset
     from ditlab.diffusion.ddpm import DDPM
     from ditlab.diffusion.flow_matching import FlowMatching
     from ditlab.diffusion.guidance import ClassifierFree, Guidance, Interval, Rescaled
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
         register_solver,
     )
     from ditlab.diffusion.targets import Estimate
+    from ditlab.evaluation.evaluate import evaluate
     from ditlab.inspection.probe import probe
     from ditlab.interop.exports import export_run
     from ditlab.interop.imports import import_checkpoint
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from ditlab.networks.modulation import BlockModulation, Modulation
     from ditlab.networks.unet import UNet
     from ditlab.runs.run import Run, load
+    from ditlab.train import fit
 
 _HOME = {
     "DiT": "networks.dit",
@@ -79,6 +86,15 @@ _HOME = {
     "show": "lab.notebook",
     "import_checkpoint": "interop.imports",
     "export_run": "interop.exports",
+    "recipe": "cli.recipe",
+    "fit": "train",
+    "evaluate": "evaluation.evaluate",
+    "Config": "config.config",
+    "Dataset": "data.dataset",
+    "Label": "data.conditions",
+    "Scalar": "data.conditions",
+    "Text": "data.conditions",
+    "as_dataset": "data.as_dataset",
     "InputError": "core.errors",
     "ConfigError": "core.errors",
 }
@@ -89,9 +105,11 @@ __all__ = [
     "ClassifierFree",
     "Conditioning",
     "Conditions",
+    "Config",
     "ConfigError",
     "DPMSolverPlusPlus",
     "DPMSolverPlusPlus3M",
+    "Dataset",
     "DiT",
     "DormandPrince",
     "Estimate",
@@ -102,6 +120,7 @@ __all__ = [
     "Heun",
     "InputError",
     "Interval",
+    "Label",
     "MLPDenoiser",
     "MLPVelocity",
     "MeanFlow",
@@ -110,14 +129,20 @@ __all__ = [
     "Process",
     "Rescaled",
     "Run",
+    "Scalar",
     "SinEmb",
     "Solver",
+    "Text",
     "UNet",
+    "as_dataset",
+    "evaluate",
     "export_run",
+    "fit",
     "import_checkpoint",
     "load",
     "log_likelihood",
     "probe",
+    "recipe",
     "register",
     "register_conditioning",
     "register_network",

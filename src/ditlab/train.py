@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,9 +23,10 @@ from ditlab.data.dataset import Dataset, Prepared
 from ditlab.evaluation.in_training import InTraining
 from ditlab.machine.resolve import computing_as, settled
 from ditlab.runs.agreement import content_of, options_of, versions, weights_of
-from ditlab.runs.build import build_dataset, most_numbers, network_shapes
+from ditlab.runs.build import GivenNetwork, GivenProcess, as_given, build_dataset, most_numbers, network_shapes
 from ditlab.runs.checkpoint import newest_whole, saved_steps, step_name, verified
 from ditlab.runs.folder import RunFolder
+from ditlab.runs.run import Run, ready
 from ditlab.runs.sampling import build_drawing
 from ditlab.runs.weights import foresee
 from ditlab.training import compilation as compiled
@@ -32,7 +34,7 @@ from ditlab.training.checkpointer import CheckpointWriter
 from ditlab.training.loader import STARTING
 from ditlab.training.loop import TrainState, compiled_over_written, rehearse, train
 from ditlab.training.optim import scheduled
-from ditlab.training.recorder import Recorder, Watcher, tell_doing
+from ditlab.training.recorder import Printed, Recorder, Watcher, tell_doing
 from ditlab.training.resume import load_checkpoint
 from ditlab.training.signals import collected
 from ditlab.training.tracking import Nobody, must_be_installed, tracking
@@ -54,11 +56,37 @@ class PreparationWatcher(Protocol):
 
 
 def fit(
-    folder: RunFolder, config: Config, watcher: Watcher, *, resume: bool = False, ranks: Ranks = ALONE
-) -> TrainState:
+    config: Config,
+    folder: RunFolder | str | Path,
+    dataset: Dataset | None = None,
+    network: GivenNetwork | None = None,
+    process: GivenProcess | None = None,
+    resume: bool = False,
+    *,
+    watcher: Watcher | None = None,
+    ranks: Ranks = ALONE,
+) -> Run:
     """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
 
-    Of several processes each calls this with the same arguments; the first one writes.
+    What is given as an object is used in the place of what the configuration says. The run folder records that it was
+    given, and of data their shape and conditions, so that ``ditlab.load`` samples the run without them; a network or a
+    process has to be given to ``ditlab.load`` again. Of several processes each calls this with the same arguments; the
+    first one writes. ::
+
+        config = ditlab.recipe("points", steps=500)
+        run = ditlab.fit(config, "runs/mine", dataset=ditlab.as_dataset(torch.randn(1000, 2)))
+        x = run.draw(16)
+
+    Args:
+        config: how to train, as ``ditlab.recipe`` makes it.
+        folder: where the run is kept.
+        dataset: what to learn; see ``ditlab.as_dataset``.
+        network: ``network(x, t, cond) -> (B, ...)`` like x, which is trained in place; or a function that makes one,
+            whose weights are then a function of ``config.seed``.
+        process: a function of the network, such as ``lambda net: ditlab.FlowMatching(net, times="uniform")``.
+        resume: go on from the newest checkpoint. With the same arguments it ends with the same bytes.
+        watcher: is shown the progress; by default it is printed to stderr.
+        ranks: the processes that train together.
 
     Raises:
         InputError: the network does not go with the data, the data are gone or too many of them cannot be used; there
@@ -67,32 +95,41 @@ def fit(
             the ``ranks`` is gone.
         Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
-    if isinstance(config.data, ExternalData):
+    folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    watcher = Printed() if watcher is None else watcher
+    if dataset is None and isinstance(config.data, ExternalData):
         raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
-    ranks.agree(lambda: {"the run": folder.path.name, "--resume": resume, **options_of(config), **versions()})
-    dataset = ranks.together(lambda: _reachable_data(config))
-    ranks.decided(lambda: _foresee(folder, config, dataset, resume))
-    config, lines = ranks.decided(lambda: settled(config, dataset.shape, ranks.world))
+    asked = config
+    ranks.agree(lambda: {"the run": folder.path.name, "--resume": resume, **options_of(asked), **versions()})
+    data = ranks.together(lambda: _reachable_data(asked, dataset))
+    config = as_given(config, data, dataset is not None, network, process)
+    ranks.decided(lambda: _foresee(folder, config, data, resume))
+    config, lines = ranks.decided(lambda: settled(config, data.shape, ranks.world))
     with computing_as(config):
-        return _fit(folder, config, dataset, watcher, resume, ranks, lines)
+        chosen = config.compile == "auto"
+        config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, data, ranks.world))})
+        state = TrainState(config, data, ranks, network, process)
+        _fit(folder, state, data, watcher, resume, chosen, lines)
+    return Run(folder, state.config, ready(state.averaged_process), state.step, data)
 
 
 def _fit(
     folder: RunFolder,
-    config: Config,
+    state: TrainState,
     dataset: Dataset,
     watcher: Watcher,
     resume: bool,
-    ranks: Ranks,
+    chosen: bool,
     lines: list[str],
-) -> TrainState:
-    """Train a configuration that says all that depends on the machine, but whether the network is compiled.
+) -> None:
+    """Train a fresh state, or one that a checkpoint goes on from.
 
-    The lines say what was chosen; they come once nothing can be refused any more, or before what takes long.
+    Args:
+        folder, state, dataset, watcher, resume: as above.
+        chosen: whether it was this machine's choice to compile the network.
+        lines: what else was chosen; they are said once nothing can be refused any more, or before what takes long.
     """
-    chosen = config.compile == "auto"
-    config = config.model_copy(update={"compile": ranks.decided(lambda: _compiled(config, dataset, ranks.world))})
-    state = TrainState(config, dataset, ranks)
+    config, ranks = state.config, state.ranks
     _check_null_label(state, dataset)
     solver = config.sampling.solver
     if state.sharded and state.process.stepper(solver).evaluations(1) is None:  # each would run as often as it likes
@@ -117,7 +154,6 @@ def _fit(
         watcher.begin(state.step, config.steps)
         with _partners(folder, ranks):
             _train(folder, state, dataset, watcher, done)
-    return state
 
 
 def _foresee(folder: RunFolder, config: Config, dataset: Dataset, resume: bool) -> None:
@@ -168,10 +204,10 @@ def _compiled(config: Config, dataset: Dataset, world: int) -> bool:
     return config.compile
 
 
-def _reachable_data(config: Config) -> Dataset:
-    """The data, once it is clear that nothing else is wanting on this machine."""
+def _reachable_data(config: Config, given: Dataset | None) -> Dataset:
+    """The data, once it is clear that nothing else is missing on this machine."""
     must_be_installed(config.track)
-    return build_dataset(config)
+    return build_dataset(config) if given is None else given
 
 
 def _prepare(folder: RunFolder, dataset: Prepared, watcher: Watcher, ranks: Ranks) -> str:

@@ -57,11 +57,11 @@ def test_the_time_left_is_that_of_the_newest_steps_without_compilation(tmp_path,
     """After a resume, too: both first steps take 50 times as long as the others."""
     seen, folder = Watching(), RunFolder(tmp_path / "r")
     config = tiny(steps=6, log_every=2)
-    fit(folder, config.model_copy(update={"steps": 4}), seen)
+    fit(config.model_copy(update={"steps": 4}), folder, watcher=seen)
     assert seen.left[2] == (config.batch_size / 2, 2 * 2.0)
     assert seen.left[4] == (config.batch_size / 2, 0)
     clock.steps, again = 0, Watching()
-    fit(folder, config.model_copy(update={"steps": 8}), again, resume=True)
+    fit(config.model_copy(update={"steps": 8}), folder, watcher=again, resume=True)
     assert again.left[6] == (config.batch_size / 2, 2 * 2.0)
     lines = [line for line in folder.read_metrics() if "loss" in line]
     assert [line["seconds"] for line in lines] == [102.0, 106.0, 208.0, 212.0]  # what passed is not smoothed
@@ -69,14 +69,14 @@ def test_the_time_left_is_that_of_the_newest_steps_without_compilation(tmp_path,
 
 def test_a_time_left_that_nobody_knows_yet_is_not_told(tmp_path, clock):
     seen = Watching()
-    fit(RunFolder(tmp_path / "r"), tiny(steps=2, log_every=1), seen)
+    fit(tiny(steps=2, log_every=1), RunFolder(tmp_path / "r"), watcher=seen)
     assert "left" not in _report(0.5, *seen.left[1])
     assert _report(0.5, *seen.left[2]).endswith("0:00 left")
 
 
 def test_slow_steps_are_shown_between_the_lines_of_metrics(tmp_path, clock):
     seen, folder = Watching(), RunFolder(tmp_path / "r")
-    fit(folder, tiny(steps=8, log_every=8, record_every=8), seen)
+    fit(tiny(steps=8, log_every=8, record_every=8), folder, watcher=seen)
     assert list(seen.left) == [1, 4, 7, 8]  # 100 s, then each 6 s
     assert [line["step"] for line in folder.read_metrics() if "loss" in line] == [8]
 
@@ -86,14 +86,14 @@ def test_what_takes_long_before_the_first_step_is_told_before_it_is_done(tmp_pat
     config = tiny(steps=1, compile=True)
     monkeypatch.setattr("ditlab.training.compilation.why_not", lambda device: None)
     monkeypatch.setattr("ditlab.training.loop.compile_network", lambda network, whole: None)
-    fit(RunFolder(tmp_path / "a"), config, seen)
+    fit(config, RunFolder(tmp_path / "a"), watcher=seen)
     assert seen.told == ["compiling the network", "begin", "drawing the first pictures"]
     compiled.remember(config, 41.7)
     again = Watching()
-    fit(RunFolder(tmp_path / "b"), config, again)
+    fit(config, RunFolder(tmp_path / "b"), watcher=again)
     assert again.told[0] == "compiling the network, about 42 s"
     other = Watching()
-    fit(RunFolder(tmp_path / "a"), config.model_copy(update={"steps": 2}), other, resume=True)
+    fit(config.model_copy(update={"steps": 2}), RunFolder(tmp_path / "a"), watcher=other, resume=True)
     assert other.told[0].startswith("compiling the network, about")
 
 

@@ -41,7 +41,7 @@ def small(recipe="digits", **changes):
 def trained(path, config):
     """A run whose metrics tell of an even speed: how fast it was is up to what else the machine does."""
     folder = RunFolder(path)
-    fit(folder, config, Nobody())
+    fit(config, folder, watcher=Nobody())
     lines = [{**line, **({"images_per_s": 1000.0} if "loss" in line else {})} for line in folder.read_metrics()]
     folder.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -111,7 +111,7 @@ def test_other_processes_and_optimizers_raise_no_alarm(tmp_path, changes):
 
 def test_a_learning_rate_100_times_too_high(tmp_path, capsys):
     recipe = RECIPES["digits"]()
-    fit(RunFolder(tmp_path / "run"), small(lr=100 * recipe.lr), Nobody())
+    fit(small(lr=100 * recipe.lr), RunFolder(tmp_path / "run"), watcher=Nobody())
     found = check(examine(tmp_path / "run"), "loss by time")
     assert found.mark == "bad"
     assert f"100 × the recipe's: train anew with --lr {recipe.lr:g}" in found.advice
@@ -134,7 +134,7 @@ def test_labels_that_were_shuffled_in_training(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(digits, "digit_halves", shuffled_digits)
         network = DiTConfig(patch_size=2, dim=32, depth=2, heads=2)
-        fit(RunFolder(tmp_path / "run"), small(network=network), Nobody())
+        fit(small(network=network), RunFolder(tmp_path / "run"), watcher=Nobody())
         still = examine(tmp_path / "run")
     assert "they look shuffled" in check(still, "labels").reason
     assert marks(still, "bad") == {"labels"}
@@ -145,7 +145,7 @@ def test_labels_that_were_shuffled_in_training(tmp_path, monkeypatch):
 
 def test_averaged_weights_that_never_moved(tmp_path, monkeypatch):
     monkeypatch.setattr(EMA, "update", lambda self, step: None)
-    fit(RunFolder(tmp_path / "run"), small(steps=60), Nobody())
+    fit(small(steps=60), RunFolder(tmp_path / "run"), watcher=Nobody())
     report = examine(tmp_path / "run")
     assert "averaged weights" in marks(report, "bad")
     found = check(report, "averaged weights")
@@ -158,7 +158,7 @@ def test_averaged_weights_that_stopped_halfway(tmp_path, monkeypatch):
     own = EMA.update
     monkeypatch.setattr(EMA, "update", lambda self, step: own(self, step) if step <= STEPS // 2 else None)
     folder = RunFolder(tmp_path / "run")
-    fit(folder, small(), Nobody())
+    fit(small(), folder, watcher=Nobody())
     found = check(examine(folder.path), "averaged weights")
     assert found.mark == "bad"
     assert f"have not moved since step {STEPS // 4 * 3}" in found.reason
@@ -173,7 +173,7 @@ def test_a_data_set_of_one_image(tmp_path):
     pixels = (digit_halves()[0].images[0, 0].numpy() * 127.5 + 127.5).astype("uint8")
     Image.fromarray(pixels).save(tmp_path / "one/a.png")
     data = ImagesData(path=str(tmp_path / "one"), image_size=(8,), channels=1)
-    fit(RunFolder(tmp_path / "run"), small(data=data, batch_size=1, steps=60), Nobody())
+    fit(small(data=data, batch_size=1, steps=60), RunFolder(tmp_path / "run"), watcher=Nobody())
     report = examine(tmp_path / "run", n=64)
     assert marks(report, "bad") == {"data"}
     assert check(report, "data").reason == "the data are one sample"
@@ -216,7 +216,7 @@ def test_a_run_in_training_is_neither_stopped_nor_changed(tmp_path):
                 seen.append(examine(folder.path, n=64))
                 assert everything() == before
 
-    fit(folder, small(steps=80, checkpoint_every=40), Visits())
+    fit(small(steps=80, checkpoint_every=40), folder, watcher=Visits())
     assert [report.step for report in seen] == [60]
     assert check(seen[0], "checkpoint").value["checkpoint"] in (None, 40)  # it may be being written
     assert folder.step == 80
@@ -334,7 +334,7 @@ def test_the_recipes_themselves_are_where_their_reference_is(tmp_path, recipe, s
 @pytest.mark.slow
 def test_the_recipe_with_a_learning_rate_10_times_too_high_is_ill(tmp_path):
     config = RECIPES["circles"]().model_copy(update={"steps": 1000, "checkpoint_every": 500, "lr": 0.04})
-    fit(RunFolder(tmp_path / "run"), config, Nobody())
+    fit(config, RunFolder(tmp_path / "run"), watcher=Nobody())
     report = examine(tmp_path / "run")
     assert {"loss against the recipe's", "gates"} <= marks(report, "bad")
     assert "10 × the recipe's" in check(report, "loss against the recipe's").advice

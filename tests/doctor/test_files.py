@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     """Checkpoints at steps 2 (of one file a part) and 4 (in shards), snapshots, recordings, pictures."""
     folder = tmp_path_factory.mktemp("runs")
     config = tiny(steps=4, checkpoint_every=2, record_every=2, preview_every=4, averages=(0.05, 0.1))
-    fit(RunFolder(folder / "r"), config, Nobody())
+    fit(config, RunFolder(folder / "r"), watcher=Nobody())
     split(folder / "r/checkpoints" / step_name(4))
     return folder
 

@@ -31,7 +31,7 @@ class Quiet:
 
 
 def train_into(folder, config: Config):
-    fit(RunFolder(folder), config, Quiet())
+    fit(config, RunFolder(folder), watcher=Quiet())
     return folder
 
 

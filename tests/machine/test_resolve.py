@@ -99,15 +99,15 @@ def test_threads_and_kernels_hold_within_and_not_after():
 def test_a_run_goes_on_as_it_began_to_the_same_bytes(machine, tmp_path):
     """Stopped on a machine where bf16 is slow, gone on with where it is fast."""
     whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
-    expected = fit(whole, circles(), Nobody())
+    expected = fit(circles(), whole, watcher=Nobody())
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(cut, circles(), Stopping())
+        fit(circles(), cut, watcher=Stopping())
     machine.append(FAST_BF16)
-    found = fit(cut, cut.read_config(), Nobody(), resume=True)
+    found = fit(cut.read_config(), cut, watcher=Nobody(), resume=True)
     assert cut.config_file.read_bytes() == whole.config_file.read_bytes()
     assert found.config.kernels == KernelsConfig(**SLOW_BF16.kernels._asdict())
-    for name, tensor in expected.network.state_dict().items():
-        assert torch.equal(tensor, found.network.state_dict()[name]), name
+    for name, tensor in expected.process.network.state_dict().items():
+        assert torch.equal(tensor, found.process.network.state_dict()[name]), name
 
 
 def test_threads_are_chosen_for_where_a_run_is_used_and_not_where_it_was_trained(monkeypatch):

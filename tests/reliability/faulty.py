@@ -100,22 +100,22 @@ def config(**changes):
 
 def train(arguments):
     """Train; with "again", go on after each interruption, with a worker process every other time."""
-    import ditlab.train
     from ditlab.core.errors import Interrupted
     from ditlab.runs.folder import RunFolder
+    from ditlab.train import fit
 
     torch.set_num_threads(1)
     told = json.loads(arguments[1])
     if told.get("prepare"):
         print("preparing", flush=True)
         hang()
-    ditlab.train.build_dataset = lambda _: Faulty(told.get("faults", {}))
+    data = Faulty(told.get("faults", {}))
     folder = RunFolder(arguments[0])
     turns = itertools.cycle([0, 1])
     while True:
         workers = {"workers": next(turns)} if told.get("again") else {}
         try:
-            ditlab.train.fit(folder, config(**told["config"], **workers), Told(), resume=folder.step is not None)
+            fit(config(**told["config"], **workers), folder, data, watcher=Told(), resume=folder.step is not None)
         except Interrupted as stop:
             if not told.get("again"):
                 raise

@@ -28,7 +28,7 @@ from tests.training.test_fit import Nobody, tiny
 def runs(tmp_path_factory):
     """A run with checkpoints at steps 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("run")
-    fit(RunFolder(folder / "r"), tiny("digits", checkpoint_every=2, preview_every=6), Nobody())
+    fit(tiny("digits", checkpoint_every=2, preview_every=6), RunFolder(folder / "r"), watcher=Nobody())
     return folder / "r"
 
 
@@ -120,7 +120,7 @@ def test_training_goes_on_from_the_newest_whole_one(runs, run):
     for step in (4, 6):
         flip(run / f"checkpoints/{step_name(step)}/ema.safetensors", random.Random(step))
     with pytest.warns(CheckpointWarning, match="step 2 is used instead"):
-        fit(RunFolder(run), RunFolder(run).read_config(), Nobody(), resume=True)
+        fit(RunFolder(run).read_config(), RunFolder(run), watcher=Nobody(), resume=True)
     now = tree(run)
     aside = {name for name in now if "damaged-" in name}
     assert {Path(name).parts[1] for name in aside} == {"damaged-step-00000004", "damaged-step-00000006"}
@@ -135,7 +135,7 @@ def test_checkpoints_that_are_elsewhere(run, tmp_path):
     shutil.move(folder.checkpoints, tmp_path / "elsewhere")
     for told in ("bring them back, or remove", "checkpoints is a link"):
         with pytest.raises(InputError, match=told):
-            fit(folder, folder.read_config(), Nobody(), resume=True)
+            fit(folder.read_config(), folder, watcher=Nobody(), resume=True)
         folder.checkpoints.unlink(missing_ok=True)
         folder.checkpoints.symlink_to(tmp_path / "nowhere")
     folder.checkpoints.unlink()
@@ -148,7 +148,7 @@ def test_a_kill_before_latest_is_moved_costs_nothing(run):
     folder = RunFolder(run)
     (folder.checkpoints / "LATEST").write_text("step-00000004")
     before = (folder.checkpoints / "step-00000006/ema.safetensors").stat().st_ino
-    assert fit(folder, folder.read_config(), Nobody(), resume=True).step == 6
+    assert fit(folder.read_config(), folder, watcher=Nobody(), resume=True).step == 6
     assert (folder.checkpoints / "step-00000006/ema.safetensors").stat().st_ino == before
     assert folder.step == 6
 
@@ -184,7 +184,7 @@ def test_all_are_gone_but_not_forgotten(run):
         shutil.rmtree(run / f"checkpoints/{step_name(step)}")
     before = tree(run)
     with pytest.raises(InputError, match="LATEST names step-00000006, and no checkpoint is there"):
-        fit(RunFolder(run), tiny("digits"), Nobody(), resume=True)
+        fit(tiny("digits"), RunFolder(run), watcher=Nobody(), resume=True)
     assert tree(run) == before
 
 
@@ -211,7 +211,7 @@ def test_clock_going_backwards(run, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
     config = RunFolder(run).read_config().model_copy(update={"steps": 9, "checkpoint_every": 1, "keep_last": 2})
-    fit(RunFolder(run), config, Nobody(), resume=True)
+    fit(config, RunFolder(run), watcher=Nobody(), resume=True)
     assert saved_steps(run / "checkpoints") == [8, 9]
     assert ditlab.load(run).step == 9
 
@@ -225,7 +225,7 @@ def test_readers_while_checkpoints_are_deleted(run):
         def progress(self, step, loss, images_per_s, seconds_left):
             seen.append(ditlab.load(run).step)
 
-    fit(RunFolder(run), config.model_copy(update={"log_every": 1}), Reader(), resume=True)
+    fit(config.model_copy(update={"log_every": 1}), RunFolder(run), watcher=Reader(), resume=True)
     assert seen == sorted(seen)
     assert len(set(seen)) > 10
     with pytest.raises(InputError, match=r"no checkpoint of step 20 in .*; there are \[40\]"):

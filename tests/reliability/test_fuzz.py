@@ -139,7 +139,9 @@ def works_as_it_says(path):
 def place(tmp_path_factory):
     """A whole run, a home with what must stay, and every act done once on a run that nothing happened to."""
     place = tmp_path_factory.mktemp("fuzz")
-    fit(RunFolder(place / "whole"), tiny(steps=4, checkpoint_every=2, preview_every=2, record_every=2), Nobody())
+    fit(
+        tiny(steps=4, checkpoint_every=2, preview_every=2, record_every=2), RunFolder(place / "whole"), watcher=Nobody()
+    )
     shutil.copytree(place / "whole", place / "home")
     for name in (".ssh/id", ".git/config", "samples/.hidden", "samples/step-00000099.png", "checkpoints/.keep"):
         (place / "home" / name).parent.mkdir(exist_ok=True)

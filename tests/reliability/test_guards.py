@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import ditlab.train
 from ditlab.core.errors import Interrupted, TrainingError
 from ditlab.runs.folder import RunFolder
 from ditlab.train import fit
@@ -127,7 +126,7 @@ class Heard(Nobody):
         self.notices.append(message)
 
 
-def test_sigterm(tmp_path, monkeypatch):
+def test_sigterm(tmp_path):
     """SIGTERM, SIGINT and SIGHUP at random steps, with a worker and without in turns: each time the step is finished
     and saved, and the end is byte for byte that of a run that nobody stopped."""
     made = {"steps": 300, "checkpoint_every": 300, "preview_every": 100, "log_every": 1}
@@ -147,8 +146,7 @@ def test_sigterm(tmp_path, monkeypatch):
             assert last >= step
         status, _, err = ends(child)
         assert (status, err) == (0, "")
-    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty({}))
-    fit(RunFolder(tmp_path / "whole"), config(**made), Nobody())
+    fit(config(**made), RunFolder(tmp_path / "whole"), Faulty({}), watcher=Nobody())
     same(tmp_path / "stopped", tmp_path / "whole", at="step-00000300")
 
 
@@ -193,13 +191,13 @@ def test_a_signal_before_a_preview_and_on_the_last_step(tmp_path, step):
 
     folder = RunFolder(tmp_path / "r")
     with pytest.raises(Interrupted, match="go on with" if step == 4 else "at step 8, the last one") as stop:
-        fit(folder, tiny("points", log_every=1, preview_every=4, steps=8), Stops())
+        fit(tiny("points", log_every=1, preview_every=4, steps=8), folder, watcher=Stops())
     assert stop.value.signal_number == signal.SIGTERM
     assert folder.step == step
     assert (folder.samples / f"step-0000000{step}.png").exists()
     if step == 4:
-        fit(folder, folder.read_config(), Nobody(), resume=True)
-        fit(RunFolder(tmp_path / "whole"), folder.read_config(), Nobody())
+        fit(folder.read_config(), folder, watcher=Nobody(), resume=True)
+        fit(folder.read_config(), RunFolder(tmp_path / "whole"), watcher=Nobody())
         same(tmp_path / "r", tmp_path / "whole", at="step-00000008")
 
 
@@ -208,22 +206,22 @@ def test_a_signal_before_a_preview_and_on_the_last_step(tmp_path, step):
 )
 def test_other_worker_count(tmp_path, workers):
     """The same bytes whoever prepares the batches, and after a change of who does in the middle."""
-    fit(RunFolder(tmp_path / "alone"), tiny("digits"), Nobody())
+    fit(tiny("digits"), RunFolder(tmp_path / "alone"), watcher=Nobody())
     folder = RunFolder(tmp_path / "changed")
     with pytest.raises(PowerCut):
-        fit(folder, tiny("digits"), Pulls(4))
+        fit(tiny("digits"), folder, watcher=Pulls(4))
     assert folder.step == 3
-    fit(folder, tiny("digits", workers=workers), Nobody(), resume=True)
+    fit(tiny("digits", workers=workers), folder, watcher=Nobody(), resume=True)
     same(tmp_path / "alone", tmp_path / "changed")
 
 
-def test_nan_inf_and_spike(tmp_path, monkeypatch):
+def test_nan_inf_and_spike(tmp_path):
     """Steps on broken batches are skipped, said and counted; a resumed run sees the same spikes."""
     faults = {20: "nan", 21: "inf", 110: "everything huge", 125: "huge"}
-    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty(faults))
+    data = Faulty(faults)
     made = config(steps=130, checkpoint_every=60, log_every=10, preview_every=200)
     heard = Heard()
-    fit(RunFolder(tmp_path / "whole"), made, heard)
+    fit(made, RunFolder(tmp_path / "whole"), data, watcher=heard)
     lines = RunFolder(tmp_path / "whole").read_metrics()
     skipped = {line["step"]: line["skipped"] for line in lines if "skipped" in line}
     assert list(skipped) == list(faults)
@@ -237,18 +235,18 @@ def test_nan_inf_and_spike(tmp_path, monkeypatch):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values()), file
     cut = RunFolder(tmp_path / "cut")
     with pytest.raises(PowerCut):
-        fit(cut, made, Pulls(70))
+        fit(made, cut, data, watcher=Pulls(70))
     assert cut.step == 60
-    fit(cut, made, Nobody(), resume=True)
+    fit(made, cut, data, watcher=Nobody(), resume=True)
     same(tmp_path / "whole", tmp_path / "cut")
     assert [line["step"] for line in cut.read_metrics() if "skipped" in line] == list(faults)
 
 
-def test_too_many_bad_steps_end_a_run_and_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty({5: "nan", 6: "nan", 7: "nan", 8: "nan"}))
+def test_too_many_bad_steps_end_a_run_and_are_kept(tmp_path):
+    broken = Faulty({5: "nan", 6: "nan", 7: "nan", 8: "nan"})
     folder = RunFolder(tmp_path / "r")
     with pytest.raises(TrainingError, match=r"3 steps in a row up to step 7 .*step-00000007.json tells") as stop:
-        fit(folder, config(bad_steps=3), Nobody())
+        fit(config(bad_steps=3), folder, broken, watcher=Nobody())
     assert "\n" not in str(stop.value)
     assert sorted(path.name for path in folder.failures.iterdir()) == [
         "step-00000007.json",
@@ -257,14 +255,13 @@ def test_too_many_bad_steps_end_a_run_and_are_kept(tmp_path, monkeypatch):
     told = json.loads((folder.failures / "step-00000007.json").read_text())
     assert [sample["name"] for sample in told["samples"] if sample["loss"] == "nan"] == [f"point {7 * (48 + 3)}"]
     assert folder.step == 4
-    monkeypatch.setattr(ditlab.train, "build_dataset", lambda _: Faulty({}))
-    fit(folder, config(bad_steps=3), Nobody(), resume=True)  # the data mended, it goes on
+    fit(config(bad_steps=3), folder, Faulty({}), watcher=Nobody(), resume=True)  # the data mended, it goes on
     assert not list(folder.failures.iterdir())
 
 
 def test_a_run_saved_before_there_were_guards_goes_on(tmp_path):
     folder = RunFolder(tmp_path / "r")
-    fit(folder, tiny("points", steps=4), Nobody())
+    fit(tiny("points", steps=4), folder, watcher=Nobody())
     state = folder.checkpoints / "step-00000004/state.json"
     facts = json.loads(state.read_text())
     assert facts.pop("guard")["learned"] == 4
@@ -273,7 +270,7 @@ def test_a_run_saved_before_there_were_guards_goes_on(tmp_path):
     manifest["state.json"] = {"size": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     state.write_text(text)
     (state.parent / "manifest.json").write_text(json.dumps(manifest))
-    assert fit(folder, tiny("points", steps=6), Nobody(), resume=True).step == 6
+    assert fit(tiny("points", steps=6), folder, watcher=Nobody(), resume=True).step == 6
 
 
 @pytest.mark.parametrize(

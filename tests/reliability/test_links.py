@@ -29,7 +29,7 @@ from tests.training.test_fit import Nobody, tiny
 def made(tmp_path_factory):
     """A finished run of circles, with checkpoints at steps 2 and 4."""
     folder = tmp_path_factory.mktemp("run") / "r"
-    fit(RunFolder(folder), tiny(steps=4, checkpoint_every=2, preview_every=2, eval_every=None), Nobody())
+    fit(tiny(steps=4, checkpoint_every=2, preview_every=2, eval_every=None), RunFolder(folder), watcher=Nobody())
     return folder
 
 
@@ -90,7 +90,7 @@ def test_only_what_ditlab_made_is_swept_and_cut(run):
     for name in (*theirs, *ours):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("x")
-    fit(RunFolder(run), RunFolder(run).read_config(), Nobody(), resume=True)
+    fit(RunFolder(run).read_config(), RunFolder(run), watcher=Nobody(), resume=True)
     there = tree(run)
     assert not there.keys() & set(ours)
     assert set(theirs) <= there.keys()

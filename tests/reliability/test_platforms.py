@@ -63,7 +63,7 @@ def test_images_are_read_and_runs_are_written_without_posix(elsewhere, tmp_path,
     data.prepare(tmp_path / "quarantine.jsonl")
     assert data.batch(0, 0, 12).x0.shape == (12, 3, 8, 8)
     folder = RunFolder(tmp_path / "run")
-    fit(folder, tiny("points", steps=1), Nobody())
+    fit(tiny("points", steps=1), folder, watcher=Nobody())
     assert folder.step == 1
 
 

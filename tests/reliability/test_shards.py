@@ -32,7 +32,7 @@ def rewrite(file, change):
 def runs(tmp_path_factory):
     """A run with one checkpoint, of one file a part, and the same one in shards."""
     folder = tmp_path_factory.mktemp("runs")
-    fit(RunFolder(folder / "one"), tiny(steps=2, averages=(0.05, 0.1), preview_every=2), Nobody())
+    fit(tiny(steps=2, averages=(0.05, 0.1), preview_every=2), RunFolder(folder / "one"), watcher=Nobody())
     shutil.copytree(folder / "one", folder / "many")
     split(folder / "many/checkpoints" / step_name(2))
     return folder

@@ -24,7 +24,7 @@ from tests.training.test_fit import Nobody, tiny
 def made(tmp_path_factory):
     """A finished run of circles, with a checkpoint at step 4."""
     folder = tmp_path_factory.mktemp("run") / "r"
-    fit(RunFolder(folder), tiny(steps=4, checkpoint_every=4), Nobody())
+    fit(tiny(steps=4, checkpoint_every=4), RunFolder(folder), watcher=Nobody())
     return folder
 
 

@@ -27,7 +27,7 @@ def test_averages_made_afterwards_are_those_tracked_directly(tmp_path):
     """On a real run: 1e-3 of all weights, and of the largest for any one of them."""
     config = tiny("points", steps=256, log_every=256, preview_every=256, checkpoint_every=256, lr=3e-3)
     folder = RunFolder(tmp_path / "r")
-    fit(folder, config, Nobody())
+    fit(config, folder, watcher=Nobody())
     assert folder.snapshot_steps == list(range(8, 257, 8))
     data = build_dataset(config)
     state = TrainState(config, data)
@@ -56,7 +56,7 @@ def test_averages_made_afterwards_are_those_tracked_directly(tmp_path):
 def trained(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "digits")
     config = tiny("digits", steps=12, checkpoint_every=6, averages=(0.05, 0.1, 0.2), keep_last=2)
-    fit(folder, config.model_copy(update={"average_every": 2}), Nobody())
+    fit(config.model_copy(update={"average_every": 2}), folder, watcher=Nobody())
     return folder.path
 
 
@@ -112,7 +112,7 @@ def test_a_made_run_is_not_trained_on(run):
     config = made.folder.read_config().model_copy(update={"steps": 20})
     before = tree(made.folder.path)
     with pytest.raises(InputError, match=r"an average made from .*digits; resume \S*digits instead"):
-        fit(made.folder, config, Nobody(), resume=True)
+        fit(config, made.folder, watcher=Nobody(), resume=True)
     after = tree(made.folder.path)
     assert {name: after[name] for name in before} == before
 
@@ -206,7 +206,7 @@ def test_a_run_without_snapshots_says_so(run, tmp_path):
     with pytest.raises(InputError, match=r"no snapshots of averages .*--averages 0.05 0.1"):
         make_averages(run, [0.15])
     folder = RunFolder(tmp_path / "off")
-    fit(folder, tiny("points", averages=()), Nobody())
+    fit(tiny("points", averages=()), folder, watcher=Nobody())
     assert not folder.averages.exists()
     assert not list(folder.checkpoints.rglob("averages*"))
     with pytest.raises(InputError, match=r"no snapshots of averages"):
@@ -221,7 +221,7 @@ def test_a_run_without_snapshots_says_so(run, tmp_path):
 def test_a_run_of_before_goes_on_without(tmp_path):
     """Its configuration says nothing of averages, and its checkpoints have none: as it was, and said once."""
     folder = RunFolder(tmp_path / "r")
-    fit(folder, tiny(averages=()), Nobody())
+    fit(tiny(averages=()), folder, watcher=Nobody())
     told = json.loads(folder.config_file.read_text())
     del told["averages"], told["average_every"]
     folder.config_file.write_text(json.dumps(told))
@@ -234,11 +234,11 @@ def test_a_run_of_before_goes_on_without(tmp_path):
     for steps in (7, 8):
         config = folder.read_config().model_copy(update={"steps": steps})
         assert config.averages == ()
-        fit(folder, config, Hears(), resume=True)
+        fit(config, folder, watcher=Hears(), resume=True)
     assert sum("resumes without averages" in line for line in heard) == 1
     assert folder.step == 8
     with pytest.raises(InputError, match=r"has no averages, which config\.json asks for"):
-        fit(folder, tiny(steps=9), Nobody(), resume=True)
+        fit(tiny(steps=9), folder, watcher=Nobody(), resume=True)
 
 
 def test_snapshots_beyond_the_checkpoint_are_cut_and_made_again(run):
@@ -250,7 +250,7 @@ def test_snapshots_beyond_the_checkpoint_are_cut_and_made_again(run):
     flip(run / "averages/step-00000008.safetensors")
     (run / "averages/.step-00000012.safetensors.7.tmp.safetensors").write_bytes(b"half")
     folder = RunFolder(run)
-    fit(folder, folder.read_config(), Nobody(), resume=True)
+    fit(folder.read_config(), folder, watcher=Nobody(), resume=True)
     assert tree(run / "averages") == whole
 
 
@@ -259,7 +259,7 @@ def test_other_widths_than_were_tracked_are_refused_on_resume(run):
     config = folder.read_config().model_copy(update={"averages": (0.05, 0.15, 0.2), "steps": 14})
     before = tree(run / "checkpoints")
     with pytest.raises(InputError, match=r"averages.safetensors does not fit .*missing 0.15/"):
-        fit(folder, config, Nobody(), resume=True)
+        fit(config, folder, watcher=Nobody(), resume=True)
     assert tree(run / "checkpoints") == before
 
 

@@ -90,7 +90,7 @@ def test_what_is_not_learned_from_leaves_them_alone():
 
 def test_averages_in_files_have_those_of_their_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    fit(folder, config(checkpoint_every=6, keep_last=1, averages=(0.05, 0.1), average_every=2), Nobody())
+    fit(config(checkpoint_every=6, keep_last=1, averages=(0.05, 0.1), average_every=2), folder, watcher=Nobody())
     latest = statistics(ditlab.load(folder.path, weights="raw").process.network)
     assert latest[-1] > 0
     made = make_averages(folder.path, [0.08])[0].folder.path

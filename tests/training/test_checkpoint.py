@@ -70,9 +70,9 @@ def test_which_checkpoints_are_kept(tmp_path):
 
 def test_a_run_keeps_what_it_is_told_to(tmp_path):
     folder = RunFolder(tmp_path / "r")
-    fit(folder, tiny(steps=7, checkpoint_every=1, keep_last=2, keep_every=3), Nobody())
+    fit(tiny(steps=7, checkpoint_every=1, keep_last=2, keep_every=3), folder, watcher=Nobody())
     assert saved_steps(folder.checkpoints) == [3, 6, 7]
-    fit(folder, tiny(steps=8, checkpoint_every=1, keep_last=1), Nobody(), resume=True)
+    fit(tiny(steps=8, checkpoint_every=1, keep_last=1), folder, watcher=Nobody(), resume=True)
     assert saved_steps(folder.checkpoints) == [8]
 
 
@@ -130,7 +130,7 @@ def test_what_goes_wrong_is_raised_where_training_is(tmp_path, monkeypatch):
     """By the next step; training ends there, and the checkpoint before is whole."""
     folder = RunFolder(tmp_path / "r")
     config = tiny(steps=100, checkpoint_every=2, log_every=100, record_every=100, preview_every=100)
-    fit(folder, config.model_copy(update={"steps": 2}), Nobody())
+    fit(config.model_copy(update={"steps": 2}), folder, watcher=Nobody())
     kept = tree(folder.checkpoints)
     steps = []
 
@@ -140,7 +140,7 @@ def test_what_goes_wrong_is_raised_where_training_is(tmp_path, monkeypatch):
 
     monkeypatch.setattr(disk, "before", lambda operation, path: path.name == MANIFEST and full(operation, path))
     with pytest.raises(OSError, match="No space left"):
-        fit(folder, config.model_copy(update={"log_every": 1}), Counts(), resume=True)
+        fit(config.model_copy(update={"log_every": 1}), folder, watcher=Counts(), resume=True)
     monkeypatch.undo()
     assert steps[-1] in (4, 5, 6)
     assert tree(folder.checkpoints) == kept
@@ -150,7 +150,7 @@ def test_an_error_in_the_last_save_is_raised_too(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "r")
     monkeypatch.setattr(disk, "before", lambda operation, path: path.name == MANIFEST and full(operation, path))
     with pytest.raises(OSError, match="No space left"):
-        fit(folder, tiny(steps=3, checkpoint_every=3), Nobody())
+        fit(tiny(steps=3, checkpoint_every=3), folder, watcher=Nobody())
     assert saved_steps(folder.checkpoints) == []
 
 
@@ -163,7 +163,7 @@ def test_whatever_ends_training_waits_for_the_save(tmp_path, monkeypatch):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        fit(folder, tiny(checkpoint_every=1, log_every=2), Fails())
+        fit(tiny(checkpoint_every=1, log_every=2), folder, watcher=Fails())
     assert saved_steps(folder.checkpoints) == [1]
     assert not list(folder.checkpoints.glob(".*"))
 

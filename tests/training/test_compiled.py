@@ -85,8 +85,8 @@ def test_code_that_is_slower_compiled_is_run_as_written(tmp_path, monkeypatch):
         watcher = Nobody()
         watcher.notice = notices.append
         monkeypatch.setattr("ditlab.train._train", lambda *_: None)
-        state = fit(RunFolder(tmp_path / str(kept)), circles(steps=1, batch_size=4), watcher)
-        assert state.config.compile is kept
+        run = fit(circles(steps=1, batch_size=4), RunFolder(tmp_path / str(kept)), watcher=watcher)
+        assert run.config.compile is kept
         assert any("1.5 times as long" in notice for notice in notices) is not kept
 
 
@@ -111,7 +111,7 @@ def short_run(path: str, **changes) -> list[str]:
     notices: list[str] = []
     watcher = Nobody()
     watcher.notice = notices.append  # type: ignore[method-assign]
-    fit(RunFolder(path), circles(steps=2, batch_size=4, averages=(), **changes), watcher)
+    fit(circles(steps=2, batch_size=4, averages=(), **changes), RunFolder(path), watcher=watcher)
     return notices
 
 
@@ -137,7 +137,7 @@ def interrupted(path: str) -> None:
     """Two compiled runs, alike but that one is stopped and resumed, with all that happens between steps."""
     often = {"steps": 12, "batch_size": 8, "accumulate": 2, "compile": True, "schedule": "constant"}
     often |= {"record_every": 3, "preview_every": 4, "checkpoint_every": 6, "log_every": 1}
-    fit(RunFolder(f"{path}/whole"), circles(**often), Nobody())
+    fit(circles(**often), RunFolder(f"{path}/whole"), watcher=Nobody())
     halves = RunFolder(f"{path}/halves")
-    fit(halves, circles(**often | {"steps": 6}), Nobody())
-    fit(halves, circles(**often), Nobody(), resume=True)
+    fit(circles(**often | {"steps": 6}), halves, watcher=Nobody())
+    fit(circles(**often), halves, watcher=Nobody(), resume=True)

@@ -60,7 +60,7 @@ def files(folder):
 
 @pytest.mark.parametrize("recipe", SELF_MADE)
 def test_what_a_run_leaves_behind(tmp_path, recipe):
-    fit(RunFolder(tmp_path / "r"), tiny(recipe), Nobody())
+    fit(tiny(recipe), RunFolder(tmp_path / "r"), watcher=Nobody())
     checkpoint = [f"{name}.safetensors" for name in ("averages", "ema", "model", "optimizer")]
     checkpoint += ["manifest.json", "state.json"]
     expected = [".lock", "checkpoints/LATEST", "config.json", "metrics.jsonl"]
@@ -109,7 +109,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, recipe, optimizer):
     from ditlab.config import KINDS
 
     config = tiny(recipe, optimizer=KINDS["optimizer"][optimizer]())
-    fit(RunFolder(tmp_path / "whole"), config, Nobody())
+    fit(config, RunFolder(tmp_path / "whole"), watcher=Nobody())
     cut = RunFolder(tmp_path / "cut")
 
     class PullsThePlug(Nobody):
@@ -118,12 +118,12 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, recipe, optimizer):
                 raise SystemExit
 
     with pytest.raises(SystemExit):
-        fit(cut, config, PullsThePlug())
+        fit(config, cut, watcher=PullsThePlug())
     assert cut.step == 3
     assert cut.read_metrics()[-1]["step"] == 4  # beyond the checkpoint: to be cut
     with cut.metrics_file.open("a") as stream:
         stream.write('{"step": 5, "lo')  # as a crash leaves it
-    fit(cut, config, Nobody(), resume=True)
+    fit(config, cut, watcher=Nobody(), resume=True)
     (a, b, c), (d, e, f) = everything(tmp_path / "whole"), everything(tmp_path / "cut")
     assert a.keys() == d.keys()
     for name in a:
@@ -136,12 +136,12 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, recipe, optimizer):
 
 def test_training_can_go_further(tmp_path):
     folder = RunFolder(tmp_path / "r")
-    fit(folder, tiny(), Nobody())
-    fit(folder, tiny(steps=9), Nobody(), resume=True)
+    fit(tiny(), folder, watcher=Nobody())
+    fit(tiny(steps=9), folder, watcher=Nobody(), resume=True)
     assert folder.step == 9
     assert folder.read_config().steps == 9
     with pytest.raises(ditlab.InputError, match="behind it"):
-        fit(folder, tiny(steps=2), Nobody(), resume=True)
+        fit(tiny(steps=2), folder, watcher=Nobody(), resume=True)
 
 
 def test_the_training_draws_do_not_depend_on_global_state():
@@ -161,7 +161,7 @@ def test_the_training_draws_do_not_depend_on_global_state():
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     folder = RunFolder(tmp_path / "r")
     with pytest.raises(TrainingError, match=r"try --lr 100"):
-        fit(folder, tiny(lr=1000.0, steps=400, grad_clip=1e9, log_every=100, record_every=100), Nobody())
+        fit(tiny(lr=1000.0, steps=400, grad_clip=1e9, log_every=100, record_every=100), folder, watcher=Nobody())
     for line in folder.read_metrics():
         assert math.isfinite(line.get("loss", 0))
     for file in set(folder.path.rglob("*.safetensors")) - set(folder.failures.iterdir()):
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    fit(RunFolder(tmp_path / "r"), tiny("digits"), Nobody())
+    fit(tiny("digits"), RunFolder(tmp_path / "r"), watcher=Nobody())
     return tmp_path / "r"
 
 
@@ -179,7 +179,7 @@ def test_a_recording_of_weights_that_ran_away_is_left_out_of_the_metrics(tmp_pat
     few = {"steps": 12, "batch_size": 2, "record_every": 1, "log_every": 1, "preview_every": 12}
     config = Config.model_validate(dict(RECIPES["circles"]()) | wild | few)
     with pytest.raises(TrainingError, match="could not be learned from"):
-        fit(RunFolder(tmp_path / "run"), config, Nobody())
+        fit(config, RunFolder(tmp_path / "run"), watcher=Nobody())
     assert "gates" in RunFolder(tmp_path / "run").read_metrics()[0]
 
 
@@ -198,7 +198,7 @@ def test_load_and_sample(run):
 
 
 def test_points_are_not_clamped(tmp_path):
-    fit(RunFolder(tmp_path / "p"), tiny("points"), Nobody())
+    fit(tiny("points"), RunFolder(tmp_path / "p"), watcher=Nobody())
     assert ditlab.load(tmp_path / "p").sample(500, steps=2).abs().max() > 1
 
 
@@ -229,7 +229,7 @@ def test_a_lost_pointer_is_found_again(run):
         with pytest.warns(CheckpointWarning, match=f"names {content}") if lost else nullcontext():
             assert ditlab.load(run).step == 6
     (run / "checkpoints/step-foo").mkdir()
-    fit(RunFolder(run), tiny("digits", steps=7), Nobody(), resume=True)
+    fit(tiny("digits", steps=7), RunFolder(run), watcher=Nobody(), resume=True)
     assert ditlab.load(run).step == 7
     assert ditlab.load(run, step=3).step == 3
 
@@ -242,9 +242,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
             raise SystemExit
 
     with pytest.raises(SystemExit):
-        fit(folder, tiny(), PullsThePlug())
+        fit(tiny(), folder, watcher=PullsThePlug())
     (folder.checkpoints / ".step-00000003.1.tmp").mkdir(parents=True)
-    fit(folder, tiny(), Nobody(), resume=True)
+    fit(tiny(), folder, watcher=Nobody(), resume=True)
     assert [line["step"] for line in folder.read_metrics()] == [0, 2, 4, 6]
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["LATEST", "step-00000003", "step-00000006"]
 
@@ -254,7 +254,7 @@ def test_a_damaged_line_of_metrics_is_named_and_stays_where_it_is(run):
     folder = RunFolder(run)
     before = "garbage{\n" + folder.metrics_file.read_text()
     folder.metrics_file.write_text(before)
-    fit(folder, tiny("digits", steps=7), Nobody(), resume=True)
+    fit(tiny("digits", steps=7), folder, watcher=Nobody(), resume=True)
     assert folder.metrics_file.read_text().startswith(before)
     with pytest.raises(ditlab.InputError, match="line 1"):
         folder.read_metrics()
@@ -336,7 +336,7 @@ def test_bf16_keeps_time_and_modulation_in_full_precision():
 @pytest.mark.cuda
 @pytest.mark.parametrize("recipe", SELF_MADE)
 def test_training_on_cuda(tmp_path, recipe):
-    fit(RunFolder(tmp_path / "r"), tiny(recipe, device="cuda", precision="bf16"), Nobody())
+    fit(tiny(recipe, device="cuda", precision="bf16"), RunFolder(tmp_path / "r"), watcher=Nobody())
     assert ditlab.load(tmp_path / "r", device="cuda").sample(3, steps=2).isfinite().all()
 
 

@@ -90,7 +90,7 @@ def test_a_run_finds_its_scale_and_goes_on_with_it(tmp_path, monkeypatch):
     """From one so large that gradients overflow, with one bad step allowed; resumed, it ends with the same bytes."""
     monkeypatch.setattr(guard, "FIRST_SCALE", 2.0**32)
     made = tiny(precision="fp16", bad_steps=1, steps=24, checkpoint_every=4, preview_every=24)
-    fit(RunFolder(tmp_path / "whole"), made, Nobody())
+    fit(made, RunFolder(tmp_path / "whole"), watcher=Nobody())
     lines = [line["skipped"] for line in RunFolder(tmp_path / "whole").read_metrics() if "skipped" in line]
     assert 4 < len(lines) < 20
     assert all(line.startswith("overflow of fp16") for line in lines)
@@ -101,8 +101,8 @@ def test_a_run_finds_its_scale_and_goes_on_with_it(tmp_path, monkeypatch):
                 raise SystemExit
 
     with pytest.raises(SystemExit):
-        fit(RunFolder(tmp_path / "cut"), made, PullsThePlug())
-    fit(RunFolder(tmp_path / "cut"), made, Nobody(), resume=True)
+        fit(made, RunFolder(tmp_path / "cut"), watcher=PullsThePlug())
+    fit(made, RunFolder(tmp_path / "cut"), watcher=Nobody(), resume=True)
     facts = [json.loads(next((tmp_path / n).rglob("step-00000024/state.json")).read_text()) for n in ("whole", "cut")]
     assert facts[0] == facts[1]
     assert facts[0]["guard"]["scale"] == 2.0 ** (32 - len(lines))
@@ -123,5 +123,5 @@ def test_products_are_in_fp16_and_what_ends_training_says_so():
 
 @pytest.mark.cuda
 def test_fp16_on_cuda(tmp_path):
-    fit(RunFolder(tmp_path / "r"), tiny(precision="fp16", device="cuda"), Nobody())
+    fit(tiny(precision="fp16", device="cuda"), RunFolder(tmp_path / "r"), watcher=Nobody())
     assert RunFolder(tmp_path / "r").step == 6

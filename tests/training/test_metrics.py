@@ -51,7 +51,7 @@ ODD = [
 def trained(tmp_path_factory):
     """A run of four steps, saved at 2 and 4, with a line of metrics for each two steps."""
     folder = RunFolder(tmp_path_factory.mktemp("metrics") / "run")
-    fit(folder, tiny("points", steps=4, checkpoint_every=2), Nobody())
+    fit(tiny("points", steps=4, checkpoint_every=2), folder, watcher=Nobody())
     return folder
 
 

@@ -61,11 +61,11 @@ def test_tensorboard_has_what_the_metrics_have_and_nothing_twice_after_a_crash(t
     folder = RunFolder(tmp_path / "run")
     config = tiny(track="tensorboard")
     with pytest.raises(SystemExit):
-        fit(folder, config, PullsThePlug())
+        fit(config, folder, watcher=PullsThePlug())
     assert 4 in events(folder)[0]  # beyond the checkpoint of step 3
-    fit(folder, config.model_copy(update={"log_every": 3}), Nobody(), resume=True)
+    fit(config.model_copy(update={"log_every": 3}), folder, watcher=Nobody(), resume=True)
     agrees(folder)
-    fit(folder, config.model_copy(update={"steps": 9}), Nobody(), resume=True)
+    fit(config.model_copy(update={"steps": 9}), folder, watcher=Nobody(), resume=True)
     agrees(folder)
     assert "gates/attn/0" in events(folder)[0][6]
 
@@ -74,15 +74,15 @@ def test_a_run_that_begins_anew_takes_back_what_was_written(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = tiny(track="tensorboard", checkpoint_every=6)
     with pytest.raises(SystemExit):
-        fit(folder, config, PullsThePlug())
+        fit(config, folder, watcher=PullsThePlug())
     assert folder.step is None
-    fit(folder, config.model_copy(update={"log_every": 3, "record_every": 3}), Nobody(), resume=True)
+    fit(config.model_copy(update={"log_every": 3, "record_every": 3}), folder, watcher=Nobody(), resume=True)
     agrees(folder)
 
 
 def test_tracking_changes_no_number(tmp_path):
     for name, track in (("plain", None), ("tracked", "tensorboard")):
-        fit(RunFolder(tmp_path / name), tiny(track=track), Nobody())
+        fit(tiny(track=track), RunFolder(tmp_path / name), watcher=Nobody())
     plain, tracked = (
         (tmp_path / name / "checkpoints/step-00000006/model.safetensors").read_bytes() for name in ("plain", "tracked")
     )
@@ -94,7 +94,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path):
     folder, watcher = RunFolder(tmp_path / "run"), Notes()
     folder.path.mkdir()
     (folder.path / "tensorboard").write_text("in the way")
-    fit(folder, tiny(track="tensorboard"), watcher)
+    fit(tiny(track="tensorboard"), folder, watcher=watcher)
     assert folder.step == 6
     (said,) = [notice for notice in watcher.notices if "tensorboard" in notice]
     assert said.startswith("tensorboard is left out from here on (")
@@ -116,7 +116,7 @@ def test_a_tracker_that_fails_later_is_left_out_from_there(tmp_path):
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=rf"pip install 'ditlab\[{kind}\]'"):
-        fit(RunFolder(tmp_path / "run"), tiny(track=kind), Nobody())
+        fit(tiny(track=kind), RunFolder(tmp_path / "run"), watcher=Nobody())
     assert not (tmp_path / "run").exists()
 
 
@@ -155,9 +155,9 @@ def test_weights_and_biases_goes_on_under_the_same_identity(tmp_path, monkeypatc
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder, watcher = RunFolder(tmp_path / "run"), Notes()
-    fit(folder, tiny(track="wandb"), watcher)
+    fit(tiny(track="wandb"), folder, watcher=watcher)
     name = (folder.path / "wandb-id").read_text().strip()
-    fit(folder, tiny(track="wandb", steps=9), watcher, resume=True)
+    fit(tiny(track="wandb", steps=9), folder, watcher=watcher, resume=True)
     assert [notice for notice in watcher.notices if "wandb" in notice] == []
     assert (folder.path / "wandb-id").read_text().strip() == name
     assert len(list((folder.path / "wandb").glob(f"offline-run-*-{name}"))) == 2
@@ -176,7 +176,7 @@ def test_weights_and_biases_keeps_what_it_keeps_where_it_was_told(tmp_path, monk
 
 def test_pictures_are_those_of_the_folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    fit(folder, tiny(track="tensorboard"), Nobody())
+    fit(tiny(track="tensorboard"), folder, watcher=Nobody())
     read = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"images": 0})
     read.Reload()
     last = read.Images("preview")[-1]

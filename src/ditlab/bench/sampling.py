@@ -64,7 +64,7 @@ def default_run(size: Size, device: torch.device) -> Run:
     config = default_config(size, device).model_copy(update={"data": described})
     network = initial_network(config, data).to(device)
     process = build_process(config, network).eval().requires_grad_(False)
-    return Run(RunFolder("bench"), config, process, 0, data.conditions, data.shape)
+    return Run(RunFolder("bench"), config, process, 0, data)
 
 
 def default_sampling(size: Size, device: torch.device) -> Work:

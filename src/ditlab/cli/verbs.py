@@ -235,7 +235,7 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str, ranks
 
     begun = time.perf_counter()
     with watching() if ranks.first else nullcontext(Silence()) as watcher:
-        fit(folder, config, watcher, resume=resume, ranks=ranks)
+        fit(config, folder, resume=resume, watcher=watcher, ranks=ranks)
     among = f" in {ranks.world} processes" if ranks.world > 1 else ""
     say(f"trained {folder.path}{among} in {time.perf_counter() - begun:.0f} s")
 

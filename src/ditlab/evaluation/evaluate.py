@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ditlab.config import DigitsData, ExternalData, ImagesData, LatentsData, SamplingConfig
+from ditlab.config import DigitsData, ExternalData, ImagesData, LatentsData, OwnData, SamplingConfig
 from ditlab.core.distributed import ALONE, Ranks
 from ditlab.core.errors import InputError
 from ditlab.data.dataset import Dataset, External, HeldOut, Prepared
@@ -20,9 +20,8 @@ from ditlab.data.latents.dataset import Latents
 from ditlab.data.latents.index import read_index
 from ditlab.evaluation.evaluator import Decode, Evaluator, Measured, silent
 from ditlab.evaluation.metrics.likelihood import measure_likelihood
-from ditlab.evaluation.reference import labels_as_in
+from ditlab.evaluation.reference import asked_for
 from ditlab.runs.agreement import content_of
-from ditlab.runs.build import build_dataset
 from ditlab.runs.run import Run
 from ditlab.runs.sampling import build_drawing
 
@@ -75,28 +74,31 @@ def measure(
         ranks: processes that share the drawing, the features and the integrals of the likelihood; the first one
             measures, the others get nothing.
         notice: is told what takes long.
-        sampling: fields of ``SamplingConfig``, such as ``steps=25, solver="heun", guidance=2.0``; the others are its
-            defaults.
+        sampling: fields of ``SamplingConfig``, such as ``steps=25, solver="heun", guidance=2.0``; the others are
+            the run's own.
 
     Raises:
         InputError: too few samples for the figures; settings that do not go together.
     """
-    _check(run, n, data, vae, features)
+    _check(run, n, data, vae, features, labels)
     dataset = _own_data(run, nll, data, notice)  # before samples are drawn, which may take long
     ranks.agree(lambda: content_of(dataset, run.config))
-    settings = SamplingConfig(**{name: value for name, value in sampling.items() if value is not None})
-    drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
+    asked = {name: value for name, value in sampling.items() if value is not None}
+    settings = SamplingConfig(**{**dict(run.config.sampling), **asked})
+    drawing = build_drawing(settings, run.process, guided=bool(run.conditions or guide))
     decode = _decoder(run, vae)
     compared: dict[str, Any] = {"features": features, "decode": decode, "batch_size": batch_size, "notice": notice}
     compared |= {"other": None if data is None else _other_data(run, data, decode), "device": run.process.like().device}
     evaluator = Evaluator(run.config, dataset, n=n, seed=seed, ranks=ranks, **compared)
-    asked = _labels(run, dataset, n, seed, labels)
-    draw = _Draw(run, asked, {"seed": seed, "guide": guide, **drawing})
-    measured = evaluator.measure(draw, asked)
+    cond = asked_for(dataset, n, seed, labels)
+    draw = _Draw(run, cond, {"seed": seed, **drawing} | ({} if guide is None else {"guide": run.guide(guide)}))
+    measured = evaluator.measure(draw, cond.get("label"))
     likelihood = _likelihood(run, dataset, nll_n, seed, ranks) if nll else {}
     if not ranks.first:
         return measured
-    decided = {"n": n, "seed": seed} | ({} if asked is None else {"labels": labels}) | drawn_with(run, settings, guide)
+    decided = (
+        {"n": n, "seed": seed} | ({"labels": labels} if "label" in cond else {}) | drawn_with(run, settings, guide)
+    )
     decided |= {"evaluations": draw.evaluations, "weights": run.weights, "run_step": run.step}
     return measured._replace(figures=measured.figures | likelihood | decided | _made_by(run, decode, vae))
 
@@ -110,15 +112,15 @@ def _likelihood(run: Run, dataset: Dataset, n: int | None, seed: int, ranks: Ran
 class _Draw:
     """Draws samples of a run by number, and counts how often the network runs for them."""
 
-    def __init__(self, run: Run, labels: Tensor | None, options: dict[str, Any]) -> None:
-        self.run, self.labels, self.options = run, labels, options
+    def __init__(self, run: Run, cond: dict[str, Tensor], options: dict[str, Any]) -> None:
+        self.run, self.cond, self.options = run, cond, options
         self.drawn, self.before = 0, run.process.evaluations
 
     def __call__(self, numbers: range) -> Tensor:
-        count, labels = len(numbers), self.labels
+        count = len(numbers)
         self.drawn += count
-        own = None if labels is None else labels[torch.tensor(numbers).clamp(max=len(labels) - 1)]
-        return self.run.sample(count, own, first=numbers.start, batch_size=count, **self.options)
+        told = {name: value[torch.tensor(numbers).clamp(max=len(value) - 1)] for name, value in self.cond.items()}
+        return self.run.drawn(count, told, numbers.start, count, **self.options)
 
     @property
     def evaluations(self) -> float:
@@ -127,15 +129,18 @@ class _Draw:
         return int(found) if found.is_integer() else round(found, 1)
 
 
-def _check(run: Run, n: int, data: str | None, vae: str | None, features: str) -> None:
+def _check(run: Run, n: int, data: str | None, vae: str | None, features: str, labels: Labels) -> None:
     """Refuse what cannot be compared."""
     kind = run.config.data
-    if isinstance(kind, ExternalData) and data is None:
+    if isinstance(run.dataset, External) and data is None:
         raise InputError(
-            f"{run.folder.path} was trained elsewhere: there are no data here to compare its samples with; name a "
-            f"folder with --data FOLDER, or draw some with ditlab sample {run.folder.path}"
+            f"the data of {run.folder.path} are not here to compare its samples with; name a folder with --data "
+            f"FOLDER, give them as ditlab.load({str(run.folder.path)!r}, dataset=...), or draw some with ditlab sample "
+            f"{run.folder.path}"
         )
-    if data is not None and not isinstance(kind, ImagesData | LatentsData | ExternalData):
+    if labels == "data" and isinstance(run.dataset, External):
+        raise InputError(f"--labels data: how often {run.folder.path} has seen each label is not known; use balanced")
+    if data is not None and not isinstance(kind, ImagesData | LatentsData | ExternalData | OwnData):
         raise InputError(f"--data {data}: samples of {kind.kind} are compared with {kind.kind}; leave --data out")
     if vae is not None and not run.latent:
         raise InputError(f"samples of {run.folder.path} are no latents: there is nothing to decode, leave --vae out")
@@ -148,7 +153,7 @@ def _own_data(run: Run, nll: bool, data: str | None, notice: Callable[[str], Non
 
     They may be gone for good where samples are compared with other ``data``: then they are not compared with these.
     """
-    dataset = build_dataset(run.config)
+    dataset = run.dataset
     if nll and not isinstance(dataset, HeldOut):
         raise InputError(f"all of the {run.config.data.kind} are trained on: drop --nll")
     if isinstance(dataset, Prepared):
@@ -189,17 +194,6 @@ def _other_data(run: Run, path: str, decode: Decode | None) -> Images | Latents:
     return other
 
 
-def _labels(run: Run, dataset: Dataset, n: int, seed: int, labels: Labels) -> Tensor | None:
-    """The labels that samples are asked for."""
-    if run.num_classes is None:
-        return None
-    if labels == "balanced":
-        return run.labels(n)
-    if isinstance(dataset, External):
-        raise InputError(f"--labels data: how often {run.folder.path} has seen each label is not known; use balanced")
-    return labels_as_in(dataset, n, seed)
-
-
 def _made_by(run: Run, decode: Decoder | None, vae: str | None) -> dict[str, Any]:
     """What computed the figures."""
     found: dict[str, Any] = {} if decode is None else {"vae": vae or "the run's own", "vae_digest": decode.digest[:12]}
@@ -218,7 +212,7 @@ def drawn_with(run: Run, settings: SamplingConfig, guide: Run | None) -> dict[st
     }
     if settings.grid == "auto":
         drawn["grid"] = run.process.grid
-    if run.num_classes is None and guide is None:
+    if not run.conditions and guide is None:
         return drawn
     drawn["guidance"] = settings.guidance
     plain = SamplingConfig()

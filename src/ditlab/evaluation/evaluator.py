@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ditlab.config import CirclesData, Config, DigitsData, ImagesData, PointsData
+from ditlab.config import CirclesData, Config, DigitsData, ExternalData, ImagesData, LatentsData, PointsData
 from ditlab.core.distributed import ALONE, Ranks
 from ditlab.core.errors import InputError
 from ditlab.data.conditions import num_classes
@@ -123,7 +123,7 @@ class Evaluator:
     @property
     def rounds(self) -> bool:
         """Whether samples are rounded to 8 bits, as the images they are compared with were."""
-        return self.images and not isinstance(self.config.data, CirclesData | DigitsData)
+        return self.images and isinstance(self.config.data, ImagesData | LatentsData | ExternalData)
 
     @property
     def preprocessing(self) -> str:

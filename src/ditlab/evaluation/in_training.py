@@ -14,7 +14,8 @@ from ditlab.core.errors import InputError
 from ditlab.data.dataset import Dataset
 from ditlab.diffusion.process import Process
 from ditlab.evaluation.evaluator import Evaluator
-from ditlab.runs.sampling import build_drawing, clamped, conditioned, draw
+from ditlab.evaluation.reference import asked_for
+from ditlab.runs.sampling import build_drawing, clamped, draw
 
 SEED = 0  # as of ditlab eval, unless it is told otherwise
 
@@ -44,7 +45,7 @@ class InTraining:
         beat: Callable[[], None],
     ) -> None:
         self.config, self.process, self.shape, self.notice = config, process, dataset.shape, notice
-        self.cond = conditioned(dataset.conditions, config.eval_n)
+        self.cond = asked_for(dataset, config.eval_n, SEED)
         self.drawing = build_drawing(config.sampling, process, guided=bool(self.cond))
         self.evaluator = Evaluator(
             config, dataset, n=config.eval_n, seed=SEED, device=device, ranks=ranks, notice=notice, beat=beat

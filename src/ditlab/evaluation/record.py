@@ -15,7 +15,7 @@ from ditlab.core.disk import read_json, remove, write_atomically
 from ditlab.core.errors import InputError
 from ditlab.core.locks import alone
 from ditlab.evaluation.evaluator import Copy, Measured
-from ditlab.runs.pictures import as_bytes, as_colors, contact_sheet, save_picture
+from ditlab.runs.pictures import as_bytes, as_colors, contact_sheet, has_picture, save_picture
 
 FILE, GRID, COPIES = "eval.json", "eval.png", "eval-nearest.png"
 
@@ -70,8 +70,9 @@ def record(run: Path, measured: Measured) -> list[Path]:
         write_atomically(run / FILE, lambda path: path.write_text(text))
         written = [run / FILE]
         shown, columns = measured.shown, measured.columns
-        write_atomically(run / GRID, lambda path: save_picture(path, shown, columns))
-        written.append(run / GRID)
+        if has_picture(shown.shape[1:]):
+            write_atomically(run / GRID, lambda path: save_picture(path, shown, columns))
+            written.append(run / GRID)
         if not measured.copies:
             remove(run / COPIES)  # of another evaluation
         else:

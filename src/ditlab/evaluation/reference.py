@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -14,15 +14,17 @@ from torch import Tensor
 from ditlab.core.rng import generator_for, seed_from
 from ditlab.data.circles import Circles, circles
 from ditlab.data.conditions import num_classes
-from ditlab.data.dataset import Dataset
+from ditlab.data.dataset import Dataset, External
 from ditlab.data.digits import Digits, digit_halves
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
 from ditlab.data.points import Points
 from ditlab.evaluation.classifier import Labelled
 from ditlab.evaluation.metrics.by_data import REFERENCE
+from ditlab.runs.sampling import conditioned
 
 MOST_FRESH = 10_000  # data made to compare with
+AT_A_TIME = 1000  # data whose conditions are read at a time
 MOST = 50_000  # of finite data that are compared with
 SEARCHED, SEARCHED_VALUES = 200_000, 2**31  # data, and their values, among which copies are looked for: 50,000 or more
 
@@ -100,7 +102,23 @@ def real_data(dataset: Dataset, n: int, seed: int, decode: Callable[[Tensor], Te
                 None if len(others) < 2 else _chosen(everything, others),
                 _training(dataset, decode),
             )
-    raise AssertionError(f"{type(dataset).__name__} has nothing to compare with")
+    return _own_data(dataset, n, seed)
+
+
+def _own_data(dataset: Dataset, n: int, seed: int) -> Real:
+    """Of a data set of one's own: what it gives first in an order of evaluation, and after that n in place of samples.
+
+    Where it has a length, at most half of it is compared with.
+    """
+    most = len(dataset) if isinstance(dataset, Sized) else 2 * MOST
+    first = min(max(REFERENCE, n), max(1, most // 2), MOST)
+    seed = seed_from(seed, "evaluation", "own data")
+
+    def lot(begin: int, size: int) -> Lot:
+        return Lot(size, lambda numbers: torch.cat([dataset.batch(seed, begin + i, 1).x0 for i in numbers.tolist()]))
+
+    others = min(n, most - first)
+    return Real(type(dataset).__name__, lot(0, first), lot(first, others) if others > 1 else None, None)
 
 
 def other_data(
@@ -150,17 +168,36 @@ def labelled(dataset: Dataset) -> Labelled | None:
     return None
 
 
-def labels_as_in(dataset: Dataset, n: int, seed: int) -> Int[Tensor, " n"]:
-    """n labels as often as the data have them, in a random order."""
-    at_a_time = 1000
+def asked_for(dataset: Dataset, n: int, seed: int, labels: str = "balanced") -> dict[str, Tensor]:
+    """What the network is told of n samples that are measured: the label i mod classes for sample i.
+
+    Labels from the "data" are as often as there. So are all conditions together where there are others beside the
+    label; where the data are not here, those are unknown.
+    """
+    conditions = dataset.conditions
+    if {*conditions} - {"label"} and not isinstance(dataset, External):
+        return _conditions_as_in(dataset, n, seed)
+    if labels == "data" and "label" in conditions:
+        return {"label": _labels_as_in(dataset, n, seed)}
+    return conditioned(conditions, n)
+
+
+def _conditions_as_in(dataset: Dataset, n: int, seed: int) -> dict[str, Tensor]:
+    """The conditions of n data."""
     seed = seed_from(seed, "evaluation", "labels")
-    if isinstance(dataset, Images | Latents):
-        rounds = range(-(-n // len(dataset)))
-        chosen = torch.cat([random_order(len(dataset), seed_from(seed, i)) for i in rounds])[:n]
-        pieces = [_labels_of(dataset, some.numpy()) for some in torch.split(chosen, at_a_time)]
-        return torch.from_numpy(np.concatenate(pieces)).long()
-    batches = (dataset.batch(seed, first, min(at_a_time, n - first)) for first in range(0, n, at_a_time))
-    return torch.cat([batch.cond["label"] for batch in batches])
+    found = [dataset.batch(seed, first, min(AT_A_TIME, n - first)).cond for first in range(0, n, AT_A_TIME)]
+    return {name: torch.cat([cond[name] for cond in found]) for name in found[0]}
+
+
+def _labels_as_in(dataset: Dataset, n: int, seed: int) -> Int[Tensor, " n"]:
+    """n labels as often as the data have them, in a random order."""
+    if not isinstance(dataset, Images | Latents):
+        return _conditions_as_in(dataset, n, seed)["label"]
+    seed = seed_from(seed, "evaluation", "labels")
+    rounds = range(-(-n // len(dataset)))
+    chosen = torch.cat([random_order(len(dataset), seed_from(seed, i)) for i in rounds])[:n]
+    pieces = [_labels_of(dataset, some.numpy()) for some in torch.split(chosen, AT_A_TIME)]
+    return torch.from_numpy(np.concatenate(pieces)).long()
 
 
 def _labels_of(dataset: Images | Latents, numbers: np.ndarray) -> np.ndarray:

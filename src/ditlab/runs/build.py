@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -110,12 +110,54 @@ def made(section: str, name: str, registry: Registry, settings: Mapping[str, Any
         raise InputError(f"--{section} {name}: {error}") from None
 
 
-def build_network(config: Config, dataset: Dataset) -> nn.Module:
-    """The network of a configuration, for the shape and labels of its data, with fresh weights.
+GivenNetwork = nn.Module | Callable[[], nn.Module]
+GivenProcess = Callable[[nn.Module], Process]
+
+
+def as_given(
+    config: Config,
+    dataset: Dataset,
+    whole: bool,
+    network: GivenNetwork | None = None,
+    process: GivenProcess | None = None,
+) -> Config:
+    """The configuration of a run whose parts were given as objects.
+
+    Args:
+        config: which says the rest.
+        dataset: what the run is trained on.
+        whole: whether that was given as an object, too; one that was registered is recorded by its name.
+        network, process: what was given.
+
+    Raises:
+        InputError: a process in the place of a function that makes one.
+    """
+    if isinstance(process, Process):
+        raise InputError("process= takes a function of the network, such as lambda net: ditlab.FlowMatching(net)")
+    changes: dict[str, Any] = {}
+    if whole:
+        changes["data"] = own_data(dataset)
+    elif isinstance(config.data, OwnData):
+        changes["data"] = own_data(dataset, config.data.name, config.data.settings)
+    if network is not None:
+        changes["network"] = OwnConfig()
+    if process is not None:
+        changes["process"] = OwnProcess()
+    return config.model_copy(update=changes)
+
+
+def build_network(config: Config, dataset: Dataset, given: GivenNetwork | None = None) -> nn.Module:
+    """The network of a configuration, for the shape and conditions of its data, with fresh weights.
+
+    Args:
+        config, dataset: which network, and for which data.
+        given: a network, or a function that makes one, to use instead.
 
     Raises:
         InputError: the network does not go with the data.
     """
+    if given is not None:
+        return given if isinstance(given, nn.Module) else given()
     arguments: dict[str, Any] = config.network.model_dump(exclude={"kind"})
     shape, told = dataset.shape, network_conditions(dataset.conditions)
     if config.process.guided and told["num_classes"] is None:
@@ -167,15 +209,15 @@ def _own_network(config: OwnConfig, shape: tuple[int, ...], told: dict[str, Any]
     return network
 
 
-def initial_network(config: Config, dataset: Dataset) -> nn.Module:
-    """The network as training begins with it: its fresh weights are a function of the seed.
+def initial_network(config: Config, dataset: Dataset, given: GivenNetwork | None = None) -> nn.Module:
+    """The network as training begins with it: its fresh weights are a function of the seed, unless it was given.
 
     Raises:
         InputError: the network does not go with the data.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(config.seed, "weights"))
-        return build_network(config, dataset)
+        return build_network(config, dataset, given)
 
 
 def network_shapes(config: Config, dataset: Dataset) -> nn.Module | None:
@@ -202,6 +244,8 @@ def most_numbers(config: Config, dataset: Dataset) -> int:
         case DiTConfig() as net:
             block = net.dim * (24 + 3 * math.ceil(net.mlp_ratio)) + net.time_features + classes + 64
             ends = size // net.patch_size**2 + 4 * net.patch_size**2 * dataset.shape[0] + classes + net.time_features
+            told = network_conditions(dataset.conditions)
+            ends += len(told["scalars"]) * (net.dim + net.time_features + 4) + (told["text_dim"] or 0)
             return net.dim * ((net.depth + 1) * block + ends)
         case UNetConfig() as net:
             width = net.width * max(net.multipliers)
@@ -212,16 +256,21 @@ def most_numbers(config: Config, dataset: Dataset) -> int:
             return 0
 
 
-def build_process(config: Config, network: Any) -> Process:
-    """The process of a configuration around a network.
+def build_process(config: Config, network: Any, given: GivenProcess | None = None) -> Process:
+    """The process of a configuration around a network, or the one that a given function makes.
 
     Raises:
         InputError: its settings do not go together.
     """
+    if given is not None:
+        return given(network)
     process: ProcessSection = config.process
     if isinstance(process, OwnProcess):
         if not process.name:
-            raise InputError("name the process, under which it was registered: --process own --process.name NAME")
+            raise InputError(
+                "name the process, under which it was registered: --process own --process.name NAME; one that was "
+                "given to ditlab.fit as an object is given again, as process="
+            )
         return _own_process(process, network)
     arguments = process.model_dump(exclude={"kind"})
     kinds: dict[str, type[Process]] = {"flow": FlowMatching, "ddpm": DDPM, "meanflow": MeanFlow}

@@ -16,6 +16,11 @@ from ditlab.core.errors import InputError, printable
 TILE = 64  # smallest side of an image in a grid, in pixels
 
 
+def has_picture(shape: Sequence[int]) -> bool:
+    """Whether samples of that shape can be shown: points in the plane, and images."""
+    return tuple(shape) == (2,) or len(shape) == 3
+
+
 def save_picture(path: str | Path, samples: Tensor, columns: int | None = None) -> None:
     """Write images (n, C, H, W) as a grid, or points (n, 2) as a scatter plot, as a PNG.
 

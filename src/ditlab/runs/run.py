@@ -16,13 +16,14 @@ from ditlab.core.device import resolve_device
 from ditlab.core.distributed import ALONE, Ranks
 from ditlab.core.errors import InputError, printable
 from ditlab.data.conditions import Conditions, num_classes
+from ditlab.data.dataset import Dataset
 from ditlab.diffusion.grids import Grid
 from ditlab.diffusion.guidance import Guidance
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import Solver
 from ditlab.machine.profile import profile
 from ditlab.networks import kernels
-from ditlab.runs.build import build_dataset, build_network, build_process
+from ditlab.runs.build import GivenNetwork, GivenProcess, build_dataset, build_network, build_process
 from ditlab.runs.checkpoint import newest_whole, verified
 from ditlab.runs.folder import RunFolder
 from ditlab.runs.sampling import build_drawing, clamped, conditioned, draw
@@ -37,8 +38,7 @@ class Run:
     config: Config
     process: Process
     step: int
-    conditions: Conditions
-    shape: tuple[int, ...]
+    dataset: Dataset
     weights: str | float = "ema"
 
     def __repr__(self) -> str:
@@ -81,9 +81,9 @@ class Run:
         """
         options: dict[str, Any] = {"steps": steps, "solver": solver, "guidance": guidance, "grid": grid, "shift": shift}
         if guide is not None:
-            options["guide"] = self._guide(guide)
-        cond = {} if labels is None else {"label": labels}
-        return self._drawn(n, cond, ranks=ranks, batch_size=batch_size, seed=seed, first=first, **options)
+            options["guide"] = self.guide(guide)
+        told = self.cond(n, {} if labels is None else {"label": labels}, first)
+        return self.drawn(n, told, first, batch_size, ranks=ranks, seed=seed, **options)
 
     def draw(
         self, n: int, cond: Mapping[str, Any] | None = None, seed: int = 0, *, guide: Run | None = None, **changes: Any
@@ -103,17 +103,16 @@ class Run:
         """
         own = {name: changes.pop(name) for name in ("ranks", "batch_size", "first") if name in changes}
         settings = SamplingConfig(**{**dict(self.config.sampling), **changes})
-        options = build_drawing(settings, self.process, guided=bool(cond or self.num_classes or guide))
+        told = self.cond(n, cond, own.get("first", 0))
+        options = build_drawing(settings, self.process, guided=bool(told or guide))
         if guide is not None:
-            options["guide"] = self._guide(guide)
-        return self._drawn(n, cond, seed=seed, **own, **options)
+            options["guide"] = self.guide(guide)
+        return self.drawn(n, told, seed=seed, **own, **options)
 
-    def _drawn(
-        self, n: int, cond: Mapping[str, Any] | None, first: int = 0, batch_size: int = 500, **options: Any
+    def drawn(
+        self, n: int, told: Mapping[str, Tensor], first: int = 0, batch_size: int = 500, **options: Any
     ) -> Float[Tensor, "n ..."]:
-        if n < 1:
-            raise InputError(f"n={n} must be at least 1")
-        told = self.cond(n, cond, first)
+        """Draw n samples; ``told`` is what the network sees of each, and the options are those of ``sampling.draw``."""
         samples = draw(self.process, n, self.shape, told, batch_size=batch_size, first=first, **options)
         if not samples.isfinite().all():  # asked before a clamp makes 1 of infinity
             raise InputError(f"some samples are not finite numbers: was {self.folder.path} trained to its end?")
@@ -132,10 +131,22 @@ class Run:
         Raises:
             InputError: a condition that the run does not have, or values that do not fit it.
         """
+        if n < 1:
+            raise InputError(f"n={n} must be at least 1")
         try:
             return conditioned(self.conditions, n, cond, first)
         except InputError as error:
             raise InputError(f"{self.folder.path}: {error}") from None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample."""
+        return self.dataset.shape
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the network can be told of a sample."""
+        return self.dataset.conditions
 
     @property
     def num_classes(self) -> int | None:
@@ -147,7 +158,7 @@ class Run:
         """Whether samples are an autoencoder's latents, and not images or points."""
         return self.config.latent_space is not None
 
-    def _guide(self, guide: Run) -> Process:
+    def guide(self, guide: Run) -> Process:
         """The process of a run to guide away from."""
         if (guide.shape, guide.num_classes) != (self.shape, self.num_classes):
             raise InputError(
@@ -161,8 +172,21 @@ class Run:
         return self.cond(n, {} if labels is None else {"label": labels}).get("label")
 
 
+def ready(process: Process) -> Process:
+    """A process ready to draw: in evaluation mode, without gradients, with this machine's kernels."""
+    if process.like().device.type == "cpu":
+        kernels.use(profile().kernels)
+    return process.eval().requires_grad_(False)
+
+
 def load(
-    path: str | Path, weights: Literal["ema", "raw"] | float = "ema", step: int | None = None, device: str = "auto"
+    path: str | Path,
+    weights: Literal["ema", "raw"] | float = "ema",
+    step: int | None = None,
+    device: str = "auto",
+    network: GivenNetwork | None = None,
+    process: GivenProcess | None = None,
+    dataset: Dataset | None = None,
 ) -> Run:
     """Load a trained run.
 
@@ -172,6 +196,8 @@ def load(
             that ``config.averages`` tracks, such as 0.1.
         step: which checkpoint; None for the newest that is whole.
         device: "auto", "cpu", "cuda" or "mps".
+        network, process: those that were given to ``ditlab.fit`` as objects; the network takes the run's weights.
+        dataset: likewise; samples are drawn without it, and compared with it.
 
     Raises:
         InputError: no such run or checkpoint, or one that is damaged or does not fit its configuration.
@@ -181,23 +207,20 @@ def load(
         raise InputError(f"unknown weights {weights!r}; choose 'ema' or 'raw', or a width such as 0.1")
     folder = RunFolder.find(path)
     config = folder.read_config()
-    dataset = build_dataset(config)
-    network = cache(partial(build_network, config, dataset))
+    dataset = build_dataset(config) if dataset is None else dataset
+    made = cache(partial(build_network, config, dataset, network))
 
     def take(step: int) -> int:
         checkpoint = verified(folder.checkpoints, step)
         foresee(config, dataset, checkpoint, names.get(str(weights), "model"))
         if isinstance(weights, str):
-            load_weights(network(), checkpoint, names[weights], config)
+            load_weights(made(), checkpoint, names[weights], config)
         else:
-            load_average(network(), checkpoint, weights, config)
+            load_average(made(), checkpoint, weights, config)
         return step
 
     taken = newest_whole(folder.checkpoints, take) if step is None else take(step)
     if taken is None:
         raise InputError(f"{folder.path} has no checkpoint yet; go on with: ditlab train --resume {folder.path}")
-    where = resolve_device(device)
-    if where.type == "cpu":
-        kernels.use(profile().kernels)
-    process = build_process(config, network().to(where)).eval().requires_grad_(False)
-    return Run(folder, config, process, taken, dataset.conditions, dataset.shape, weights)
+    sampler = ready(build_process(config, made().to(resolve_device(device)), process))
+    return Run(folder, config, sampler, taken, dataset, weights)

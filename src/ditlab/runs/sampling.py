@@ -60,8 +60,8 @@ def conditioned(
     given = dict(cond or {})
     allowed = {*conditions} | ({"text_mask"} if "text" in conditions else set())
     if unknown := sorted({*given} - allowed):
-        there = f"the data have {', '.join(sorted(allowed))}" if allowed else "the data have none"
-        raise InputError(f"there is no condition {', '.join(unknown)} here: {there}")
+        known = f"; there are {', '.join(sorted(allowed))}" if allowed else ""
+        raise InputError(f"trained without {', '.join(name + 's' * (name == 'label') for name in unknown)}{known}")
     found: dict[str, Tensor] = {}
     for name, kind in conditions.items():
         if isinstance(kind, Label) and name not in given:

@@ -20,7 +20,7 @@ from ditlab.core.errors import InputError, TrainingError
 from ditlab.core.malloc import freed_memory_kept, use_huge_pages
 from ditlab.core.rng import generator_for
 from ditlab.data.dataset import Batch, Dataset
-from ditlab.runs.build import auxiliary_losses, build_process, initial_network
+from ditlab.runs.build import GivenNetwork, GivenProcess, auxiliary_losses, build_process, initial_network
 from ditlab.runs.weights import differences
 from ditlab.training.compilation import compile_network, first_line, is_whole, leave_uncompiled, uncompiled
 from ditlab.training.ema import EMA, PowerAverages, saved_buffers
@@ -41,23 +41,31 @@ class TrainState:
         config: with a resolved precision ("fp32", "bf16" or "fp16"); compiled only where it says so.
         dataset: gives the network its shape and labels.
         ranks: the processes that train it together, each of which has such a state.
+        network, process: given as objects, in the place of those of the configuration.
 
     Raises:
         InputError: the batch cannot be divided among them, or the network not be run as the configuration says.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        ranks: Ranks = ALONE,
+        network: GivenNetwork | None = None,
+        process: GivenProcess | None = None,
+    ) -> None:
         self.config, self.ranks = config, ranks
         self.device = resolve_device(config.device)
         self.share = share_for_each(config, ranks.world)
         self.sharded = ranks.world > 1 and config.parallel == "fsdp"
-        fresh = initial_network(config, dataset)
+        fresh = initial_network(config, dataset, network)
         self.network: nn.Module = fresh if self.sharded else fresh.to(self.device)
         self.ema = EMA(self.network, config.ema_decay, partial(shard, device=self.device) if self.sharded else None)
-        self.process = build_process(config, self._spread())
+        self.process = build_process(config, self._spread(), process)
         self.process.auxiliary = auxiliary_losses(config)
         self.averages = PowerAverages(self.network, config.averages)
-        self.averaged_process = build_process(config, self.ema.network)
+        self.averaged_process = build_process(config, self.ema.network, process)
         self.optimizers = Optimizers(self.network, config)
         factor = config.spike_factor * max(1.0, SPREAD_BATCH / config.batch_size)
         self.guard = Guard(factor, config.bad_steps, self.process.watched, scaled=config.precision == "fp16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from ditlab.inspection.branches import effective_depth, measure_branches, modula
 from ditlab.runs import metrics
 from ditlab.runs.checkpoint import save_tensors, step_name
 from ditlab.runs.folder import RunFolder
-from ditlab.runs.pictures import false_colors, save_picture
+from ditlab.runs.pictures import false_colors, has_picture, save_picture
 from ditlab.runs.sampling import build_drawing, conditioned, draw
 from ditlab.training import compilation as compiled
 from ditlab.training.bad_batches import save_failure
@@ -31,6 +32,7 @@ from ditlab.training.spikes import summary
 from ditlab.training.tracking import Tracker
 
 NEWEST = 50  # steps that tell the time left
+PRINTED_EVERY = 10.0  # seconds between printed lines of progress
 SHOWN_EVERY = 5.0  # seconds between looks at a training whose lines of metrics come more slowly
 RECORDED_SAMPLES = 32
 RECORDED_TIMES = tuple(i / 8 for i in range(1, 8))
@@ -64,6 +66,22 @@ class Watcher(Protocol):
     def notice(self, message: str) -> None:
         """Something happened that a person may want to know of."""
         ...
+
+
+class Printed:
+    """A watcher that prints to stderr: what there is to say, and now and then how far it is."""
+
+    def begin(self, done: int, steps: int) -> None:  # noqa: ARG002 - the progress says it
+        self.steps, self.printed = steps, time.monotonic()
+
+    def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
+        if step == self.steps or time.monotonic() - self.printed > PRINTED_EVERY:
+            self.printed = time.monotonic()
+            left = "" if step == self.steps or math.isnan(seconds_left) else f", {seconds_left:,.0f} s left"
+            self.notice(f"step {step:,} of {self.steps:,}, loss {loss:.4g}, {images_per_s:,.0f} samples/s{left}")
+
+    def notice(self, message: str) -> None:
+        print(f"ditlab: {message}", file=sys.stderr, flush=True)
 
 
 class Recorder:
@@ -225,6 +243,8 @@ class Recorder:
         return {"gates": {"attn": attn.tolist(), "mlp": mlp.tolist()}, "effective_depth": float(depth.mean())}
 
     def _preview(self) -> None:
+        if not has_picture(self.shape):
+            return
         path = self.folder.samples / f"{step_name(self.state.step)}.png"
         samples, columns = preview(self.state, self.shape, self.conditions)
         samples = samples if self.config.latent_space is None else false_colors(samples)
