@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ditlab.data.images.dataset import Images
-from ditlab.evaluation.reference import labels_as_in, other_data, random_order, real_data
+from ditlab.evaluation.reference import asked_for, other_data, random_order, real_data
 
 CLASSES, EACH = 200, 400  # more than are shuffled together in training, one class after the other
 
@@ -18,7 +18,7 @@ class Sorted(Images):
     store = SimpleNamespace(labels=np.arange(CLASSES * EACH) // EACH)
 
     def __init__(self):
-        super().__init__("nowhere", (1, 2), 1)
+        super().__init__("nowhere", (1, 2), 1, tuple(map(str, range(CLASSES))))
 
     def __len__(self):
         return CLASSES * EACH
@@ -49,7 +49,7 @@ def test_halves_have_nothing_in_common():
 
 
 def test_labels_come_as_often_as_in_the_data():
-    labels = labels_as_in(Sorted(), CLASSES * EACH + 5, 0)
+    labels = asked_for(Sorted(), CLASSES * EACH + 5, 0, "data")["label"]
     counts = labels.bincount()
     assert (counts.min(), len(counts), len(labels)) == (EACH, CLASSES, CLASSES * EACH + 5)
     assert len(labels[:2000].unique()) > 0.99 * CLASSES

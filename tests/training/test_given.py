@@ -50,7 +50,7 @@ def fit_twice(tmp_path, *given, **named):
 
 
 def test_given_data_train_resume_load_and_draw_under_their_conditions(tmp_path):
-    config = tiny("circles")
+    config = tiny("circles", compile=False)
     config = config.model_copy(update={"network": config.network.model_copy(update={"patch_size": 2})})
     run = fit_twice(tmp_path, config, discs())
     loaded = ditlab.load(tmp_path / "whole")  # without the data
