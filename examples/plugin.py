@@ -1,7 +1,7 @@
 """Five parts of your own in one file, which ditlab then knows by name: data, a network, a process, a solver, a loss.
 
-    ditlab train stripes --plugin examples/plugin.py --network convolutional --process huber --sampling.solver midpoint \
-        --auxiliary smooth 0.01 --steps 1000
+    ditlab train stripes --plugin examples/plugin.py --network convolutional --process huber \
+        --sampling.solver midpoint --auxiliary smooth 0.01 --steps 1000
     ditlab sample stripes --plugin examples/plugin.py --label rising --cond period=4 --n 16
     ditlab eval stripes --plugin examples/plugin.py
 
@@ -72,10 +72,10 @@ class Convolutional(nn.Module):
 
 @ditlab.register("process", "huber")
 class Huber(ditlab.FlowMatching):
-    """Flow matching with the pseudo-Huber loss √(e² + c²) − c, which outliers move less than e² (Song & Dhariwal 2023)."""
+    """Flow matching with the pseudo-Huber loss √(e² + c²) − c, which outliers move less (Song & Dhariwal 2023)."""
 
-    def __init__(self, network, c=0.1):
-        super().__init__(network)
+    def __init__(self, network, c=0.1, **parts):
+        super().__init__(network, **parts)
         self.c = c
 
     def distance(self, error):

@@ -37,7 +37,7 @@ from ditlab.data.digits import Digits
 from ditlab.data.images.dataset import Images
 from ditlab.data.latents.dataset import Latents
 from ditlab.data.points import Points
-from ditlab.diffusion.auxiliary import Weighted
+from ditlab.diffusion.auxiliary import Weighted, watched
 from ditlab.diffusion.ddpm import DDPM
 from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.meanflow import MeanFlow
@@ -288,10 +288,15 @@ def _own_process(config: OwnProcess, network: Any) -> Process:
     return process
 
 
-def auxiliary_losses(config: Config) -> Weighted:
+def auxiliary_losses(config: Config, network: nn.Module) -> Weighted:
     """The auxiliary losses of a configuration, which training alone needs, and their weights.
 
     Raises:
-        InputError: one is not registered.
+        InputError: one is not registered, or looks at a module that the network does not have.
     """
-    return [(made("auxiliary", name, LOSSES, {}), weight) for name, weight in config.auxiliary.items()]
+    losses = [(made("auxiliary", name, LOSSES, {}), weight) for name, weight in config.auxiliary.items()]
+    try:
+        with watched(network, losses):
+            return losses
+    except ValueError as error:
+        raise InputError(str(error)) from None

@@ -63,7 +63,7 @@ class TrainState:
         self.network: nn.Module = fresh if self.sharded else fresh.to(self.device)
         self.ema = EMA(self.network, config.ema_decay, partial(shard, device=self.device) if self.sharded else None)
         self.process = build_process(config, self._spread(), process)
-        self.process.auxiliary = auxiliary_losses(config)
+        self.process.auxiliary = auxiliary_losses(config, self.network)
         self.averages = PowerAverages(self.network, config.averages)
         self.averaged_process = build_process(config, self.ema.network, process)
         self.optimizers = Optimizers(self.network, config)
