@@ -18,12 +18,15 @@ from ditlab.data.dataset import Batch
 from ditlab.diffusion.solvers import rebuild
 
 
+PERIOD = ditlab.Scalar("pixels", mean=6.0, std=1.7)
+
+
 @ditlab.register("dataset", "stripes")
 class Stripes:
     """16×16 images of slanted stripes, with a label for the slant and a scalar for their period, made as needed."""
 
     shape = (1, 16, 16)
-    conditions = {"label": ditlab.Label(("falling", "rising")), "period": ditlab.Scalar("pixels", mean=6.0, std=1.7)}
+    conditions = {"label": ditlab.Label(("falling", "rising")), "period": PERIOD}
 
     def batch(self, seed, position, size):
         """The samples after ``position`` were seen: a function of (seed, position), so that a run can be resumed."""
@@ -34,8 +37,7 @@ class Stripes:
         pixels = torch.arange(16.0)
         across = pixels[None, :, None] * (2 * label - 1)[:, None, None] + pixels[None, None, :]
         waves = torch.sin(2 * math.pi * (across / period[:, None, None] + phase[:, None, None]))
-        scale = self.conditions["period"]
-        return Batch(waves[:, None], {"label": label, "period": (period - scale.mean) / scale.std})
+        return Batch(waves[:, None], {"label": label, "period": (period - PERIOD.mean) / PERIOD.std})
 
 
 @ditlab.register("network", "convolutional")
