@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import DataCheckOptions, parse
+from ditlab.cli.output import report, say
 from ditlab.cli.train_arguments import take_part
-from ditlab.cli.verbs import report, say
 from ditlab.core.errors import InputError, pasted, printable
 from ditlab.data.latents.index import has_index
 

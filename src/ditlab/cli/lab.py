@@ -17,7 +17,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from ditlab.cli.options import LabOptions, parse
-from ditlab.cli.verbs import report, say
+from ditlab.cli.output import report, say
 from ditlab.core.errors import InputError, printable
 
 if TYPE_CHECKING:

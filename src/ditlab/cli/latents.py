@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.cli.options import LatentsEncodeOptions, parse
+from ditlab.cli.output import report, say
 from ditlab.cli.train_arguments import take_part
-from ditlab.cli.verbs import report, say
 from ditlab.core.errors import InputError, pasted, printable
 
 USAGE = (

@@ -16,32 +16,32 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from ditlab.cli import data as images
-from ditlab.cli import ema as averages
-from ditlab.cli import interop, verbs
 from ditlab.cli.bench import bench
-from ditlab.cli.check import check
-from ditlab.cli.doctor import doctor
+from ditlab.cli.data import data
+from ditlab.cli.doctor import check, doctor
 from ditlab.cli.faults import in_words
+from ditlab.cli.interop import export, import_
 from ditlab.cli.lab import lab
 from ditlab.cli.latents import latents
+from ditlab.cli.sample import evaluate, sample
 from ditlab.cli.terminal import announce_loading, fill_descriptors, hush, spoken
+from ditlab.cli.train import demo, ema, train
 from ditlab.core.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
-    "train": (verbs.train, "train a recipe, or go on with a run"),
-    "sample": (verbs.sample, "draw samples from a run"),
-    "eval": (verbs.evaluate, "measure a run's samples"),
-    "ema": (averages.ema, "make averages of any length of a run's weights"),
+    "demo": (demo, "train the smallest DiT on circles, draw some, measure them"),
+    "train": (train, "train a recipe, or go on with a run"),
+    "sample": (sample, "draw samples from a run"),
+    "eval": (evaluate, "measure a run's samples"),
+    "ema": (ema, "make averages of any length of a run's weights"),
     "doctor": (doctor, "say whether a run is healthy"),
     "check": (check, "see that everything in a run is as it was written"),
     "lab": (lab, "look inside a run, in a browser"),
     "bench": (bench, "measure how fast this machine trains and samples, beside peers"),
-    "data": (images.data, "check PATH: look at images or latents before training"),
+    "data": (data, "check PATH: look at images or latents before training"),
     "latents": (latents, "encode images once, for training on their latents"),
-    "import": (interop.import_, "make a run of a published checkpoint"),
-    "export": (interop.export, "write a run's network as others read it"),
+    "import": (import_, "make a run of a published checkpoint"),
+    "export": (export, "write a run's network as others read it"),
 }
 TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
 APART = ("latents",)  # whose processes do not hear of one another's errors
