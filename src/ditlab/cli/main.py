@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,8 @@ from ditlab.cli.latents import latents
 from ditlab.cli.sample import evaluate, sample
 from ditlab.cli.terminal import announce_loading, fill_descriptors, hush, spoken
 from ditlab.cli.train import demo, ema, train
+from ditlab.cli.train_arguments import find
+from ditlab.core import plugins
 from ditlab.core.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -58,7 +61,9 @@ def usage() -> str:
         "usage: ditlab VERB [OPTIONS]\n\n"
         "Train, sample, measure and look inside diffusion transformers.\n\n"
         f"{lines}\n\n"
-        "ditlab VERB --help tells what a verb takes. A first run: ditlab demo"
+        "ditlab VERB --help lists what a verb takes. A first run: ditlab demo\n"
+        "--plugin MODULE, with any verb and repeatable: import a module or a .py file first, whose recipes, data sets,\n"
+        "networks, processes, solvers, conditionings and losses are then known by name"
     )
 
 
@@ -88,13 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 2 the input is wrong, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 1 anything else.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments, named = without_plugins(sys.argv[1:] if arguments is None else arguments)
     with spoken(results_matter=arguments[:1] != ["train"]):  # whose results are in the run
-        return guarded(_chosen, arguments)
+        return guarded(partial(_chosen, named), arguments)
 
 
-def _chosen(arguments: Sequence[str]) -> int:
-    """Run the verb that is the first word."""
+def _chosen(named: list[str], arguments: Sequence[str]) -> int:
+    """Import the plug-ins, and run the verb that is the first word."""
+    plugins.load(named)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -108,6 +114,16 @@ def _chosen(arguments: Sequence[str]) -> int:
     if os.environ.get("WORLD_SIZE", "1") != "1" and arguments[0] not in TOGETHER:
         raise InputError(f"ditlab {arguments[0]} is done by one process: start it without torchrun")
     return VERBS[arguments[0]][0](arguments[1:])
+
+
+def without_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without ``--plugin MODULE``, and the modules, which may be empty words."""
+    words, named = list(arguments), list[str]()
+    while (found := find(words, "--plugin")) is not None:
+        first, values = found
+        named += values[:1] or [""]
+        del words[first : first + (1 if "=" in words[first] or not values else 2)]
+    return words, named
 
 
 def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
