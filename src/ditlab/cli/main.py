@@ -62,8 +62,8 @@ def usage() -> str:
         "Train, sample, measure and look inside diffusion transformers.\n\n"
         f"{lines}\n\n"
         "ditlab VERB --help lists what a verb takes. A first run: ditlab demo\n"
-        "--plugin MODULE, with any verb and repeatable: import a module or a .py file first, whose recipes, data sets,\n"
-        "networks, processes, solvers, conditionings and losses are then known by name"
+        "--plugin MODULE, with any verb and repeatable: import a module or a .py file first, whose recipes, data\n"
+        "sets, networks, processes, solvers, conditionings and losses are then known by name"
     )
 
 

@@ -6,10 +6,10 @@ needs, and is refused without them.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 
 from ditlab.core.errors import InputError, first_line
@@ -63,7 +63,7 @@ def _import(name: str) -> None:
         sys.path.insert(0, folder)
     module = _module(name)
     try:
-        found = import_module(module)
+        found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             raise InputError(
@@ -78,6 +78,9 @@ def _where(error: BaseException) -> str:
     """The line of the user's own code that an import has failed in, as far as it is known."""
     if isinstance(error, SyntaxError):
         return f" in {error.filename}, line {error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    own = [frame for frame in frames[1:] if frame.filename == frames[1].filename]  # the first is ours
+    machinery = (__file__, importlib.__file__)
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<frozen", *machinery))
+    ]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
     return f" in {own[-1].filename}, line {own[-1].lineno}" if own else ""

@@ -77,7 +77,7 @@ NETWORKS = Registry("network")
 PROCESSES = Registry("process")
 DATASETS = Registry("dataset")
 LOSSES = Registry("auxiliary loss")
-RECIPES = Registry("recipe")
+RECIPES = Registry("recipe", ("circles", "points", "digits", "images", "latents", "imagenet256"))
 
 register_network = NETWORKS.register  # made from shape, num_classes and the settings of the configuration
 
