@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ditlab
@@ -63,6 +64,7 @@ def quick():
 
     return circles().model_copy(update={"steps": 2, "batch_size": 4})
 '''
+NAMES = {"scaled", "pets", "small-steps", "quick"}
 SMALL = ["--steps", "2", "--batch-size", "4", "--sampling.steps", "2", "--name", "own"]
 PETS = ["train", "pets", "--network", "scaled", *SMALL]
 
@@ -72,7 +74,7 @@ def forget():
     for name in ("own_parts", "failing"):
         sys.modules.pop(name, None)
     for registry in REGISTRIES.values():
-        for name in set(registry.parts) & {"scaled", "pets", "small-steps", "quick"}:
+        for name in set(registry.parts) & NAMES:
             del registry.parts[name]
     plugins.GIVEN.clear()
 
@@ -136,6 +138,43 @@ def test_a_plugin_that_fails_is_told_by_its_line(parts, capsys, code, said):
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert all(word in told for word in ["--plugin code/failing.py", "failing.py", *said]), told
+
+
+def test_samples_have_the_conditions_that_are_asked_for(parts, capsys):
+    plugin = ["--plugin", "code/own_parts.py"]
+    assert main([*PETS, *plugin]) == 0
+    capsys.readouterr()
+    told = ["--cond", "label=dogs", "--cond", "age=30", "--out", "x.npz", "--n", "3", "--steps", "2"]
+    assert main(["sample", "own", *plugin, *told, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cond"] == {"age": 30}
+    by_command = np.load("x.npz")
+    assert by_command["labels"].tolist() == [1, 1, 1]
+    run = ditlab.load("own")
+    np.testing.assert_array_equal(by_command["samples"], run.draw(3, {"label": "dogs", "age": 30.0}, steps=2))
+    assert not np.array_equal(by_command["samples"], run.draw(3, {"label": "dogs", "age": 10.0}, steps=2))
+
+
+WRONG = [
+    (["--cond", "colour=red"], ["label (0 cats, 1 dogs)", "age (years)"]),
+    (["--cond", "age"], ["--cond age", "age (years)"]),
+    (["--cond", "age=old"], ["age=old", "number of years"]),
+    (["--cond", "age=nan"], ["age=nan"]),
+    (["--cond", "age=1e40"], ["age=1e40"]),
+    (["--cond", "age=1", "--cond", "age=2"], ["twice"]),
+    (["--cond", "label=fish"], ["fish", "1 dogs"]),
+    (["--cond", "label=2"], ["0 to 1"]),
+    (["--cond", "label=0", "--label", "cats"], ["twice"]),
+]
+
+
+def test_a_condition_that_the_run_does_not_take_is_told_in_a_line(parts, capsys):
+    assert main([*PETS, "--plugin", "code/own_parts.py"]) == 0
+    capsys.readouterr()
+    for words, said in WRONG:
+        assert main(["sample", "own", "--n", "2", *words]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert all(word in told for word in said), told
 
 
 @pytest.mark.parametrize("name", ["code/nothing.py", "nothing", "code.nothing", ""])

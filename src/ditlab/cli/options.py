@@ -102,6 +102,9 @@ class SampleOptions(DrawingOptions):
         "folder",
     )
     label: str | None = Field(None, description="class of all samples, by name or number; None is each class in turn")
+    cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")] = Field(
+        (), description="a condition of all samples, such as age=30 or label=cats; repeatable"
+    )
     vae: str | None = Field(
         None, description="folder or Hub name of the autoencoder that decodes latents; None is the run's own"
     )

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ditlab.core.distributed import Ranks
+    from ditlab.data.conditions import Conditions
     from ditlab.evaluation.evaluator import Measured
     from ditlab.runs.run import Run
 
 AT_A_TIME = 256  # samples, about
 LISTED = 20  # classes in a line
+LARGEST = 1e30  # of a scalar
 
 
 def sample(arguments: Sequence[str]) -> int:
@@ -92,10 +94,10 @@ def _drawing(run: Run, options: DrawingOptions, ranks: Ranks) -> tuple[SamplingC
         if given := [f"--{name.replace('_', '-')}" for name in refine if getattr(options, name) is not None]:
             raise InputError(f"{' and '.join(given)} refines guidance, which is off: add --guidance 2, for example")
     if options.guide is None:
-        if run.num_classes is None and options.guidance not in (None, 1):
+        if not run.conditions and options.guidance not in (None, 1):
             raise InputError(
-                f"{run.folder.path} was trained without labels, so there is nothing to guide: drop --guidance, or name "
-                f"a weaker run to guide away from, --guide RUN"
+                f"{run.folder.path} was trained without conditions, so there is nothing to guide: drop --guidance, or "
+                f"name a weaker run to guide away from, --guide RUN"
             )
         if run.config.process.condition_dropout == 0 and options.guidance not in (None, 1):
             raise InputError(
@@ -125,20 +127,18 @@ def write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, A
     from ditlab.core.device import autocast
     from ditlab.evaluation.evaluate import drawn_with
     from ditlab.runs.pictures import as_bytes, save_each, save_picture
-    from ditlab.runs.sampling import build_drawing
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
     each = options.out is not None and is_folder(options.out)
     settings, guide = _drawing(run, options, ranks)
-    label = None if options.label is None else label_of(run, options.label)
-    labels = run.labels(options.n, label)
+    cond = conditions_of(run, options)
+    labels = run.cond(options.n, cond).get("label")
     decode = _decoder(run, options.vae, each or out.suffix == ".png")
     if (each or options.dtype == "uint8") and (len(run.shape) != 3 or (run.latent and decode is None)):
         raise InputError(f"samples of {run.folder.path} are not images: write them to a .npz file as float32")
-    drawing = build_drawing(settings, run.process, guided=run.num_classes is not None or guide is not None)
     ranks.decided(lambda: _must_fit(options.n, run.shape))
     with autocast(options.precision, run.process.like().device):
-        samples = run.sample(options.n, labels, seed=options.seed, guide=guide, ranks=ranks, **drawing).cpu()
+        samples = run.draw(options.n, cond, options.seed, guide=guide, ranks=ranks, **settings.model_dump()).cpu()
     if not ranks.first:
         return {}
     samples = samples if decode is None else decode(samples)
@@ -147,7 +147,7 @@ def write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, A
     if each:
         write_folder(out, lambda path: save_each(path, samples))
     elif out.suffix == ".png":
-        each_class = label is None and run.num_classes is not None and run.num_classes <= options.n
+        each_class = "label" not in cond and run.num_classes is not None and run.num_classes <= options.n
         columns = run.num_classes if each_class else None
         write_atomically(out, lambda path: save_picture(path, samples, columns))
     else:
@@ -155,10 +155,12 @@ def write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, A
         arrays: dict[str, Any] = {"samples": drawn.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
         write_atomically(out, lambda path: np.savez_compressed(path, **arrays))
     shape = list(samples.shape[1:])
-    done = {"out": str(out), "n": options.n, "shape": shape, "run_step": run.step, "seed": options.seed}
-    if classes := classes_of(run.config):
+    done: dict[str, Any] = {"out": str(out), "n": options.n, "shape": shape, "run_step": run.step, "seed": options.seed}
+    if (classes := classes_of(run.config)) and labels is not None:
         every = {"classes": classes if options.as_json else listed(classes)}
-        done |= every if label is None else {"label": classes[label]}
+        done |= every if "label" not in cond else {"label": classes[int(labels[0])]}
+    if scalars := {name: value for name, value in cond.items() if name != "label"}:
+        done["cond"] = scalars
     return done | drawn_with(run, settings, guide) | {"precision": options.precision}
 
 
@@ -204,21 +206,50 @@ def listed(classes: Sequence[str]) -> str:
     return printable(", ".join(f"{i} {name}" for i, name in enumerate(classes[:LISTED]))) + more
 
 
-def label_of(run: Run, word: str) -> int:
-    """The label of a class by its name or, where no class has that name, by its number.
+def conditions_of(run: Run, options: SampleOptions) -> dict[str, str | float]:
+    """The conditions asked for, by name: a class by its name or number, a scalar in its unit.
 
     Raises:
-        InputError: there is no such class; those that are there are listed.
+        InputError: one is not as the run takes it; what it takes is listed.
     """
-    if run.num_classes is None:
-        raise InputError(f"{run.folder.path} was trained without labels; leave the label out")
-    classes = classes_of(run.config)
-    if word in classes:
-        return classes.index(word)
-    if word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < run.num_classes:
-        return int(word)
-    names = f": {listed(classes)}" if classes else ""
-    raise InputError(f"labels of {run.folder.path} run from 0 to {run.num_classes - 1}, not {word}{names}")
+    from ditlab.data.conditions import Label, Scalar
+
+    words = [f"--cond {word}".partition("=") for word in options.cond]
+    words += [] if options.label is None else [("--cond label", "=", options.label)]
+    found: dict[str, str | float] = {}
+    for flag, equals, value in words:
+        name = flag.removeprefix("--cond ")
+        kind = run.conditions.get(name)
+        if not equals or kind is None:
+            takes = f"it takes {described(run.conditions)}" if run.conditions else "it was trained without conditions"
+            raise InputError(f"{flag}{equals}{value} names no condition of {run.folder.path}: {takes}")
+        if name in found:
+            raise InputError(f"{flag} is given twice; all samples have one value")
+        if isinstance(kind, Label):
+            found[name] = value
+        elif isinstance(kind, Scalar):
+            found[name] = _number(flag, value, kind.unit)
+        else:
+            raise InputError(f"{flag} takes features rather than words: draw in Python, with run.draw(n, cond=...)")
+    return found
+
+
+def _number(flag: str, word: str, unit: str) -> float:
+    with suppress(ValueError):
+        if abs(number := float(word)) < LARGEST:  # which NaN is not
+            return number
+    raise InputError(f"{flag}={word}: give a number{f' of {unit}' if unit else ''} below {LARGEST:g}")
+
+
+def described(conditions: Conditions) -> str:
+    """What a run can be told, in a line: ``label (0 cat, 1 dog), age (years)``."""
+    from ditlab.data.conditions import Label, Scalar
+
+    notes = {}
+    for name, kind in conditions.items():
+        note = listed(kind.names) if isinstance(kind, Label) else kind.unit if isinstance(kind, Scalar) else "features"
+        notes[name] = f" ({note})" if note else ""
+    return printable(", ".join(name + note for name, note in notes.items()))
 
 
 @contextmanager
@@ -231,8 +262,11 @@ def classes_after_help(arguments: Sequence[str]) -> Iterator[None]:
             from ditlab.runs.folder import RunFolder
 
             with suppress(InputError):
-                if classes := classes_of(RunFolder.find(arguments[0]).read_config()):
+                config = RunFolder.find(arguments[0]).read_config()
+                if classes := classes_of(config):
                     print(f"Classes of {printable(arguments[0])}: {listed(classes)}")
+                for name, scalar in getattr(config.data, "scalars", {}).items():
+                    print(printable(f"{name} of {arguments[0]}: {scalar.mean:g} ± {scalar.std:g} {scalar.unit}"))
         raise
 
 

@@ -140,7 +140,9 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
     values: dict[str, Any] = {name: getattr(base, name) for name in Config.model_fields}
     for name, kind in kinds.items():
         if kind is not None and kind != values[name].kind:
-            values[name] = KINDS[name][kind]() if kind in KINDS[name] else KINDS[name]["own"](name=kind)
+            values[name] = (
+                KINDS[name][kind]() if kind in KINDS[name] else KINDS[name]["own"].model_validate({"name": kind})
+            )
             if kind == "ddpm" and base.data.kind == "latents":
                 values[name] = DDPMConfig(first_term="density")
             if kind == "flow" and base.process.kind == "ddpm":
