@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ditlab.data.images.cache import Examined
     from ditlab.data.images.check import Report
 
-USAGE = "usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help tells what it reports and takes."
+USAGE = "usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help lists its options."
 ROWS = 40  # classes on the sheet
 LISTED = 10  # bad files, in a table
 

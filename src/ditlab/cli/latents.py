@@ -15,7 +15,7 @@ from ditlab.core.errors import InputError, pasted, printable
 
 USAGE = (
     "usage: ditlab latents encode --data.path PATH --data.image-size S --vae VAE [OPTIONS]\n\n"
-    "ditlab latents encode --help tells what it takes; ditlab data check STORE looks at what it made."
+    "ditlab latents encode --help lists its options; ditlab data check STORE checks the result."
 )
 
 

@@ -33,18 +33,18 @@ from ditlab.core.errors import Caution, ConfigError, InputError, Interrupted, Tr
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "demo": (demo, "train the smallest DiT on circles, draw some, measure them"),
-    "train": (train, "train a recipe, or go on with a run"),
+    "train": (train, "train a recipe, or resume a run"),
     "sample": (sample, "draw samples from a run"),
     "eval": (evaluate, "measure a run's samples"),
-    "ema": (ema, "make averages of any length of a run's weights"),
+    "ema": (ema, "make weight averages of any length from a run"),
     "doctor": (doctor, "say whether a run is healthy"),
-    "check": (check, "see that everything in a run is as it was written"),
+    "check": (check, "check that a run's files are intact"),
     "lab": (lab, "look inside a run, in a browser"),
-    "bench": (bench, "measure how fast this machine trains and samples, beside peers"),
-    "data": (data, "check PATH: look at images or latents before training"),
+    "bench": (bench, "measure how fast this machine trains and samples, compared with peers"),
+    "data": (data, "check PATH: check images or latents before training"),
     "latents": (latents, "encode images once, for training on their latents"),
-    "import": (import_, "make a run of a published checkpoint"),
-    "export": (export, "write a run's network as others read it"),
+    "import": (import_, "make a run from a published checkpoint"),
+    "export": (export, "write a run's network in other formats"),
 }
 TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
 APART = ("latents",)  # whose processes do not hear of one another's errors
@@ -61,7 +61,7 @@ def usage() -> str:
         "usage: ditlab VERB [OPTIONS]\n\n"
         "Train, sample, measure and look inside diffusion transformers.\n\n"
         f"{lines}\n\n"
-        "ditlab VERB --help lists what a verb takes. A first run: ditlab demo\n"
+        "ditlab VERB --help lists its options. A first run: ditlab demo\n"
         "--plugin MODULE, with any verb and repeatable: import a module or a .py file first, whose recipes, data\n"
         "sets, networks, processes, solvers, conditionings and losses are then known by name"
     )
@@ -112,7 +112,7 @@ def _chosen(named: list[str], arguments: Sequence[str]) -> int:
         hint = f"did you mean 'ditlab {near[0]}'?" if near else f"choose one of {', '.join(VERBS)}"
         raise InputError(f"unknown verb {arguments[0]!r}; {hint}")
     if os.environ.get("WORLD_SIZE", "1") != "1" and arguments[0] not in TOGETHER:
-        raise InputError(f"ditlab {arguments[0]} is done by one process: start it without torchrun")
+        raise InputError(f"ditlab {arguments[0]} runs in one process: start it without torchrun")
     return VERBS[arguments[0]][0](arguments[1:])
 
 

@@ -44,12 +44,14 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
     default = _defaults(recipe, rest)
     options = parse(type(default), rest, f"ditlab train {recipe}", default)
     if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):
-        raise InputError("--devices and --days belong to --dry-run; to train on several, torchrun --nproc-per-node N")
+        raise InputError(
+            "--devices and --days belong to --dry-run; to train on several, use torchrun --nproc-per-node N"
+        )
     if options.process.condition_dropout == 0 and find(rest, "--sampling.guidance") is None:
         options = options.model_copy(update={"sampling": unguided(options.sampling)})
     name = options.name if options.name is not None else recipe
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
+        raise InputError(f"--name {name!r} cannot be a folder's name: use letters, digits, '.', '_' and '-'")
     chosen = {"name": name, "batch_chosen": find(rest, "--batch-size") is not None, "plugins": tuple(plugins.GIVEN)}
     return options.model_copy(update=chosen)
 
@@ -95,7 +97,7 @@ def train_usage() -> str:
     recipes = "\n".join(f"  {name:<13}{line}" for name, line in about.items())
     return (
         "usage: ditlab train RECIPE [OPTIONS]\n       ditlab train --resume RUN [--steps S]\n\n"
-        f"{recipes}\n\nditlab train RECIPE --help tells what can be changed, with defaults and units."
+        f"{recipes}\n\nditlab train RECIPE --help lists what can be changed, with defaults and units."
     )
 
 
