@@ -192,7 +192,7 @@ WRONG = [
     (["train", "circles", "--process", "ddpm", "--sampling.shift", "2"], "grid='uniform'"),
     (["train", "digits", "--sampling.guidance-interval", "0.8", "0.2"], "below the second"),
     (["train", "circles", "--sampling.guidance-interval", "0.8", "1.2"], "guidance_interval.1=1.2"),
-    (["train", "circles", "--name", "../up"], "no name for a folder"),
+    (["train", "circles", "--name", "../up"], "folder's name"),
     (["train", "circles", "--device", "tpu"], "tpu"),
     (["train", "--resume", "runs/nowhere"], "ditlab demo"),
     (["train", "--resume", "runs/nowhere", "--lr", "1"], "--lr"),
