@@ -14,6 +14,7 @@ from ditlab.cli.output import at_a_glance, report, say, say_which
 from ditlab.cli.sample import AT_A_TIME, joined, measured, write_samples
 from ditlab.cli.train_arguments import carried_on, divisible, parse_train
 from ditlab.config import Config
+from ditlab.core import plugins
 from ditlab.core.disk import discard, remove, unfinished
 from ditlab.core.errors import InputError, pasted, printable
 from ditlab.data.images.survey import Survey
@@ -85,7 +86,7 @@ def train(arguments: Sequence[str]) -> int:
         _announce(options.config, options.survey)
     _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further", ranks=ranks)
     report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
-    shown = pasted(folder.path)
+    shown = pasted(folder.path) + "".join(f" --plugin {pasted(name)}" for name in plugins.GIVEN)
     say(f"\nNext:\n  ditlab sample {shown}\n  ditlab eval {shown}\n  ditlab lab {shown}")
     return 0
 
