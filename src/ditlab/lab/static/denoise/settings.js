@@ -115,7 +115,7 @@ export function controls(name, run, setting, onPick) {
     amount("Steps", { min: 1, max: run.max_steps, step: 1, value: setting.steps }, (steps) => onPick({ ...setting, steps })),
     guidable(run) ? amount("Guidance", { min: -100, max: 100, step: "any", value: setting.guidance }, (guidance) => onPick({ ...setting, guidance })) : null,
     labels.length ? choice("Label", labels, String(setting.label ?? ""), (text) => onPick({ ...setting, label: text === "" ? null : Number(text) })) : null,
-    scalarFields(run, setting.cond ?? "", "setting", (cond) => onPick({ ...setting, cond })));
+    scalarFields(run, setting.cond ?? "", "setting", "none", (cond) => onPick({ ...setting, cond })));
 }
 
 /** The seed both sides share. @param {Setting} setting @param {(seed: number) => void} onPick @returns {HTMLElement} */

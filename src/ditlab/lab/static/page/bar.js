@@ -87,7 +87,7 @@ function labelChoice(run) {
 function scalarChoice(run) {
   if (choices() || !run.scalars.length) return null;
   const root = h("div", { class: "choices-part" });
-  const show = () => root.replaceChildren(...scalarFields(run, selection.cond, "field", (cond) => select({ cond })));
+  const show = () => root.replaceChildren(...scalarFields(run, selection.cond, "field", "its own", (cond) => select({ cond })));
   onChange(["cond"], show);
   show();
   return root;

@@ -35,14 +35,14 @@ export function told(run, label, cond) {
 
 let count = 0;
 
-/** A field for each scalar; an empty one is unknown. @param {Run} run @param {string} cond @param {string} group the class of a field @param {(cond: string) => void} onPick */
-export function scalarFields(run, cond, group, onPick) {
+/** A field for each scalar. @param {Run} run @param {string} cond @param {string} group the class of a field @param {string} empty what an empty field stands for @param {(cond: string) => void} onPick */
+export function scalarFields(run, cond, group, empty, onPick) {
   const given = parsed(cond);
   return run.scalars.map(({ name, unit, mean, std }) => {
     const id = `scalar-${++count}`;
-    const title = `${name} that the network is told; empty is unknown. In the data ${Number(mean.toPrecision(3))} ± ${Number(std.toPrecision(3))} ${unit}`;
+    const title = `The ${name} the network is told; ${empty} if empty. In the data ${Number(mean.toPrecision(3))} ± ${Number(std.toPrecision(3))} ${unit}`;
     const input = h("input", {
-      id, type: "number", step: "any", class: "short", placeholder: "unknown", value: given[name] === undefined ? "" : String(given[name]),
+      id, type: "number", step: "any", class: "short", placeholder: empty, value: given[name] === undefined ? "" : String(given[name]),
       onchange: () => input.checkValidity() && onPick(scalarsOf(run, JSON.stringify({ ...given, [name]: input.value === "" ? null : input.valueAsNumber }))),
     });
     return h("div", { class: group, title }, h("label", { for: id }, unit ? `${name} (${unit})` : name), input);
