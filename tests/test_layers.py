@@ -27,7 +27,7 @@ WITHIN = {
 }
 DOORS = {"__init__", "__main__"}  # the public names, which come from everywhere, and the way in
 LOOSE = {"train", "recipes"}
-BY_NAME = {"evaluation.features"}  # imports what the user names
+BY_NAME = {"evaluation.features", "core.plugins"}  # import what the user names
 
 
 def modules():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from ditlab.config import (
@@ -21,11 +20,13 @@ from ditlab.config import (
     SamplingConfig,
 )
 from ditlab.core.errors import InputError
+from ditlab.core.registry import RECIPES as RECIPES
 from ditlab.data.images.survey import Survey
 from ditlab.data.latents.survey import StoreSurvey
 from ditlab.networks.presets import preset as preset_sizes
 
 
+@RECIPES.provide("circles")
 def circles() -> Config:
     """The lesson's DiT (252,496 parameters) draws discs on 16×16 images; about three minutes on two CPU cores.
 
@@ -38,6 +39,7 @@ def circles() -> Config:
     )
 
 
+@RECIPES.provide("points")
 def points() -> Config:
     """An MLP (41,858 parameters) learns a distribution of points in the plane; under half a minute on two CPU cores.
 
@@ -56,6 +58,7 @@ def points() -> Config:
     )
 
 
+@RECIPES.provide("digits")
 def digits() -> Config:
     """A DiT draws the digit it is asked for, learned from 898 handwritten ones; about three minutes on two CPU cores.
 
@@ -76,6 +79,7 @@ SMALL_TOKENS, LARGE_TOKENS, MOST_TOKENS = 49, 196, 1024  # fewest patches, of sm
 MOST_EPOCHS = 500
 
 
+@RECIPES.provide("images")
 def images(survey: Survey = ANY_FOLDER, image_size: tuple[int, ...] | None = None) -> Config:
     """A DiT learns the images in a folder, each sub-folder being a class; the time depends on how many and how large.
 
@@ -113,10 +117,27 @@ def choose_for_images(data: ImagesData, count: int) -> dict[str, Any]:
     Raises:
         InputError: the size can only be cut into more than 1,024 patches.
     """
-    height, width = data.image_size[0], data.image_size[-1]
+    return _for_images(data.image_size[0], data.image_size[-1], count, data.classes is not None)
+
+
+def _for_images(height: int, width: int, count: int, labelled: bool) -> dict[str, Any]:
     small = height * width <= LARGEST_SMALL
     patch_size = _patch_size(height, width, SMALL_TOKENS if small else LARGE_TOKENS)
-    return _chosen(patch_size, count, min(128, count), 100_000, small, data.classes is not None)
+    return _chosen(patch_size, count, min(128, count), 100_000, small, labelled)
+
+
+MANY = 10**9  # samples, where nobody knows how many there are
+
+
+def choose_for_shape(shape: tuple[int, ...], labelled: bool) -> dict[str, Any]:
+    """Network, batch and steps for a data set of one's own: those of images, and of points for any other shape.
+
+    Raises:
+        InputError: as ``choose_for_images``.
+    """
+    if len(shape) == 3:
+        return _for_images(shape[1], shape[2], MANY, labelled)
+    return {name: value for name, value in points() if name != "data"}
 
 
 def _chosen(patch_size: int, count: int, batch_size: int, most: int, small: bool, labelled: bool) -> dict[str, Any]:
@@ -173,6 +194,7 @@ IMAGENET = StoreSurvey(  # its 1,281,167 training images at 256×256, as ditlab 
 SMALL_LATENT = 16 * 16  # values of a channel that a CPU can be trained on in minutes
 
 
+@RECIPES.provide("latents")
 def latents(seen: StoreSurvey = ANY_STORE, preset: str | None = None) -> Config:
     """A DiT learns the latents that ``ditlab latents encode`` made of images; large ones want a GPU.
 
@@ -191,6 +213,7 @@ def latents(seen: StoreSurvey = ANY_STORE, preset: str | None = None) -> Config:
     return Config(data=data, **choose_for_latents(data, seen.count, preset))
 
 
+@RECIPES.provide("imagenet256")
 def imagenet256(seen: StoreSurvey = IMAGENET, preset: str | None = None) -> Config:
     """DiT-XL/2 (675,129,632 parameters) as published, on the latents of ImageNet at 256×256; days on several GPUs.
 
@@ -290,13 +313,3 @@ def unguided(sampling: SamplingConfig) -> SamplingConfig:
     """The same without guidance."""
     fields = ("guidance", "guidance_interval", "guidance_rescale", "guidance_channels")
     return sampling.model_copy(update={name: SamplingConfig.model_fields[name].default for name in fields})
-
-
-RECIPES: dict[str, Callable[..., Config]] = {
-    "circles": circles,
-    "points": points,
-    "digits": digits,
-    "images": images,
-    "latents": latents,
-    "imagenet256": imagenet256,
-}

@@ -192,7 +192,7 @@ WRONG = [
     (["train", "circles", "--process", "ddpm", "--sampling.shift", "2"], "grid='uniform'"),
     (["train", "digits", "--sampling.guidance-interval", "0.8", "0.2"], "below the second"),
     (["train", "circles", "--sampling.guidance-interval", "0.8", "1.2"], "guidance_interval.1=1.2"),
-    (["train", "circles", "--name", "../up"], "no name for a folder"),
+    (["train", "circles", "--name", "../up"], "folder's name"),
     (["train", "circles", "--device", "tpu"], "tpu"),
     (["train", "--resume", "runs/nowhere"], "ditlab demo"),
     (["train", "--resume", "runs/nowhere", "--lr", "1"], "--lr"),
@@ -218,7 +218,7 @@ def test_wrong_input_gets_a_short_message_and_leaves_nothing(unchecked, in_tmp, 
     [
         (["sample", "digits", "--label", "10"], "from 0 to 9"),
         (["sample", "digits", "--label", "-1"], "from 0 to 9"),
-        (["sample", "circles", "--label", "1"], "trained without labels"),
+        (["sample", "circles", "--label", "1"], "trained without conditions"),
         (["sample", "circles", "--guidance", "2"], "--guide RUN"),
         (["sample", "circles", "--guide", "circles"], "add --guidance 2"),
         (["sample", "circles", "--guide", "nowhere", "--guidance", "2"], "no run at nowhere"),
@@ -328,7 +328,7 @@ def test_demo_measures_a_finished_run_anew(in_tmp, capsys, monkeypatch):
     from tests.training.test_fit import tiny
 
     small = tiny("circles")
-    monkeypatch.setitem(recipes.RECIPES, "circles", lambda: small)
+    monkeypatch.setitem(recipes.RECIPES.parts, "circles", lambda: small)
     status, out, err = call(capsys, "demo", "--json")
     first = json.loads(out)
     assert status == 0

@@ -157,7 +157,7 @@ def test_options_that_are_wrong_get_one_line(capsys, words, said):
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert err.startswith("ditlab: ")
-    assert "--help tells what it takes" in err
+    assert "--help lists its options" in err
 
 
 def test_more_samples_than_memory_are_refused_before_any_is_drawn(in_tmp, capsys, monkeypatch):

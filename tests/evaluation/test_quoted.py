@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ditlab.cli.verbs import table
+from ditlab.cli.output import table
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "evaluation.md").read_text()

@@ -87,7 +87,7 @@ def test_the_terminal_and_the_page_say_which_runs_are_damaged(tmp_path, monkeypa
     eventually(lambda: said.append(capfd.readouterr().err) or "left out" in "".join(said))
     lines = "".join(said).splitlines()
     assert lines[1] == f"The lab looks at the runs in {tmp_path}."
-    assert lines[3].startswith(f"{tmp_path}/a is damaged and left out: {tmp_path}/a/config.json: ")
+    assert lines[3].startswith(f"{tmp_path}/a is left out: {tmp_path}/a/config.json: ")
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_a_run_that_may_not_be_read_is_listed_as_damaged(tmp_path, monkeypatch):
 
 def test_a_folder_of_nothing_but_damage_says_what_is_wrong(tmp_path):
     unknown_kind(begun(tmp_path / "a"))
-    with pytest.raises(InputError, match=r"no run in .*; a is damaged: .*kind"):
+    with pytest.raises(InputError, match=r"no run in .*; a cannot be opened: .*kind"):
         Library(tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_runs_come_go_and_are_mended_while_the_lab_looks_on(tmp_path):
         library.folder(gone)
     good = (tmp_path / "b" / "config.json").read_text()
     unknown_kind(RunFolder(tmp_path / "b"))
-    with pytest.raises(InputError, match="b is damaged"):
+    with pytest.raises(InputError, match="b cannot be opened"):
         library.folder(library.first)
     (tmp_path / "b" / "config.json").write_text(good)
     (tmp_path / "b" / "checkpoints" / "step-00000007").mkdir(parents=True)

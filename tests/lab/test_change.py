@@ -161,7 +161,7 @@ def test_what_is_too_large_or_not_there_is_refused(runs, tmp_path):
         network = ditlab.DiT.preset("DiT-XL/2")
     process = ditlab.DDPM(network.to_empty(device="cpu")).eval()
     config = Config(data=DigitsData(), network=DiTConfig())
-    huge = Lens(Run(RunFolder(tmp_path), config, process, step=0, num_classes=None, shape=(4, 32, 32)))
+    huge = Lens(Run(RunFolder(tmp_path), config, process, step=0, conditions={}, shape=(4, 32, 32)))
     with pytest.raises(InputError, match="switch single parts off"):
         huge.costs()
     with pytest.raises(InputError, match="fewer samples"):

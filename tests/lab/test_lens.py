@@ -34,7 +34,7 @@ def big(tmp_path_factory):
     process = ditlab.FlowMatching(network).eval().requires_grad_(False)
     config = Config(data=DigitsData(), network=DiTConfig())
     folder = RunFolder(tmp_path_factory.mktemp("big"))
-    lens = Lens(Run(folder, config, process, step=0, num_classes=None, shape=(3, 64, 64)))
+    lens = Lens(Run(folder, config, process, step=0, conditions={}, shape=(3, 64, 64)))
     name = lens.own(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
     return lens, name
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ditlab.bench.sizes import sizes_of
 from ditlab.cli.options import BenchOptions, parse
-from ditlab.cli.verbs import say
+from ditlab.cli.output import say
 from ditlab.core.errors import InputError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditlab.cli.options import DataCheckOptions, parse
+from ditlab.cli.output import report, say
 from ditlab.cli.train_arguments import take_part
-from ditlab.cli.verbs import report, say
 from ditlab.core.errors import InputError, pasted, printable
 from ditlab.data.latents.index import has_index
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ditlab.data.images.cache import Examined
     from ditlab.data.images.check import Report
 
-USAGE = "usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help tells what it reports and takes."
+USAGE = "usage: ditlab data check PATH [OPTIONS]\n\nditlab data check --help lists its options."
 ROWS = 40  # classes on the sheet
 LISTED = 10  # bad files, in a table
 

@@ -1,4 +1,4 @@
-"""``ditlab doctor``: say at a glance whether a run is healthy."""
+"""``ditlab doctor`` and ``check``: whether a run is healthy, and whether its files are whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ditlab.cli.options import DoctorOptions, parse
+from ditlab.cli.options import CheckOptions, DoctorOptions, parse
 from ditlab.core.errors import printable
 
 if TYPE_CHECKING:
@@ -35,6 +35,23 @@ def doctor(arguments: Sequence[str]) -> int:
     else:
         print("\n".join(lines(report)))
     return 1 if report.verdict == "ill" else 0
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Verify a run; 1 if something in it is damaged."""
+    options = parse(CheckOptions, arguments, "ditlab check")
+    from ditlab.cli.progress import watching
+    from ditlab.doctor.files import verify
+
+    with watching() as watcher:
+        found = verify(options.run, watcher.preparing)
+    if options.as_json:
+        print(json.dumps(found.as_json(), allow_nan=False))
+    else:
+        print("\n".join(table(found.checks)))
+        named = f": {', '.join(found.damaged)}" if found.damaged else ""
+        print(f"\n{printable(found.run)} is {'damaged' if found.damaged else 'whole'}{named}")
+    return 1 if found.damaged else 0
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from ditlab.cli.options import ExportOptions, ImportOptions, parse
-from ditlab.cli.verbs import report, say
+from ditlab.cli.output import report, say
 from ditlab.config import ExternalData, SamplingConfig
 from ditlab.core.errors import pasted, printable
 

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from ditlab.cli.options import LabOptions, parse
-from ditlab.cli.verbs import report, say
+from ditlab.cli.output import report, say
 from ditlab.core.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -132,6 +132,6 @@ def _serve(options: LabOptions) -> int:
 
 
 def _survey(library: Library) -> None:
-    """Look through all runs, so that a list of them is there when a page asks, and say which are damaged."""
+    """Look through all runs, so that a list of them is there when a page asks, and say which cannot be opened."""
     for name, why in library.damaged():
-        say(printable(f"{library.root / name} is damaged and left out: {why}"))
+        say(printable(f"{library.root / name} is left out: {why}"))

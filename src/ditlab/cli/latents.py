@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.cli.options import LatentsEncodeOptions, parse
+from ditlab.cli.output import report, say
 from ditlab.cli.train_arguments import take_part
-from ditlab.cli.verbs import report, say
 from ditlab.core.errors import InputError, pasted, printable
 
 USAGE = (
     "usage: ditlab latents encode --data.path PATH --data.image-size S --vae VAE [OPTIONS]\n\n"
-    "ditlab latents encode --help tells what it takes; ditlab data check STORE looks at what it made."
+    "ditlab latents encode --help lists its options; ditlab data check STORE checks the result."
 )
 
 

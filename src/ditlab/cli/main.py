@@ -11,37 +11,40 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from ditlab.cli import data as images
-from ditlab.cli import ema as averages
-from ditlab.cli import interop, verbs
 from ditlab.cli.bench import bench
-from ditlab.cli.check import check
-from ditlab.cli.doctor import doctor
+from ditlab.cli.data import data
+from ditlab.cli.doctor import check, doctor
 from ditlab.cli.faults import in_words
+from ditlab.cli.interop import export, import_
 from ditlab.cli.lab import lab
 from ditlab.cli.latents import latents
+from ditlab.cli.sample import evaluate, sample
 from ditlab.cli.terminal import announce_loading, fill_descriptors, hush, spoken
+from ditlab.cli.train import demo, ema, train
+from ditlab.cli.train_arguments import find
+from ditlab.core import plugins
 from ditlab.core.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "demo": (verbs.demo, "train the smallest DiT on circles, draw some, measure them"),
-    "train": (verbs.train, "train a recipe, or go on with a run"),
-    "sample": (verbs.sample, "draw samples from a run"),
-    "eval": (verbs.evaluate, "measure a run's samples"),
-    "ema": (averages.ema, "make averages of any length of a run's weights"),
+    "demo": (demo, "train the smallest DiT on circles, draw some, measure them"),
+    "train": (train, "train a recipe, or resume a run"),
+    "sample": (sample, "draw samples from a run"),
+    "eval": (evaluate, "measure a run's samples"),
+    "ema": (ema, "make weight averages of any length from a run"),
     "doctor": (doctor, "say whether a run is healthy"),
-    "check": (check, "see that everything in a run is as it was written"),
+    "check": (check, "check that a run's files are intact"),
     "lab": (lab, "look inside a run, in a browser"),
-    "bench": (bench, "measure how fast this machine trains and samples, beside peers"),
-    "data": (images.data, "check PATH: look at images or latents before training"),
+    "bench": (bench, "measure how fast this machine trains and samples, compared with peers"),
+    "data": (data, "check PATH: check images or latents before training"),
     "latents": (latents, "encode images once, for training on their latents"),
-    "import": (interop.import_, "make a run of a published checkpoint"),
-    "export": (interop.export, "write a run's network as others read it"),
+    "import": (import_, "make a run from a published checkpoint"),
+    "export": (export, "write a run's network in other formats"),
 }
 TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
 APART = ("latents",)  # whose processes do not hear of one another's errors
@@ -58,7 +61,9 @@ def usage() -> str:
         "usage: ditlab VERB [OPTIONS]\n\n"
         "Train, sample, measure and look inside diffusion transformers.\n\n"
         f"{lines}\n\n"
-        "ditlab VERB --help tells what a verb takes. A first run: ditlab demo"
+        "ditlab VERB --help lists its options. A first run: ditlab demo\n"
+        "--plugin MODULE, with any verb and repeatable: import a module or a .py file first, whose recipes, data\n"
+        "sets, networks, processes, solvers, conditionings and losses are then known by name"
     )
 
 
@@ -88,13 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 2 the input is wrong, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 1 anything else.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments, named = without_plugins(sys.argv[1:] if arguments is None else arguments)
     with spoken(results_matter=arguments[:1] != ["train"]):  # whose results are in the run
-        return guarded(_chosen, arguments)
+        return guarded(partial(_chosen, named), arguments)
 
 
-def _chosen(arguments: Sequence[str]) -> int:
-    """Run the verb that is the first word."""
+def _chosen(named: list[str], arguments: Sequence[str]) -> int:
+    """Import the plug-ins, and run the verb that is the first word."""
+    plugins.load(named)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -106,8 +112,18 @@ def _chosen(arguments: Sequence[str]) -> int:
         hint = f"did you mean 'ditlab {near[0]}'?" if near else f"choose one of {', '.join(VERBS)}"
         raise InputError(f"unknown verb {arguments[0]!r}; {hint}")
     if os.environ.get("WORLD_SIZE", "1") != "1" and arguments[0] not in TOGETHER:
-        raise InputError(f"ditlab {arguments[0]} is done by one process: start it without torchrun")
+        raise InputError(f"ditlab {arguments[0]} runs in one process: start it without torchrun")
     return VERBS[arguments[0]][0](arguments[1:])
+
+
+def without_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without ``--plugin MODULE``, and the modules, which may be empty words."""
+    words, named = list(arguments), list[str]()
+    while (found := find(words, "--plugin")) is not None:
+        first, values = found
+        named += values[:1] or [""]
+        del words[first : first + (1 if "=" in words[first] or not values else 2)]
+    return words, named
 
 
 def guarded(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

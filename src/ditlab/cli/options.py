@@ -22,7 +22,7 @@ from ditlab.networks.presets import PRESETS
 Options = TypeVar("Options", bound=Section)
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
-Json = Annotated[Flag, tyro.conf.arg(name="json", help="print one JSON object on stdout, all else on stderr")]
+Json = Annotated[Flag, tyro.conf.arg(name="json", help="print one JSON object on stdout, everything else on stderr")]
 Weights = Annotated[Literal["ema", "raw"] | Annotated[float, Field(gt=0)], tyro.conf.arg(metavar="{ema,raw,SIGMA_REL}")]
 RunName = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="RUN", help="folder of a run, or its name in runs/")
@@ -30,7 +30,7 @@ RunName = Annotated[
 
 
 class DemoOptions(Section):
-    """Train the smallest DiT on circles, draw 64 of them and measure 1,000. Again: measure the finished run anew."""
+    """Train the smallest DiT on circles, draw 64 samples and measure 1,000. Run again, it measures the finished run."""
 
     fresh: Flag = Field(False, description="throw runs/demo away and train again")
     as_json: Json = False
@@ -45,100 +45,105 @@ class ResumeOptions(Section):
 
     resume: str = Field(description="folder of a run, or its name in runs/")
     steps: int | None = Field(None, ge=1, le=10**8 - 1, description="train to this many steps instead")
-    workers: int | None = Field(None, ge=0, le=256, description="prepare batches in so many processes instead")
+    workers: int | None = Field(None, ge=0, le=256, description="prepare batches in this many processes instead")
     parallel: Literal["ddp", "fsdp"] | None = Field(
-        None, description="under torchrun: keep all weights in every process, or a share of them in each, instead"
+        None, description="under torchrun: keep all weights in every process (ddp) or a share in each (fsdp) instead"
     )
-    compile: bool | None = Field(None, description="compile the network, or not, instead; numbers change by rounding")
+    compile: bool | None = Field(None, description="compile the network or not; results change by rounding")
     threads: int | None = Field(
-        None, ge=1, le=4096, description="of the processor, instead; numbers change by rounding"
+        None, ge=1, le=4096, description="use this many threads instead; results change by rounding"
     )
     track: Literal["tensorboard", "wandb", "off"] | None = Field(
-        None, description="show metrics and previews there instead, or nowhere else"
+        None, description="where to show metrics and previews instead; off is nowhere else"
     )
     rewarm: Flag = Field(
         False,
-        description="begin the learning rate's schedule anew, warm-up and all, for the steps from here to --steps",
+        description="restart the learning-rate schedule, with its warm-up, for the steps from here to --steps",
     )
     data_path: Annotated[str | None, tyro.conf.arg(name="data.path", metavar="PATH")] = Field(
-        None, description="where the images or latents of the run are now; they must be the same"
+        None, description="where the run's images or latents are now; they must be the same data"
     )
     as_json: Json = False
 
 
 class DrawingOptions(Section):
-    """How to draw; None is the run's own."""
+    """How to draw; None uses the run's own setting."""
 
     run: RunName
     steps: int | None = Field(None, ge=1, le=10**6, description="solver steps; None is the run's own")
     solver: Annotated[SolverName | None, SOLVER_CHOICES] = Field(
-        None, description="of the reverse process; None is the run's own"
+        None, description="solver of the reverse process; None is the run's own"
     )
-    grid: GridName | None = Field(None, description="times of the steps; None is the run's own")
-    shift: float | None = Field(None, gt=0, description="above 1 moves the times towards the noise; None the run's own")
+    grid: GridName | None = Field(None, description="grid of the times; None is the run's own")
+    shift: float | None = Field(None, gt=0, description="above 1 moves times towards the noise; None is the run's own")
     guidance: float | None = Field(None, description="classifier-free guidance scale, 1 is off; None is the run's own")
     guidance_interval: Interval | None = Field(None, description="guide between these two times; None is the run's own")
     guidance_rescale: float | None = Field(
-        None, ge=0, le=1, description="bring the guided x0 back to its spread, 0 is off; None is the run's own"
+        None,
+        ge=0,
+        le=1,
+        description="rescale the guided x0 to its unguided spread; 0 is off, None the run's own",
     )
     guidance_channels: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="guide the first so many channels alone, published DiTs 3; None is the run's own"
+        None, description="guide only this many channels, the first ones; published DiTs use 3; None is the run's own"
     )
-    guide: str | None = Field(None, description="a weaker run to guide away from, in the place of the null label")
-    guide_step: int | None = Field(None, ge=0, description="which checkpoint of that run; None is the newest")
-    weights: Weights = Field("ema", description="averaged weights, the last ones, or an average that is tracked: 0.1")
+    guide: str | None = Field(None, description="a weaker run to guide away from, instead of the null label")
+    guide_step: int | None = Field(None, ge=0, description="checkpoint of that run; None is the newest")
+    weights: Weights = Field("ema", description="averaged (ema), last (raw), or a tracked average such as 0.1")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to sample")
     as_json: Json = False
 
 
 class SampleOptions(DrawingOptions):
-    """Draw samples: a picture (.png), an array (.npz, with "samples" and perhaps "labels"), or a folder of pictures."""
+    """Draw samples: a picture (.png), an array (.npz: "samples" and, if any, "labels"), or a folder of pictures."""
 
     first: ClassVar[tuple[str, ...]] = ("run", "n", "label", "out", "steps", "guidance", "seed")
-    n: int = Field(64, ge=1, le=10**7, description="how many")
+    n: int = Field(64, ge=1, le=10**7, description="number of samples")
     out: str | None = Field(
         None,
-        description="file to write, .png or .npz, or FOLDER/ for a picture of each; None is samples.png in the run's "
-        "folder",
+        description="file to write, .png or .npz, or FOLDER/ for one picture each; None is samples.png of the run",
     )
-    label: str | None = Field(None, description="class of all samples, by name or number; None is each class in turn")
+    label: str | None = Field(None, description="class of all samples, by name or number; None is each in turn")
+    cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")] = Field(
+        (), description="condition of all samples, such as age=30 or label=cats; repeatable"
+    )
     vae: str | None = Field(
         None, description="folder or Hub name of the autoencoder that decodes latents; None is the run's own"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="sample i depends on the seed and i alone")
+    seed: int = Field(0, ge=0, lt=2**63, description="sample i depends only on the seed and on i")
     dtype: Literal["float32", "uint8"] = Field(
-        "float32", description="of the array: from -1 to 1, or images of 0 to 255, as a picture has them"
+        "float32", description="type of the array: float32 from -1 to 1, or uint8 images from 0 to 255"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the network's matrix products")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the network's matrix products")
 
 
 class EvalOptions(DrawingOptions):
     """Draw samples and measure them against real data."""
 
     first: ClassVar[tuple[str, ...]] = ("run", "n", "features", "data", "steps", "guidance", "seed")
-    n: int = Field(1000, ge=2, le=10**7, description="how many samples")
+    n: int = Field(1000, ge=2, le=10**7, description="number of samples")
     nll: Flag = Field(False, description="also the likelihood of held-out data: nats for points, bits/dim for images")
     nll_n: int | None = Field(
-        None, ge=2, le=10**7, description="of how many held-out data; None is 1000 points or 256 images"
+        None, ge=2, le=10**7, description="number of held-out samples for --nll; None is 1000 points or 256 images"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of the samples and of the data they are compared with")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the samples and of the data they are compared with")
     features: str = Field(
         "auto",
-        description="what samples are compared by: pixels, disc, classifier, inception, none, or a function of your "
-        "own as module:function; auto is disc for circles, classifier for images, else pixels",
+        description="features that samples are compared by: pixels, disc, classifier, inception, none, or your own "
+        "function as module:function; auto is disc for circles, classifier for images, pixels otherwise",
     )
     data: str | None = Field(
         None,
-        description="images, or a store of latents, to compare with; None is half of what was trained on",
+        description="images, or a store of latents, to compare with; None is half of the training data",
     )
     vae: str | None = Field(
-        None, description="autoencoder that decodes latents, to compare images; None compares the latents"
+        None, description="autoencoder that decodes latents to compare images; None compares the latents"
     )
     labels: Literal["balanced", "data"] = Field(
-        "balanced", description="that samples are drawn for: each class in turn, or as often as the data have it"
+        "balanced", description="labels to draw: each class in turn (balanced), or as frequent as in the data"
     )
     batch_size: int | None = Field(
-        None, ge=1, le=2**20, description="samples drawn together, for memory and speed alone; None is up to 500"
+        None, ge=1, le=2**20, description="samples drawn together; affects only memory and speed; None is up to 500"
     )
 
 
@@ -146,15 +151,15 @@ class DoctorOptions(Section):
     """Say whether a run is healthy, finished or in training, without changing it. Exits with 1 if a check fails."""
 
     run: RunName
-    n: int = Field(1024, ge=64, le=10**6, description="samples that losses are measured on")
+    n: int = Field(1024, ge=64, le=10**6, description="number of samples to measure losses on")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
     as_json: Json = False
 
 
 class CheckOptions(Section):
-    """See that everything in a run is as it was written: configuration, metrics, checkpoints, recordings, pictures.
+    """Check that a run's files are as they were written: configuration, metrics, checkpoints, recordings, pictures.
 
-    Its data, too: the prepared images, or the store of latents. Nothing is changed. Status 0, or 1 if something is
+    Also checks its data: the prepared images or the store of latents. Changes nothing. Exits with 1 if something is
     damaged.
     """
 
@@ -166,31 +171,31 @@ class BenchOptions(Section):
     """How fast this machine trains and samples: beside diffusers' DiT, a plain transformer, and its matrix products."""
 
     sizes: Annotated[str | None, tyro.conf.arg(metavar="NAME,...")] = Field(
-        None, description="of tiny, lesson, S/4, B/4, XL/2 and the like; None is lesson,S/4, and B/4,XL/2 on CUDA"
+        None, description="sizes such as tiny, lesson, S/4, B/4, XL/2; None is lesson,S/4, and B/4,XL/2 on CUDA"
     )
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE.json")] = Field(
-        None, description="write the figures there, after each table"
+        None, description="write the figures to this file, after each table"
     )
     machine: Flag = Field(
-        False, description="measure in a second or two what this processor does best, keep it, and print that alone"
+        False, description="only measure, in a second or two, what this processor does best, keep it and print it"
     )
-    eager: Flag = Field(False, description="compile nothing, which takes minutes for each size")
-    quick: Flag = Field(False, description="few rounds, nothing compiled, one process, no memory: to try the command")
+    eager: Flag = Field(False, description="skip compiling, which takes minutes for each size")
+    quick: Flag = Field(False, description="few rounds, nothing compiled, one process, memory not measured")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to measure")
     as_json: Json = False
 
 
 class LabOptions(Section):
-    """Look inside trained runs, in a browser: serve a page on this machine, or write it to a file of its own."""
+    """Look inside trained runs in a browser: serve a page on this machine, or write it to a single file."""
 
     run: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(name="run", metavar="[RUN]", help="a run, or a folder of runs")
     ] = "runs"
     first: ClassVar[tuple[str, ...]] = ("run", "port", "export", "browser")
-    host: str = Field("127.0.0.1", description="to listen at; any but 127.0.0.1, ::1 and localhost asks for a token")
-    port: int = Field(8137, ge=0, le=65535, description="to listen at; 0 is any that is free")
+    host: str = Field("127.0.0.1", description="address to listen on; beyond this machine, a token is required")
+    port: int = Field(8137, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     export: Annotated[str | None, tyro.conf.arg(metavar="FILE.html")] = Field(
-        None, description="write the page of one run to this file instead, and stop"
+        None, description="write the page of one run to this file, and stop"
     )
     browser: bool = Field(True, description="open the page in a browser, where there is a screen")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute; auto prefers a GPU")
@@ -206,11 +211,11 @@ class ImportOptions(Section):
         tyro.conf.arg(metavar="PATH", help="a state dict, or a folder with config.json and safetensors (diffusers)"),
     ]
     format: Literal["facebook-dit", "sit", "repa", "diffusers"] = Field(
-        description="what it is; the three kinds of state dict look alike and mean different things"
+        description="format of the checkpoint; the three kinds of state dict look alike and mean different things"
     )
-    out: Annotated[str, tyro.conf.arg(metavar="RUN")] = Field(description="folder of the run that is made")
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")] = Field(description="folder of the new run")
     preset: str | None = Field(
-        None, description="published size a state dict is to fit: DiT-S, -B, -L or -XL, with /8, /4 or /2"
+        None, description="published size that a state dict should have: DiT-S, -B, -L or -XL, with /8, /4 or /2"
     )
     heads: int | None = Field(
         None, ge=1, description="attention heads of a state dict; None is the published number for its width"
@@ -218,25 +223,25 @@ class ImportOptions(Section):
     num_classes: int | None = Field(
         None,
         ge=1,
-        description="labels of a state dict; None is as it says, or one less than its label table, whose last is no "
-        "label, but all of 10, 100 or 1000",
+        description="number of classes of a state dict; None reads it from the file, or takes the rows of its label "
+        "table less the null label, but all of 10, 100 or 1000",
     )
     time_frequency_shift: Literal[0, 1] | None = Field(
-        None, description="of a diffusers model: 1 (None) computes as diffusers does, 0 as the weights were trained"
+        None, description="for a diffusers model: 1 (None) computes as diffusers does, 0 as the weights were trained"
     )
     as_json: Json = False
 
 
 class ExportOptions(Section):
-    """Write a run's network in a form that others read, or alone; see docs/checkpoints.md."""
+    """Write a run's network in a format that other programs read; see docs/checkpoints.md."""
 
     run: RunName
     format: Literal["ditlab", "diffusers", "facebook-dit", "onnx"] = Field(
         description="a run of these weights alone, in one file; a pipeline's folder; a state dict in "
         "facebookresearch/DiT's layout; or a file for onnxruntime"
     )
-    out: str = Field(description="file or folder that is made")
-    weights: Weights = Field("ema", description="averaged weights, the last ones, or an average that is tracked: 0.1")
+    out: str = Field(description="file or folder to write")
+    weights: Weights = Field("ema", description="averaged (ema), last (raw), or a tracked average such as 0.1")
     vae: str | None = Field(
         None, description="folder of an autoencoder to copy into a diffusers pipeline; None is the run's own"
     )
@@ -244,27 +249,27 @@ class ExportOptions(Section):
 
 
 class EmaOptions(Section):
-    """Make averages of any length from the snapshots that training left; each becomes a run of its own.
+    """Make weight averages of any length from the snapshots of a training; each becomes a run of its own.
 
-    That run is opened by sample, eval, lab and export like any other.
+    sample, eval, lab and export open that run like any other.
     """
 
     run: RunName
     sigma_rel: Annotated[tuple[Width, ...], tyro.conf.arg(metavar="SIGMA_REL...")] = Field(
-        description="lengths as relative widths, from 0.01 to 0.28: the standard deviation of what is averaged, over "
-        "the steps that were taken",
+        description="lengths of the averages as relative widths, 0.01 to 0.28: the standard deviation of the averaged "
+        "steps over the number of steps taken",
     )
-    step: int | None = Field(None, ge=1, description="after which step, of those with a snapshot; None is the newest")
+    step: int | None = Field(None, ge=1, description="step of the average, one that has a snapshot; None is the newest")
     out: Annotated[str | None, tyro.conf.arg(metavar="NEWRUN")] = Field(
-        None, description="folder of the run that is made, of one width; None is RUN-ema-SIGMA_REL"
+        None, description="folder of the new run, for a single width; None is RUN-ema-SIGMA_REL"
     )
     as_json: Json = False
 
 
 class DataCheckOptions(Section):
-    """Look at all images before training: what can be used, what cannot and why, and how they look.
+    """Check all images before training: which can be used, which cannot and why, and how they look.
 
-    Of a store of latents every byte is compared with its index, and the channels' means and deviations are told.
+    For a store of latents, compares every byte with its index and reports the channels' means and deviations.
     """
 
     path: Annotated[
@@ -275,7 +280,7 @@ class DataCheckOptions(Section):
         ),
     ]
     image_size: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="S|H W")] = Field(
-        None, description="pixels of the pictures on the sheet; None is 64"
+        None, description="size of the pictures on the sheet in pixels; None is 64"
     )
     channels: Annotated[int | None, tyro.conf.arg(aliases=["--data.channels"])] = Field(
         None,
@@ -289,13 +294,13 @@ class DataCheckOptions(Section):
     image_column: Annotated[str | None, tyro.conf.arg(aliases=["--data.image-column"])] = Field(
         None, description="as --data.image-column of training"
     )
-    out: str = Field("contact-sheet.png", description="picture to write, of some images of each class")
-    bad_share: float = Field(0.01, ge=0, le=1, description="share of bad files above which training would refuse")
+    out: str = Field("contact-sheet.png", description="contact sheet to write, with some images of each class")
+    bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable files above which training refuses")
     as_json: Json = False
 
 
 class LatentsEncodeOptions(Section):
-    """Encode images once, for training on their latents. The same command goes on where it was stopped.
+    """Encode images once, to train on their latents. Run again, the command continues where it stopped.
 
     Any number of processes with the same options share the work: in several terminals, under torchrun, in a job array.
     """
@@ -307,39 +312,38 @@ class LatentsEncodeOptions(Section):
         description="in pixels: the side of a square, or height and width"
     )
     vae: str = Field(description="folder of an AutoencoderKL (or of a pipeline with one), or its name on the Hub")
-    out: str | None = Field(None, description="store to make; None is latents/ and the last part of PATH")
-    scale: float | None = Field(
-        None, gt=0, description="latents are trained on as (z − shift)·scale; None the VAE's own"
-    )
+    out: str | None = Field(None, description="folder of the store; None is latents/ and the last part of PATH")
+    scale: float | None = Field(None, gt=0, description="training sees (z − shift)·scale; None is the VAE's own")
     shift: float | None = Field(None, description="see --scale; None is the VAE's own, or 0")
-    mirrored: bool = Field(True, description="encode each image mirrored left to right, too")
+    mirrored: bool = Field(True, description="also encode each image mirrored left to right")
     window: Annotated[Window, tyro.conf.arg(name="data.window")] = Field(
-        None, description="which values of more than 8 bits become black and white: LOW HIGH; auto is what images use"
+        None,
+        description="LOW HIGH: values over 8 bits that become black and white; auto is the images' range",
     )
     image_column: Annotated[str | None, tyro.conf.arg(name="data.image-column")] = Field(
-        None, description="of the images in a table, or their suffix in a tar; None is the first"
+        None, description="column of the images in a table, or their suffix in a tar; None is the first"
     )
-    dtype: Literal["float16", "float32"] = Field("float16", description="of the numbers that are kept")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the VAE's matrix products")
+    dtype: Literal["float16", "float32"] = Field("float16", description="type of the stored numbers")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the VAE's matrix products")
     batch_size: int = Field(16, ge=1, le=2**16, description="images encoded together")
-    shard_size: int = Field(1024, ge=1, le=2**24, description="images that make a file; a process is at one at a time")
-    bad_share: float = Field(0.01, ge=0, le=1, description="refuse if more than this share of the files cannot be used")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to encode; cuda is LOCAL_RANK's")
+    shard_size: int = Field(1024, ge=1, le=2**24, description="images per file; each process writes one file at a time")
+    bad_share: float = Field(0.01, ge=0, le=1, description="stop if more than this share of the files cannot be used")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to encode")
     as_json: Json = False
 
 
 class TrainOptions(Config):
     """Train a recipe into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp|own, --process flow|ddpm|meanflow,
-    --optimizer muon|adamw.
+    The kinds of its parts decide which options there are: --network dit|unet|mlp, --process flow|ddpm|meanflow,
+    --optimizer muon|adamw. A network or process of your own goes by the name it is registered under; see --plugin.
     """
 
     first: ClassVar[tuple[str, ...]] = ("name", "steps", "batch_size", "lr", "dry_run")
     name: str | None = Field(None, description="the run is runs/NAME; None is the recipe's name")
-    dry_run: Flag = Field(False, description="print what it would cost, and stop")
-    devices: int = Field(1, ge=1, le=10**6, description="with --dry-run: how many would train")
-    days: float = Field(7.0, ge=1e-3, le=10**5, description="with --dry-run: in which it would have to be done")
+    dry_run: Flag = Field(False, description="print what the training would cost, and stop")
+    devices: int = Field(1, ge=1, le=10**6, description="with --dry-run: number of devices")
+    days: float = Field(7.0, ge=1e-3, le=10**5, description="with --dry-run: days that the training may take")
     as_json: Json = False
     survey: Annotated[Survey | StoreSurvey | None, tyro.conf.Suppress] = None
     batch_chosen: Annotated[bool, tyro.conf.Suppress] = False  # by the person, and not by the recipe
@@ -356,11 +360,11 @@ class TrainOptions(Config):
 class LatentsTrainOptions(TrainOptions):
     """Train a recipe on latents into a new run folder.
 
-    Choose kinds, and their options are offered: --network dit|unet|mlp|own, --process flow|ddpm|meanflow,
-    --optimizer muon|adamw.
+    The kinds of its parts decide which options there are: --network dit|unet|mlp, --process flow|ddpm|meanflow,
+    --optimizer muon|adamw. A network or process of your own goes by the name it is registered under; see --plugin.
     """
 
-    preset: str | None = Field(None, description=f"published network: {', '.join(PRESETS)}")
+    preset: str | None = Field(None, description=f"published size of network: {', '.join(PRESETS)}")
 
 
 def parse(options: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None) -> Options:
@@ -378,7 +382,7 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str, default: 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(f"{_in_one_line(told.getvalue())}; {prog} --help tells what it takes") from None
+        raise InputError(f"{_in_one_line(told.getvalue())}; {prog} --help lists its options") from None
 
 
 def _in_one_line(box: str) -> str:

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.cli.options import LatentsTrainOptions, ResumeOptions, TrainOptions, parse
-from ditlab.config import KINDS, Config, DDPMConfig, ImagesData, LatentsData, SamplingConfig
+from ditlab.config import KINDS, Config, DDPMConfig, ImagesData, LatentsData, MLPConfig, OwnData, SamplingConfig
+from ditlab.core import plugins
 from ditlab.core.errors import InputError
+from ditlab.core.registry import DATASETS, NETWORKS, PROCESSES, Registry
 from ditlab.data.images.open import located
 from ditlab.data.images.survey import survey
 from ditlab.data.latents.index import full_path
 from ditlab.data.latents.survey import survey_store
-from ditlab.recipes import IMAGENET, RECIPES, unguided
+from ditlab.recipes import IMAGENET, RECIPES, choose_for_shape, unguided
 
+REGISTERED: dict[str, Registry] = {"network": NETWORKS, "process": PROCESSES}
 MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
 
 
@@ -34,20 +37,23 @@ def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
     recipe, *rest = arguments
     if recipe.startswith("-"):
         raise InputError(f"the recipe comes before {recipe}: ditlab train {'|'.join(RECIPES)} [OPTIONS]")
-    if recipe not in RECIPES:
-        near = get_close_matches(recipe, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(RECIPES)}"
+    if recipe not in (known := [*RECIPES, *DATASETS]):
+        near = get_close_matches(recipe, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
         raise InputError(f"unknown recipe {recipe!r}; {hint}")
     default = _defaults(recipe, rest)
     options = parse(type(default), rest, f"ditlab train {recipe}", default)
     if not options.dry_run and (options.devices, options.days) != (default.devices, default.days):
-        raise InputError("--devices and --days belong to --dry-run; to train on several, torchrun --nproc-per-node N")
+        raise InputError(
+            "--devices and --days belong to --dry-run; to train on several, use torchrun --nproc-per-node N"
+        )
     if options.process.condition_dropout == 0 and find(rest, "--sampling.guidance") is None:
         options = options.model_copy(update={"sampling": unguided(options.sampling)})
     name = options.name if options.name is not None else recipe
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise InputError(f"--name {name!r} is no name for a folder: use letters, digits, '.', '_' and '-'")
-    return options.model_copy(update={"name": name, "batch_chosen": find(rest, "--batch-size") is not None})
+        raise InputError(f"--name {name!r} cannot be a folder's name: use letters, digits, '.', '_' and '-'")
+    chosen = {"name": name, "batch_chosen": find(rest, "--batch-size") is not None, "plugins": tuple(plugins.GIVEN)}
+    return options.model_copy(update=chosen)
 
 
 def _defaults(recipe: str, words: list[str]) -> TrainOptions:
@@ -59,6 +65,8 @@ def _defaults(recipe: str, words: list[str]) -> TrainOptions:
         seen = None if path is None else survey(path, _named(words, "--data.image-column"), windowed)
         base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(words))
         return _with_kinds(base, kinds).model_copy(update={"survey": seen})
+    if recipe not in RECIPES:
+        return _with_kinds(_on_own_data(recipe, words), kinds)
     if recipe not in ON_LATENTS:
         return _with_kinds(RECIPES[recipe](), kinds)
     preset = take_value(words, "--preset")
@@ -72,12 +80,24 @@ def _defaults(recipe: str, words: list[str]) -> TrainOptions:
     return LatentsTrainOptions(**values, survey=shown, preset=preset)
 
 
+def _on_own_data(name: str, words: list[str]) -> Config:
+    """A registered data set, and what is trained on samples of its shape unless the words say otherwise."""
+    from ditlab.runs.build import build_dataset, own_data
+
+    found = find(words, "--data.settings")
+    given = parse(OwnData, [] if found is None else ["--settings", *found[1]], f"ditlab train {name}")
+    dataset = build_dataset(Config(data=given.model_copy(update={"name": name}), network=MLPConfig()))
+    chosen = choose_for_shape(dataset.shape, "label" in dataset.conditions)
+    return Config(data=own_data(dataset, name), **chosen)  # its settings follow from the words
+
+
 def train_usage() -> str:
     """What ``ditlab train --help`` prints."""
-    recipes = "\n".join(f"  {name:<13}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items())
+    about = {name: (make.__doc__ or "").strip().split("\n")[0] for name, make in {**DATASETS, **RECIPES}.items()}
+    recipes = "\n".join(f"  {name:<13}{line}" for name, line in about.items())
     return (
         "usage: ditlab train RECIPE [OPTIONS]\n       ditlab train --resume RUN [--steps S]\n\n"
-        f"{recipes}\n\nditlab train RECIPE --help tells what can be changed, with defaults and units."
+        f"{recipes}\n\nditlab train RECIPE --help lists what can be changed, with defaults and units."
     )
 
 
@@ -122,7 +142,9 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
     values: dict[str, Any] = {name: getattr(base, name) for name in Config.model_fields}
     for name, kind in kinds.items():
         if kind is not None and kind != values[name].kind:
-            values[name] = KINDS[name][kind]()
+            values[name] = (
+                KINDS[name][kind]() if kind in KINDS[name] else KINDS[name]["own"].model_validate({"name": kind})
+            )
             if kind == "ddpm" and base.data.kind == "latents":
                 values[name] = DDPMConfig(first_term="density")
             if kind == "flow" and base.process.kind == "ddpm":
@@ -186,7 +208,10 @@ def take_part(words: Sequence[str], part: str, usage: str, use: str) -> list[str
 
 
 def take_kind(words: list[str], section: str) -> str | None:
-    """Take ``--network unet`` out of the words, so that the options of a U-Net can be offered for the rest."""
+    """Take ``--network unet`` out of the words, so that the options of a U-Net can be offered for the rest.
+
+    It is one of ditlab's kinds, or the name that a network or process of the user's own was registered under.
+    """
     flag = f"--{section}"
     for i, word in enumerate(words):
         name, _, value = word.partition("=")
@@ -194,8 +219,8 @@ def take_kind(words: list[str], section: str) -> str | None:
             continue
         kind = value or (words[i + 1] if i + 1 < len(words) else "")
         del words[i : i + (1 if value else 2)]
-        if kind not in KINDS[section]:
-            raise InputError(f"unknown {flag} {kind!r}; choose one of {', '.join(KINDS[section])}")
+        if kind not in (known := [*KINDS[section], *REGISTERED.get(section, ())]):
+            raise InputError(f"unknown {flag} {kind!r}; choose one of {', '.join(known)}")
         return kind
     return None
 

@@ -66,6 +66,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException, most: int = 200, kind: bool = False) -> str:
+    """The first line of an error's message, cut to ``most`` characters; with ``kind``, or without a message, its type.
+
+    For errors of other libraries, which may be many lines long.
+    """
+    name, message = type(error).__name__, str(error).strip()
+    return (f"{name}: {message}" if kind else message or name).splitlines()[0][:most]
+
+
 def pasted(path: object) -> str:
     """A path as a shell reads it, in one line of characters that a terminal does not act upon."""
     text = str(path)

@@ -52,7 +52,7 @@ class Registry(Mapping[str, Any]):
         """
         if name not in self:
             known = f"choose one of {', '.join(self)}, or " if len(self) else ""
-            raise ValueError(f"unknown {self.kind} {name!r}; {known}register it first")
+            raise ValueError(f"unknown {self.kind} {name!r}; {known}register it first (--plugin MODULE)")
         return name
 
     def __getitem__(self, name: str) -> Any:
@@ -77,7 +77,7 @@ NETWORKS = Registry("network")
 PROCESSES = Registry("process")
 DATASETS = Registry("dataset")
 LOSSES = Registry("auxiliary loss")
-RECIPES = Registry("recipe")
+RECIPES = Registry("recipe", ("circles", "points", "digits", "images", "latents", "imagenet256"))
 
 register_network = NETWORKS.register  # made from shape, num_classes and the settings of the configuration
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ditlab.config import Config
-from ditlab.core import disk, locks
+from ditlab.core import disk, locks, plugins
 from ditlab.core.errors import ConfigError, InputError
 from ditlab.recipes import unguided
 from ditlab.runs import metrics
@@ -74,10 +74,12 @@ class RunFolder:
         Sampling is not guided where labels were never dropped, so that there is nothing to guide away from.
 
         Raises:
-            InputError: the file is not a valid configuration; the field is named.
+            InputError: the file is not a valid configuration, and the field is named; or the run needs a plug-in.
         """
         try:
-            config = Config.model_validate({"averages": (), **disk.read_json(self.config_file, self.path)})
+            found = disk.read_json(self.config_file, self.path)
+            plugins.must_be_loaded(found.get("plugins"), self.path)
+            config = Config.model_validate({"averages": (), **found})
         except ConfigError as error:
             raise InputError(f"{self.config_file}: {error}") from None
         never = config.process.condition_dropout == 0

@@ -69,7 +69,7 @@ def looking(network: nn.Module, look: Look) -> Iterator[None]:
 def _check(run: Run, n: int, instead: str) -> None:
     """Refuse n samples that would take minutes."""
     own = run.config.sampling
-    passes = 2 if run.num_classes is not None and own.guidance != 1 else 1
+    passes = 2 if run.conditions and own.guidance != 1 else 1
     evaluations = evaluations_of(run.process, own.solver, own.steps) * passes
     work = evaluations * n * multiply_accumulates(run.process.network, run.shape)
     check_work(work, next(run.process.parameters()).device, instead)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ditlab.config import Config
 from ditlab.core.registry import SOLVERS
-from ditlab.data.conditions import num_classes
+from ditlab.data.conditions import Conditions, Label, Scalar, num_classes
 from ditlab.diffusion.process import Process
 from ditlab.diffusion.solvers import adaptive
 from ditlab.inspection.branches import modulated_blocks
@@ -32,7 +32,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         {"layer": i, "heads": heads, "grid": list(grid), "tokens": math.prod(grid)}
         for i, (heads, grid) in enumerate(zip(lens.heads, lens.grids, strict=True))
     ]
-    return _settings(run.config, lens.process, run.shape, run.num_classes) | {
+    return _settings(run.config, lens.process, run.shape, run.conditions) | {
         "has_examples": lens.scenes.has_examples,
         "step": run.step,
         "patches": patches,
@@ -61,7 +61,7 @@ def describe_waiting(folder: RunFolder) -> dict[str, Any]:
     network = on_meta(lambda: build_network(config, dataset))
     waiting: str | None = "This waits for the run’s first checkpoint."
     no_gates = None if modulated_blocks(network) else _no_gates(config)
-    return _settings(config, build_process(config, network), dataset.shape, num_classes(dataset.conditions)) | {
+    return _settings(config, build_process(config, network), dataset.shape, dataset.conditions) | {
         "has_examples": False,
         "step": None,
         "patches": None,
@@ -75,7 +75,7 @@ def describe_waiting(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _settings(config: Config, process: Process, shape: tuple[int, ...], num_classes: int | None) -> dict[str, Any]:
+def _settings(config: Config, process: Process, shape: tuple[int, ...], conditions: Conditions) -> dict[str, Any]:
     """What the configuration says, which is known before anything is learned."""
     return {
         "data": config.data.kind,
@@ -84,7 +84,13 @@ def _settings(config: Config, process: Process, shape: tuple[int, ...], num_clas
         "noise_path": getattr(process.path, "name", "own"),
         "target": process.target_name,
         "shape": list(shape),
-        "num_classes": num_classes,
+        "num_classes": num_classes(conditions),
+        "classes": _class_names(conditions),
+        "scalars": [
+            {"name": name, "unit": kind.unit, "mean": kind.mean, "std": kind.std}
+            for name, kind in conditions.items()
+            if isinstance(kind, Scalar)
+        ],
         "positions": getattr(config.network, "positions", None),
         "has_gates": bool(modulated_blocks(process.network)),
         "parameters": parameter_count(process.network),
@@ -92,6 +98,13 @@ def _settings(config: Config, process: Process, shape: tuple[int, ...], num_clas
         "solvers": [*(name for name in SOLVERS if name != "ddim" and not adaptive(name)), *config.process.solvers],
         "max_steps": MAX_STEPS,
     }
+
+
+def _class_names(conditions: Conditions) -> list[str] | None:
+    """The names of the classes; None where they are numbers."""
+    label = conditions.get("label")
+    numbered = not isinstance(label, Label) or all(name == str(i) for i, name in enumerate(label.names))
+    return None if numbered or not isinstance(label, Label) else list(label.names)
 
 
 def _no_gates(config: Config) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ditlab.lab.lens.answer import Answer, Look, look_away
 from ditlab.lab.lens.attention import Head
 from ditlab.lab.lens.diagram import diagram
 from ditlab.lab.lens.recordings import gate_recordings, previews
-from ditlab.lab.lens.scenes import Scene, Scenes, affordable, check_work, evaluations_of, joined, walked
+from ditlab.lab.lens.scenes import Cond, Scene, Scenes, Where, affordable, check_work, evaluations_of, joined, walked
 from ditlab.lab.lens.uploads import OwnImages
 from ditlab.networks.dit import DiT
 from ditlab.runs.run import Run, load
@@ -51,8 +51,9 @@ class Lens:
     one, or the name that ``own`` returned; ``t`` is the time, 0 for data and 1 for noise. A generated image is drawn as
     the run's configuration says and shown in its state at the time nearest to t; others are mixed with a noise that is
     always the same. ``label`` is a class, −1 for the null label, None for the image's own: that of an example, the seed
-    modulo the classes for a generated image, the null label for an image brought along. ``edits`` change the network
-    while it answers, as ``inspection.interventions`` says; a generated image is still the unchanged network's.
+    modulo the classes for a generated image, the null label for an image brought along. ``cond`` holds
+    scalars by name, in their unit; without one, an example has its own, and others have none. ``edits`` change the
+    network while it answers, as ``inspection.interventions`` says; a generated image is still the unchanged network's.
 
     Raises:
         InputError: anything asked for that is not there; the message says what is.
@@ -133,9 +134,9 @@ class Lens:
         return self.scenes.own.add(image)
 
     @torch.no_grad()
-    def input(self, *, input: str = "data:0", t: float = 0.3, label: int | None = None, edits: str = "") -> Answer:
+    def input(self, *, edits: str = "", **where: Unpack[Where]) -> Answer:
         """The image, its noisy version, what the network says about it, and its tokens (DiT)."""
-        scene = self.scenes.scene(input, t, label)
+        scene = self.scenes.scene(**where)
         with intervened(self.network, edits):
             prediction, x0, _ = self._estimate(scene.x, scene.t, scene.cond, None)
         arrays = {"x0": scene.x0, "x": scene.x, "noise": scene.noise, "prediction": prediction, "denoised": x0}
@@ -145,22 +146,20 @@ class Lens:
             positions = self.network.positions[0]
             arrays |= {"embedded": embedded, "positions": positions, "tokens": embedded + positions}
         c = self.process.path(torch.tensor(scene.t, dtype=torch.float64))
-        label_word = str(None if scene.cond is None else int(scene.cond["label"]))
+        label_word = str(int(scene.cond["label"]) if scene.cond and "label" in scene.cond else None)
         how = {"drawn": scene.drawn} if scene.drawn else {}
         return Answer(arrays, t=repr(scene.t), a=repr(float(c.a)), s=repr(float(c.s)), label=label_word, **how)
 
     # ---- attention
 
-    def attention(
-        self, *, input: str = "data:0", t: float = 0.3, label: int | None = None, layer: int = 0, head: Head = "mean"
-    ) -> Answer:
+    def attention(self, *, layer: int = 0, head: Head = "mean", **where: Unpack[Where]) -> Answer:
         """The map of a head, rows are queries, and statistics of each row; see ``inspection.statistics``.
 
         Where there are more than 256 tokens, the map holds means over cells; the statistics are exact. Where conditions
         are tokens of the sequence too, rows of the map sum to less than 1: ``to_tokens`` (N, K) holds what goes to each
         of the ``condition_tokens``, and the statistics are those of the rest, divided by its sum.
         """
-        scene = self.scenes.scene(input, t, label)
+        scene = self.scenes.scene(**where)
         kept = self._attention_of(scene, layer, head)
         tokens = kept.patches
         rows = maps.per_query(kept, head, self.grids[layer], scene.x0)
@@ -171,46 +170,29 @@ class Lens:
         )
 
     def attention_row(
-        self,
-        *,
-        query: int,
-        direction: str = "from",
-        input: str = "data:0",
-        t: float = 0.3,
-        label: int | None = None,
-        layer: int = 0,
-        head: Head = "mean",
+        self, *, query: int, direction: str = "from", layer: int = 0, head: Head = "mean", **where: Unpack[Where]
     ) -> Answer:
         """Where one patch looks, or (``direction="to"``) who looks at it."""
-        kept = self._attention_of(self.scenes.scene(input, t, label), layer, head)
+        kept = self._attention_of(self.scenes.scene(**where), layer, head)
         self._check_query(query, kept)
         return Answer({"row": maps.one_row(kept, head, query, direction)})
 
     def attention_thumbnails(
-        self,
-        *,
-        query: int,
-        direction: str = "from",
-        input: str = "data:0",
-        t: float = 0.3,
-        label: int | None = None,
-        look: Look = look_away,
+        self, *, query: int, direction: str = "from", look: Look = look_away, **where: Unpack[Where]
     ) -> Answer:
         """``attention_row`` of every head of every layer on the grid of patches, at most 16 × 16."""
         tiles, grid = [], self._one_grid()
-        for _, kept in self._each_layer(self.scenes.scene(input, t, label), look):
+        for _, kept in self._each_layer(self.scenes.scene(**where), look):
             self._check_query(query, kept)
             tiles.append(maps.thumbnails(kept, query, direction, grid))
         return Answer({"thumbnails": torch.stack(tiles)}, pool=f"{max(1.0, grid[0] / 16):g}")
 
-    def attention_statistics(
-        self, *, input: str = "data:0", t: float = 0.3, label: int | None = None, look: Look = look_away
-    ) -> Answer:
+    def attention_statistics(self, *, look: Look = look_away, **where: Unpack[Where]) -> Answer:
         """Statistics of every map, (L, h + 1) each; the last column is that of the mean over heads.
 
         Where there are ``condition_tokens``, ``to_tokens`` is what goes to them all, a mean over queries.
         """
-        scene = self.scenes.scene(input, t, label)
+        scene = self.scenes.scene(**where)
         table: dict[str, list[Tensor]] = {}
         for layer, kept in self._each_layer(scene, look):
             heads: list[Head] = [*range(kept.q.shape[1]), "mean"]
@@ -219,14 +201,14 @@ class Lens:
                 table.setdefault(name, []).append(torch.cat([numbers[name] for numbers in found]))
         return Answer({name: torch.stack(rows) for name, rows in table.items()})
 
-    def cross_attention(self, *, input: str = "data:0", t: float = 0.3, label: int | None = None) -> Answer:
+    def cross_attention(self, **where: Unpack[Where]) -> Answer:
         """Of each layer's cross-attention, what it gives to each of the K ``cross_tokens``: (L, K), rows sum to 1.
 
         Means over heads and patches.
         """
         if not self.cross_tokens:
             raise InputError(f"{KINDS[self.run.config.network.kind]} like this one has no cross-attention")
-        scene = self.scenes.scene(input, t, label)
+        scene = self.scenes.scene(**where)
         return Answer({"share": maps.cross_shares(self.network, self._forward(scene))})
 
     def attention_summary(self, *, look: Look = look_away) -> Answer:
@@ -268,6 +250,7 @@ class Lens:
         guidance: float | None = None,
         seed: int = 0,
         label: int | None = None,
+        cond: Cond = None,
         n: int = 1,
         edits: str = "",
         look: Look = look_away,
@@ -282,17 +265,17 @@ class Lens:
         held = 4 * 4 * (steps + 1) * n * math.prod(self.run.shape)
         if held > MAX_BYTES:
             raise InputError(f"this trajectory would hold {held / 1e6:.0f} MB: ask for fewer steps or samples")
-        cond = self.scenes.condition(seed, label, n)
+        told = self.scenes.condition(seed, label, n, cond)
         frames: dict[str, list[Tensor]] = {"x": [], "prediction": [], "x0": [], "eps": []}
         times = []
         walk = self.process.trajectory(
-            n, self.run.shape, cond=cond, steps=steps, solver=solver, guidance=guidance, seed=seed
+            n, self.run.shape, cond=told, steps=steps, solver=solver, guidance=guidance, seed=seed
         )
         spent = 0
         for t, x, evaluations in walked(self.process, walk, edits):
             look()
             with intervened(self.network, edits):
-                prediction, x0, eps = self._estimate(x, t, cond, guidance)
+                prediction, x0, eps = self._estimate(x, t, told, guidance)
             for name, value in (("x", x), ("prediction", prediction), ("x0", x0), ("eps", eps)):
                 frames[name].append(value)
             times.append(t)
@@ -301,11 +284,18 @@ class Lens:
         return Answer({"t": torch.tensor(times), **arrays}, evaluations=str(spent // n * passes))
 
     def samples(
-        self, *, n: int = 10, seed: int = 0, label: int | None = None, edits: str = "", look: Look = look_away
+        self,
+        *,
+        n: int = 10,
+        seed: int = 0,
+        label: int | None = None,
+        cond: Cond = None,
+        edits: str = "",
+        look: Look = look_away,
     ) -> Answer:
         """``samples`` (n, *shape), those of ``ditlab sample``; ``meta["drawn"]`` says how the run's settings draw."""
-        self.scenes.check_samples(n, label)  # the whole network's work counts
-        return Answer({"samples": self.scenes.samples(n, seed, label, edits, look)}, drawn=self.scenes.drawn)
+        self.scenes.check_samples(n, label, cond)  # the whole network's work counts
+        return Answer({"samples": self.scenes.samples(n, seed, label, cond, edits, look)}, drawn=self.scenes.drawn)
 
     def costs(self, *, look: Look = look_away) -> Answer:
         """How much the loss rises when a head, a gate or a block is switched off, dearest first: ``cost``, (E,).

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from ditlab.lab.lens.uploads import OwnImages
 from ditlab.networks.costs import multiply_accumulates
 from ditlab.runs.build import build_dataset
 from ditlab.runs.run import Run
-from ditlab.runs.sampling import build_drawing
+from ditlab.runs.sampling import build_drawing, clamped, conditioned
 
+Cond = Mapping[str, float] | None  # scalars by name, in their unit
+Told = dict[str, Tensor]  # as networks see it
 KEPT = 32  # trajectories
 ADAPTIVE = 400  # evaluations to be ready for, where a solver cannot say how many it will need
 QUICK = {"cpu": 4e11, "cuda": 3e13, "mps": 3e12}  # multiply-accumulates of a generated input: some seconds
@@ -76,6 +78,15 @@ def walked(process: Process, walk: Iterator[tuple[float, Tensor]], edits: str) -
         yield (*state, process.evaluations - before)
 
 
+class Where(TypedDict, total=False):
+    """What a scene is asked for by; see ``Lens``."""
+
+    input: str
+    t: float
+    label: int | None
+    cond: Cond
+
+
 class Scene(NamedTuple):
     """An image at a time, or several at one time: what the network is shown."""
 
@@ -108,7 +119,7 @@ class Scenes:
 
     def __init__(self, run: Run, own: OwnImages) -> None:
         self.run, self.own = run, own
-        self._generated: OrderedDict[tuple[int, int | None], _Drawn] = OrderedDict()
+        self._generated: OrderedDict[tuple[Any, ...], _Drawn] = OrderedDict()
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -136,11 +147,11 @@ class Scenes:
         """Multiply-accumulates of one forward pass on one sample."""
         return multiply_accumulates(self.run.process.network, self.run.shape)
 
-    def scene(self, input: str, t: float, label: int | None) -> Scene:
+    def scene(self, input: str = "data:0", t: float = 0.3, label: int | None = None, cond: Cond = None) -> Scene:
         """The image of that name at time t.
 
         Raises:
-            InputError: there is no such image, time or label.
+            InputError: there is no such image, time, label or scalar.
         """
         if len(self.run.shape) != 3:
             raise InputError(f"{self.run.folder.path} was trained on points; it has no images")
@@ -148,17 +159,17 @@ class Scenes:
             raise InputError(f"t={t} must be between 0 (data) and 1 (noise)")
         kind, _, value = input.partition(":")
         if kind == "own":
-            x0, own_label, index = self._own_image(input), None, 0
+            x0, known, index = self._own_image(input), dict[str, Tensor](), 0
         elif kind in ("data", "sample") and value.isdecimal() and len(value) < 10:
             index = int(value)
             if kind == "sample":
-                return self._sample(index, t, label)
-            x0, own_label = self._example(index)
+                return self._sample(index, t, label, cond)
+            x0, known = self._example(index)
         else:
             raise InputError(f"unknown input {input!r}; use data:I, sample:SEED or the name of a drawn image")
         x0 = x0.to(self.like)
         noise = SampleNoise(0, [index], self.run.shape, x0)()
-        return self._mixed(x0, noise, t)._replace(cond=self.condition(own_label, label, 1))
+        return self._mixed(x0, noise, t)._replace(cond=self.condition(None, label, 1, cond, known))
 
     def _mixed(self, x0: Tensor, noise: Tensor, t: float) -> Scene:
         """An image and a noise, brought to a time."""
@@ -166,14 +177,13 @@ class Scenes:
         x = self.run.process.q_sample(x0, torch.tensor([time], dtype=x0.dtype, device=x0.device), noise)
         return Scene(x0, noise, x, time, None)
 
-    def _example(self, index: int) -> tuple[Tensor, int | None]:
-        """The index-th example that training saw, and its label."""
+    def _example(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The index-th example that training saw, and its conditions."""
         config = self.run.config
         position = index - index % config.batch_size
         batch = self.dataset.batch(config.seed, position, config.batch_size)
         own = index % config.batch_size
-        label = int(batch.cond["label"][own]) if "label" in batch.cond else None
-        return batch.x0[own : own + 1], label
+        return batch.x0[own : own + 1], {name: value[own : own + 1] for name, value in batch.cond.items()}
 
     def _own_image(self, name: str) -> Tensor:
         image = self.own.get(name)
@@ -181,9 +191,9 @@ class Scenes:
             raise Missing(f"no image {name!r} is kept for this run; draw or upload it again")
         return torch.from_numpy(image).float()[None] / 127.5 - 1
 
-    def _sample(self, seed: int, t: float, label: int | None) -> Scene:
-        cond = self.condition(seed, label, 1)
-        key = (seed, None if cond is None else int(cond["label"]))
+    def _sample(self, seed: int, t: float, label: int | None, asked: Cond) -> Scene:
+        cond = self.condition(seed, label, 1, asked)
+        key = (seed, *((name, value.item()) for name, value in (cond or {}).items()))
         if key not in self._generated:
             self._generated[key] = self._walk(seed, cond)
             while len(self._generated) > KEPT:
@@ -195,47 +205,46 @@ class Scenes:
         time, x = min(states, key=lambda state: abs(state[0] - t))
         return Scene(x0, noise, x, time, cond)
 
-    def check_samples(self, n: int, label: int | None) -> None:
+    def check_samples(self, n: int, label: int | None, cond: Cond) -> None:
         """Refuse n samples that would take minutes.
 
         Raises:
-            InputError: they would, or there is no such label.
+            InputError: they would, or there is no such label or scalar.
         """
         own = self.run.config.sampling
-        guided = self.label(0, label) is not None and own.guidance != 1
+        guided = self.condition(0, label, 1, cond) is not None and own.guidance != 1
         work = n * evaluations_of(self.run.process, own.solver, own.steps) * (2 if guided else 1) * self.macs
         check_work(work, self.like.device, "ask for fewer samples")
 
-    def samples(self, n: int, seed: int, label: int | None, edits: str, look: Callable[[], None]) -> Tensor:
+    def samples(self, n: int, seed: int, label: int | None, cond: Cond, edits: str, look: Callable[[], None]) -> Tensor:
         """n samples as the run's own configuration draws them; without a label, sample i has i mod classes.
 
         The noise of sample i depends on (seed, i) and on the shape alone. Images are clamped to [−1, 1]. How much work
         that may be, ``check_samples`` says.
         """
-        cond = self.condition(0, label, n)
-        if cond is not None and label is None:
-            cond = {"label": torch.arange(n, device=self.like.device) % (self.run.num_classes or 1)}
-        own, process = self.run.config.sampling, self.run.process
-        guided = cond is not None and own.guidance != 1
-        x = self.like
-        walk = process.trajectory(n, self.run.shape, cond=cond, seed=seed, **build_drawing(own, process, guided))
+        told = self.run.cond(n, cond)  # the labels, unless another is asked for
+        told |= {} if label is None else self.condition(0, label, n) or {}
+        told = {name: value.to(self.like.device) for name, value in told.items()}
+        own, process, x = self.run.config.sampling, self.run.process, self.like
+        drawing = build_drawing(own, process, guided=bool(told))
+        walk = process.trajectory(n, self.run.shape, cond=told or None, seed=seed, **drawing)
         for _, state, _ in walked(process, walk, edits):
             look()
             x = state
-        return x if len(self.run.shape) != 3 or self.run.latent else x.clamp(-1, 1)
+        return clamped(x, self.run.config)
 
     @property
     def drawn(self) -> str:
         """How ``samples`` are drawn, in words."""
         own = self.run.config.sampling
-        guidance = f", guidance {own.guidance:g}" if self.run.num_classes is not None and own.guidance != 1 else ""
+        guidance = f", guidance {own.guidance:g}" if self.run.conditions and own.guidance != 1 else ""
         return f"{own.solver}, {own.steps} {'step' if own.steps == 1 else 'steps'}{guidance}"
 
     @property
     def work_of_sample(self) -> float:
         """Multiply-accumulates that it takes to draw one image in ``_walk``, at most."""
         own = self.run.config.sampling
-        passes = 2 if self.run.num_classes is not None and own.guidance != 1 else 1
+        passes = 2 if self.run.conditions and own.guidance != 1 else 1
         whole = evaluations_of(self.run.process, own.solver, own.steps)
         return min(whole * passes * self.macs, max(QUICK[self.like.device.type], passes * self.macs))
 
@@ -271,7 +280,30 @@ class Scenes:
             raise InputError(f"labels of {self.run.folder.path} run from 0 to {classes - 1} (-1 for none), not {label}")
         return classes if label == -1 else label
 
-    def condition(self, default: int | None, label: int | None, n: int) -> dict[str, Tensor] | None:
-        """``label`` for n samples, as ``Process`` takes it."""
-        wanted = self.label(default, label)
-        return None if wanted is None else {"label": torch.full((n,), wanted, device=self.like.device)}
+    def condition(
+        self,
+        default: int | None,
+        label: int | None,
+        n: int,
+        cond: Cond = None,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Told | None:
+        """What the network is told of n samples, as ``Process`` takes it; None where there is nothing to tell.
+
+        Args:
+            default: stands for the label of generated samples; None for the null label.
+            label: the one asked for.
+            n: how many.
+            cond: scalars that are asked for, in their unit.
+            known: what is known of an example, as the data set gives it.
+
+        Raises:
+            InputError: there is no such label or scalar.
+        """
+        known = dict(known or {})
+        own = int(known.pop("label")) if "label" in known else default
+        wanted = self.label(own, label)
+        others = {name: kind for name, kind in self.run.conditions.items() if name != "label"}
+        told = known | conditioned(others, n, cond)
+        told |= {} if wanted is None else {"label": torch.full((n,), wanted)}
+        return {name: value.to(self.like.device) for name, value in told.items()} or None

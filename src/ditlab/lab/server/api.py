@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from safetensors.numpy import save
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -53,12 +53,21 @@ class Query(BaseModel):
         return self.model_dump(exclude={"step", "weights"}, exclude_none=True)
 
 
-class Where(Query):
+Scalars = Json[dict[Annotated[str, Field(max_length=200)], Annotated[float, Field(gt=-1e30, lt=1e30)]]]
+
+
+class Told(Query):
+    """What the network is told: a class, and scalars in their unit as JSON, such as {"age": 30}."""
+
+    label: int | None = Field(None, ge=-1, lt=2**31)
+    cond: Scalars | None = None
+
+
+class Where(Told):
     """An image at a time."""
 
     input: str = Field("data:0", max_length=64)
     t: float = Field(0.3, ge=0, le=1, allow_inf_nan=False)
-    label: int | None = Field(None, ge=-1, lt=2**31)
 
 
 Changes = Annotated[str, Field(max_length=8000)]  # all parts of DiT-XL/2 are named in less
@@ -95,24 +104,22 @@ class AllHeads(Where):
     direction: Literal["from", "to"] = "from"
 
 
-class Walk(Query):
+class Walk(Told):
     """A trajectory from noise to data."""
 
     solver: SolverName = "heun"
     steps: int = Field(25, ge=1, le=MAX_STEPS)
     guidance: float | None = Field(None, ge=-100, le=100, allow_inf_nan=False)
     seed: int = Field(0, ge=0, lt=2**53)
-    label: int | None = Field(None, ge=-1, lt=2**31)
     n: int = Field(1, ge=1, le=MAX_POINTS)
     edits: Changes = ""
 
 
-class Drawn(Query):
+class Drawn(Told):
     """Samples from noise, as the run's own configuration draws them."""
 
     n: int = Field(10, ge=1, le=MAX_POINTS)
     seed: int = Field(0, ge=0, lt=2**53)
-    label: int | None = Field(None, ge=-1, lt=2**31)
     edits: Changes = ""
 
 

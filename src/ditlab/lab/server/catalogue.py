@@ -56,7 +56,7 @@ class Catalogue:
         if entry is None or found is None:
             raise Missing("no such run; reload the page")
         if found.why is not None:
-            raise InputError(f"{entry.folder.path.name} is damaged: {found.why}")
+            raise InputError(f"{entry.folder.path.name} cannot be opened: {found.why}")
         return entry.folder
 
     def _look_around(self) -> dict[str, _Entry]:

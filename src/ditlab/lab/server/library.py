@@ -78,7 +78,7 @@ class Library:
             RunFolder(self.root).read_config()
         self.first = next((name for name, _, found in self._there.folders() if found.why is None), "")
         if not self.first:
-            reasons = "".join(f"; {name} is damaged: {why}" for name, why in self.damaged()[:3])
+            reasons = "".join(f"; {name} cannot be opened: {why}" for name, why in self.damaged()[:3])
             raise InputError(f"no run in {self.root} has a checkpoint yet{reasons}; train one: ditlab demo")
 
     def folders(self) -> dict[str, RunFolder]:

@@ -11,6 +11,7 @@ import { mount as mountGates } from "./gates/gates.js";
 import { mountLosses } from "./gates/losses.js";
 import { at, choices, decodeDrawing, exported, forget, isPixels, json, part } from "./page/api.js";
 import { bar } from "./page/bar.js";
+import { scalarsOf } from "./page/conditions.js";
 import { land } from "./page/land.js";
 import { lifetime, renew } from "./page/lifetime.js";
 import { forgetNews, liveBadge } from "./page/live.js";
@@ -95,6 +96,7 @@ function settle(run) {
     head: selection.head === "mean" || selection.head < heads ? selection.head : "mean",
     // A file holds answers for each image's own label and for averaged weights.
     label: held || !hasLabel(run, selection.label) ? null : selection.label,
+    cond: held ? "" : scalarsOf(run, selection.cond),
     weights: held || selection.weights !== "raw" ? "ema" : "raw",
     input: isInput(run, selection.input) ? selection.input : run.has_examples ? "data:0" : "sample:0",
   });

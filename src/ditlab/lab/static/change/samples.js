@@ -81,7 +81,7 @@ export class Samples {
 
   /** What is asked for, as `Lens.samples` takes it. */
   asked() {
-    return { n: this.run.draws, label: (choices() ? null : selection.label) ?? undefined };
+    return { n: this.run.draws, label: (choices() ? null : selection.label) ?? undefined, cond: selection.cond || undefined };
   }
 
   /** @param {AbortSignal} signal */

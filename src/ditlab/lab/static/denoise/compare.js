@@ -58,7 +58,7 @@ export class Comparison {
       download: () => this.download(),
       picture: () => this.view.picture(),
       legends: false,
-      caption: () => `A: ${title(this.sides.a.setting)}; B: ${title(this.sides.b.setting)}; seed ${this.sides.a.setting.seed}${this.run.shape.length === 3 ? "; above xₜ, below predicted x₀, from t = 1 to t = 0" : ""}`,
+      caption: () => `A: ${title(this.run, this.sides.a.setting)}; B: ${title(this.run, this.sides.b.setting)}; seed ${this.sides.a.setting.seed}${this.run.shape.length === 3 ? "; above xₜ, below predicted x₀, from t = 1 to t = 0" : ""}`,
       table: () => this.table(),
     });
     made.body.classList.add("compare");
@@ -125,7 +125,7 @@ export class Comparison {
       if (!side.answer) continue;
       const index = nearest(side.times, this.t);
       const runs = Number(side.answer.meta.evaluations ?? NaN);
-      side.head.replaceChildren(h("span", { class: `side side-${side.name}` }, side.name.toUpperCase()), ` ${title(side.setting)}`);
+      side.head.replaceChildren(h("span", { class: `side side-${side.name}` }, side.name.toUpperCase()), ` ${title(this.run, side.setting)}`);
       side.note.textContent = `t = ${side.times[index].toFixed(2)}, after step ${index} of ${side.times.length - 1}`
         + (Number.isFinite(runs) ? ` · ${runs} network ${runs === 1 ? "evaluation" : "evaluations"} in all${side.setting.guidance === 1 ? "" : " (guidance needs them in pairs, with and without the label)"}` : "");
       side.view.show(side.answer, index);
@@ -153,8 +153,8 @@ export class Comparison {
 
   python() {
     const call = (/** @type {Setting} */ setting) => {
-      const { solver, steps, guidance, seed, label, n } = asked(setting, this.view.n);
-      return { solver, steps, guidance: guidance ?? undefined, seed, label: label ?? undefined, n };
+      const { solver, steps, guidance, seed, label, cond, n } = asked(setting, this.view.n);
+      return { solver, steps, guidance: guidance ?? undefined, seed, label: label ?? undefined, cond: cond ?? undefined, n };
     };
     const [a, b] = [this.sides.a, this.sides.b].map((side) => snippet(this.run, "trajectory", call(side.setting), '["x"]', false));
     const last = (/** @type {string} */ text) => text.trimEnd().split("\n").pop() ?? "";
@@ -177,7 +177,7 @@ export class Comparison {
       return Array.from(side.times, (t, i) => [`${side.name.toUpperCase()}, step ${i}`, t.toFixed(3), number(this.view.distance(this.state(answer, i), end)),
         number(this.view.distance(this.state(answer, i, "x0"), end))]);
     });
-    return table(`A is ${title(this.sides.a.setting)}; B is ${title(this.sides.b.setting)}. Distances are means.`,
+    return table(`A is ${title(this.run, this.sides.a.setting)}; B is ${title(this.run, this.sides.b.setting)}. Distances are means.`,
       ["state", "t", "xₜ to the end", "predicted x₀ to the end"], rows);
   }
 

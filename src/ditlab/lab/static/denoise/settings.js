@@ -1,30 +1,35 @@
 /** Settings of a denoiser: as text in the page's address, and as controls. */
 import { h } from "../draw/dom.js";
 import { choices } from "../page/api.js";
+import { classChoices, scalarFields, scalarsOf, told } from "../page/conditions.js";
 
 /**
  * @typedef {import("../page/api.js").Run} Run
- * @typedef {{solver: string, steps: number, guidance: number, seed: number, label: number | null}} Setting  label null: chosen by the seed
+ * @typedef {{solver: string, steps: number, guidance: number, seed: number, label: number | null, cond?: string}} Setting  label null: chosen by the seed; cond: scalars, such as '{"age":30}'
  */
 
 /** @param {Setting} setting @returns {string} such as "heun_25_1_0_" */
-export const write = ({ solver, steps, guidance, seed, label }) => [solver, steps, guidance, seed, label ?? ""].join("_");
+export const write = ({ solver, steps, guidance, seed, label, cond }) => [solver, steps, guidance, seed, label ?? "", ...(cond ? [cond] : [])].join("_");
 
 /** Nonsense in an address falls back to what the run would do. @param {string} text @param {Run} run @param {Setting} fallback @returns {Setting} */
 export function read(text, run, fallback) {
   const [solver, ...rest] = text.split("_");
-  const [steps, guidance, seed, label] = rest.map((part) => (part === "" ? null : Number(part)));
+  const [steps, guidance, seed, label] = rest.slice(0, 4).map((part) => (part === "" ? null : Number(part)));
   const whole = (/** @type {number | null | undefined} */ value, /** @type {number} */ low, /** @type {number} */ high, /** @type {number} */ other) =>
     (typeof value === "number" && Number.isInteger(value) && value >= low && value <= high ? value : other);
   const wanted = {
     solver: run.solvers.includes(solver) ? solver : fallback.solver,
     steps: whole(steps, 1, run.max_steps, fallback.steps),
-    guidance: run.num_classes !== null && Number.isFinite(guidance ?? NaN) ? Math.max(-100, Math.min(100, guidance ?? 1)) : fallback.guidance,
+    guidance: guidable(run) && Number.isFinite(guidance ?? NaN) ? Math.max(-100, Math.min(100, guidance ?? 1)) : fallback.guidance,
     seed: whole(seed, 0, 2 ** 31, fallback.seed),
     label: run.num_classes === null || typeof label !== "number" ? null : whole(label, -1, run.num_classes - 1, 0),
+    cond: scalarsOf(run, rest.slice(4).join("_")),
   };
   return held(wanted, fallback);
 }
+
+/** Is there something to guide towards? @param {Run} run */
+const guidable = (run) => run.num_classes !== null || run.scalars.length > 0;
 
 /** In an exported file: the nearest setting there is an answer for. @param {Setting} wanted @param {Setting} fallback @returns {Setting} */
 function held(wanted, fallback) {
@@ -50,13 +55,13 @@ export function defaults(run) {
 
 /** Query parameters of a trajectory; what is at its default is left out. @param {Setting} setting @param {number} n */
 export function asked(setting, n) {
-  const { solver, steps, guidance, seed, label } = setting;
-  return { solver, steps, guidance: guidance === 1 ? null : guidance, seed, label, n };
+  const { solver, steps, guidance, seed, label, cond } = setting;
+  return { solver, steps, guidance: guidance === 1 ? null : guidance, seed, label, cond: cond || null, n };
 }
 
-/** @param {Setting} setting @returns {string} */
-export function title({ solver, steps, guidance, label }) {
-  const extra = [guidance === 1 ? "" : `guidance ${guidance}`, label === null ? "" : label < 0 ? "no label" : `label ${label}`].filter(Boolean);
+/** @param {Run} run @param {Setting} setting @returns {string} */
+export function title(run, { solver, steps, guidance, label, cond }) {
+  const extra = [...(guidance === 1 ? [] : [`guidance ${guidance}`]), ...told(run, label, cond ?? "")];
   return [`${solver}, ${steps} ${steps === 1 ? "step" : "steps"}`, ...extra].join(", ");
 }
 
@@ -98,18 +103,19 @@ function amount(text, props, onPick) {
  * @param {(setting: Setting) => void} onPick @returns {HTMLElement} */
 export function controls(name, run, setting, onPick) {
   const list = ready(setting.guidance);
-  const legend = h("legend", null, h("span", { class: `side side-${name.toLowerCase()}` }, name), ` ${title(setting)}`);
+  const legend = h("legend", null, h("span", { class: `side side-${name.toLowerCase()}` }, name), ` ${title(run, setting)}`);
   if (list) {
     const same = list.filter((one) => one.seed === setting.seed);
-    return h("fieldset", { class: "settings" }, legend, choice("Solver and steps", same.map((one) => [write(one), title(one)]), write(setting),
+    return h("fieldset", { class: "settings" }, legend, choice("Solver and steps", same.map((one) => [write(one), title(run, one)]), write(setting),
       (text) => onPick(same.find((one) => write(one) === text) ?? setting)));
   }
-  const labels = run.num_classes === null ? [] : /** @type {[string, string][]} */ ([["", "by the seed"], ...Array.from({ length: run.num_classes }, (_, i) => [`${i}`, `${i}`]), ["-1", "none"]]);
+  const labels = run.num_classes === null ? [] : /** @type {[string, string][]} */ ([["", "by the seed"], ...classChoices(run), ["-1", "none"]]);
   return h("fieldset", { class: "settings" }, legend,
     choice("Solver", run.solvers.map((solver) => [solver, solver]), setting.solver, (solver) => onPick({ ...setting, solver })),
     amount("Steps", { min: 1, max: run.max_steps, step: 1, value: setting.steps }, (steps) => onPick({ ...setting, steps })),
-    labels.length ? amount("Guidance", { min: -100, max: 100, step: "any", value: setting.guidance }, (guidance) => onPick({ ...setting, guidance })) : null,
-    labels.length ? choice("Label", labels, String(setting.label ?? ""), (text) => onPick({ ...setting, label: text === "" ? null : Number(text) })) : null);
+    guidable(run) ? amount("Guidance", { min: -100, max: 100, step: "any", value: setting.guidance }, (guidance) => onPick({ ...setting, guidance })) : null,
+    labels.length ? choice("Label", labels, String(setting.label ?? ""), (text) => onPick({ ...setting, label: text === "" ? null : Number(text) })) : null,
+    scalarFields(run, setting.cond ?? "", "setting", "none", (cond) => onPick({ ...setting, cond })));
 }
 
 /** The seed both sides share. @param {Setting} setting @param {(seed: number) => void} onPick @returns {HTMLElement} */

@@ -15,12 +15,13 @@ import { living } from "./lifetime.js";
  *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow",
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
  *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, last_recording: number | null, num_classes: number | null,
+ *   classes: string[] | null, scalars: {name: string, unit: string, mean: number, std: number}[],
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
  *   condition_tokens: string[], cross_tokens: string[],
  *   positions?: "learned" | "sincos" | null, has_gates: boolean, parameters: number, macs: number | null, latents: {why: string | null} | null,
  *   sampling: {steps: number, solver: string, guidance: number}, draws: number, solvers: string[], max_steps: number,
  *   sections: Record<SectionId, string | null>}} Run
- * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null}} Setting
+ * @typedef {{solver: string, steps: number, seed: number, guidance: number, label: number | null, cond?: string}} Setting
  * @typedef {{edits: string[], input: string[], t: number[]}} Changes one edit at a time, for these images and times
  * @typedef {{input: string[], t: number[], settings: Setting[], changes: Changes}} Choices
  * @typedef {{type: "json" | "arrays" | "image", body: any}} Embedded

@@ -3,6 +3,7 @@
 import { h } from "../draw/dom.js";
 import { slider } from "../draw/player.js";
 import { choices } from "./api.js";
+import { classChoices, scalarFields } from "./conditions.js";
 import { inputName } from "./inputs.js";
 import { onNews } from "./live.js";
 import { listDamaged, onRuns } from "./run_list.js";
@@ -32,7 +33,7 @@ function choice(id, label, options, read, write, key, title) {
   return h("div", { class: "field", title }, h("label", { for: id }, label), list);
 }
 
-/** All runs, as they come and go; those that are damaged cannot be chosen, and say why. @param {Run} run @param {RunSummary[]} runs */
+/** All runs, as they come and go; those that cannot be opened cannot be chosen, and say why. @param {Run} run @param {RunSummary[]} runs */
 function runChoice(run, runs) {
   /** The run that is shown stays in the list if it was moved away. @param {RunSummary[]} all @returns {[string, string][]} */
   const options = (all) => [...all.map(({ id, name }) => /** @type {[string, string]} */ ([id, name])), ...(all.some(({ id }) => id === run.id) ? [] : [/** @type {[string, string]} */ ([run.id, `${run.name}, gone`])])];
@@ -41,7 +42,7 @@ function runChoice(run, runs) {
   const fill = async (/** @type {RunSummary[]} */ all) => {
     const damaged = await listDamaged();
     list.replaceChildren(...options(all).map(([value, text]) => h("option", { value }, text)),
-      ...damaged.map(({ name, why }) => h("option", { disabled: true, title: why }, `${name} (damaged: ${why})`)));
+      ...damaged.map(({ name, why }) => h("option", { disabled: true, title: why }, `${name} (cannot be opened: ${why})`)));
     list.value = selection.run;
   };
   void fill(runs);
@@ -77,11 +78,19 @@ const weightsChoice = () => !choices() && choice("choose-weights", "Weights", [[
 /** @param {Run} run */
 function labelChoice(run) {
   if (run.num_classes === null || choices()) return null;
-  /** @type {[string, string][]} */
-  const classes = Array.from({ length: run.num_classes }, (_, i) => [String(i), String(i)]);
-  return choice("choose-label", "Label", [["", "its own"], ["-1", "none"], ...classes], () => (selection.label === null ? "" : String(selection.label)),
+  return choice("choose-label", "Label", [["", "its own"], ["-1", "none"], ...classChoices(run)], () => (selection.label === null ? "" : String(selection.label)),
     (value) => ({ label: value === "" ? null : Number(value) }), "label",
     "The label the network is told. None: its null label, which stands for no label.");
+}
+
+/** @param {Run} run */
+function scalarChoice(run) {
+  if (choices() || !run.scalars.length) return null;
+  const root = h("div", { class: "choices-part" });
+  const show = () => root.replaceChildren(...scalarFields(run, selection.cond, "field", "its own", (cond) => select({ cond })));
+  onChange(["cond"], show);
+  show();
+  return root;
 }
 
 /** The image: by kind and number, or from the list an exported file holds. */
@@ -141,6 +150,7 @@ export function bar(run, runs, badge) {
   if (run.step === null) return h("div", region, badge, h("div", { class: "choices-part" }, runChoice(run, runs)));
   return h("div", region, badge,
     h("div", { class: "choices-part" }, runChoice(run, runs), stepChoice(run), weightsChoice(), images && inputChoice(), labelChoice(run)),
+    scalarChoice(run),
     // Points have no image to look at: Denoise has its own time.
     images && h("div", { class: "choices-part choices-live" }, timeChoice(), layerChoice(run), headChoice(run)));
 }

@@ -209,15 +209,15 @@ export function drawnPython(input, shape) {
  * @param {string} method the Lens method
  * @param {Record<string, unknown>} [args] its own arguments (undefined is left out)
  * @param {string} [rest] written after the call
- * @param {boolean} [located] does it take input, t and label? (default true)
+ * @param {boolean} [located] does it take input, t, label and cond? (default true)
  * @returns {string}
  */
 export function snippet(run, method, args = {}, rest = "", located = true) {
-  const { input, t, label, step, weights } = selection;
+  const { input, t, label, cond, step, weights } = selection;
   const drawn = located && isPixels(input);
-  const all = { ...(located ? { input, t, label: label ?? undefined } : {}), ...args };
+  const all = { ...(located ? { input, t, label: label ?? undefined, cond: cond || undefined } : {}), ...args };
   const text = Object.entries(all).filter(([, value]) => value !== undefined)
-    .map(([name, value]) => `${name}=${drawn && name === "input" ? "lens.own(pixels)" : literal(value)}`).join(", ");
+    .map(([name, value]) => `${name}=${drawn && name === "input" ? "lens.own(pixels)" : name === "cond" ? value : literal(value)}`).join(", ");
   const when = step === null ? "" : `, step=${step}`;
   return [...(drawn ? drawnPython(input, run.shape) : []), "from ditlab.lab import Lens", `lens = Lens(${literal(run.path)}${when}, weights=${literal(weights)})`,
     `lens.${method}(${text})${rest}`, ""].join("\n");

@@ -39,6 +39,7 @@ const SAID = [
   [({ input }) => input, ({ input }) => inputName(input)],
   [({ t }) => t, ({ t }) => `t = ${t.toFixed(2)}`],
   [({ label }) => label, ({ label }) => (label === null ? "its own label" : label < 0 ? "no label" : `label ${label}`)],
+  [({ cond }) => cond, () => "other scalars"],
   [({ layer }) => layer, ({ layer }) => `layer ${layer}`],
   [({ head }) => head, ({ head }) => (head === "mean" ? "the average of the heads" : `head ${head}`)],
   [({ edits }) => edits, ({ edits }) => (edits ? "other switches" : "no changes")],

@@ -10,6 +10,7 @@ import { exported } from "./api.js";
  * @property {string} input "data:I", "sample:SEED", "own:ID", or by its pixels "draw:…" or "file:…"
  * @property {number} t 0 is data, 1 is noise
  * @property {number | null} label null: the input's own
+ * @property {string} cond scalars that the network is told, such as '{"age":30}'; "" is the input's own
  * @property {number} layer
  * @property {number | "mean"} head
  * @property {number | null} patch the query patch; null: the brightest
@@ -28,7 +29,7 @@ import { exported } from "./api.js";
 
 /** @type {Selection} */
 const current = {
-  run: "", step: null, weights: "ema", input: "data:0", t: 0.3, label: null, layer: 0, head: "mean", patch: null,
+  run: "", step: null, weights: "ema", input: "data:0", t: 0.3, label: null, cond: "", layer: 0, head: "mean", patch: null,
   direction: "from", key: null, train: null, at: null, a: "", b: "", c: "", cs: "", curves: "", edits: "",
 };
 
@@ -131,10 +132,10 @@ export function forgetListeners() {
 export const whichWeights = () => ({ step: current.step, weights: current.weights });
 
 /**
- * The parameters that name weights, image, time and label: for `query({...where(), layer: 2})`.
- * @returns {{input: string, t: number, label: number | null, step: number | null, weights: string}}
+ * The parameters that name weights, image, time, label and scalars: for `query({...where(), layer: 2})`.
+ * @returns {{input: string, t: number, label: number | null, cond: string | null, step: number | null, weights: string}}
  */
-export const where = () => ({ input: current.input, t: current.t, label: current.label, ...whichWeights() });
+export const where = () => ({ input: current.input, t: current.t, label: current.label, cond: current.cond || null, ...whichWeights() });
 
 /** The keys whose change makes answers to `where()` stale. @type {Key[]} */
-export const WHERE = ["input", "t", "label", "step", "weights"];
+export const WHERE = ["input", "t", "label", "cond", "step", "weights"];

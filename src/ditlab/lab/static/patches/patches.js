@@ -4,6 +4,7 @@ import { legend } from "../draw/color.js";
 import { clear, figure, h } from "../draw/dom.js";
 import { Grid } from "../draw/grid.js";
 import { floats } from "../page/api.js";
+import { className } from "../page/conditions.js";
 import { decoded, valuesOf } from "../page/decoded.js";
 import { brightness, chosenPatch, inputName, loadInput, patchName } from "../page/inputs.js";
 import { panel, snippet } from "../page/panel.js";
@@ -111,7 +112,7 @@ function quantile(values, share) {
 
 /** How x_t was mixed. @param {Run} run @param {Record<string, string>} meta of the answer */
 function mixture(run, meta) {
-  const label = run.num_classes === null ? "" : Number(meta.label) === run.num_classes ? "; label: none" : `; label: ${meta.label}`;
+  const label = run.num_classes === null ? "" : Number(meta.label) === run.num_classes ? "; label: none" : `; label: ${className(run, Number(meta.label))}`;
   if (meta.drawn) {
     const [few, whole] = meta.drawn.split(" in place of ");
     return `x₀ was drawn in fewer steps (${few}) than this network is made for (${whole}), which would take minutes; xₜ = ${Number(meta.a).toFixed(2)} · x₀ + ${Number(meta.s).toFixed(2)} · noise${label}`;

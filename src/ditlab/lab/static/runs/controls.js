@@ -4,6 +4,7 @@ import { h } from "../draw/dom.js";
 import { slider } from "../draw/player.js";
 import { choices } from "../page/api.js";
 import { stepOptions } from "../page/bar.js";
+import { classChoices } from "../page/conditions.js";
 import { onChange, select, selection } from "../page/state.js";
 import { COUNTS, LETTERS, plain } from "./columns.js";
 
@@ -89,7 +90,7 @@ export function columnControls(chosen, index, place, runs, choose) {
     images && !same.includes("t") && timeChoice(place, change),
     !same.includes("h") && headChoices(place, change),
     !same.includes("s") && seedChoice(place.seed, (seed) => change({ seed })),
-    classes !== null && !choices() && choice("Label", [["", "its own"], ...numbers(classes)], String(place.label ?? ""), (text) => change({ label: text === "" ? null : Number(text) })),
+    classes !== null && !choices() && choice("Label", [["", "its own"], ...classChoices(place.run)], String(place.label ?? ""), (text) => change({ label: text === "" ? null : Number(text) })),
     remove);
 }
 

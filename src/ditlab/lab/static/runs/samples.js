@@ -3,6 +3,7 @@
 import { h, s } from "../draw/dom.js";
 import { imageCanvas } from "../draw/paint.js";
 import { arrays, at, exported, floats, query } from "../page/api.js";
+import { className } from "../page/conditions.js";
 import { selection } from "../page/state.js";
 import { grouped, lettersOf, weightsOf } from "./columns.js";
 import { Row } from "./rows.js";
@@ -103,7 +104,7 @@ export class Samples extends Row {
 /** @param {Place} place */
 function labelled({ run, label }) {
   if (run.num_classes === null) return "";
-  return label === null ? "one label after the other" : `label ${label}`;
+  return label === null ? "one label after the other" : `label ${className(run, label)}`;
 }
 
 /** Who starts from the same noise. @param {Place[]} places */
