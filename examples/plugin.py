@@ -17,7 +17,6 @@ import ditlab
 from ditlab.data.dataset import Batch
 from ditlab.diffusion.solvers import rebuild
 
-
 PERIOD = ditlab.Scalar("pixels", mean=6.0, std=1.7)
 
 
