@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditlab.networks.conditioner import Conditions
+from ditlab.networks.conditioner import Embedded
 from ditlab.networks.costs import parameter_count
 
 WARM = 3  # passes before any is timed: the first ones find nothing in the caches
@@ -61,7 +61,7 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
             synchronise()
             elapsed = 1e3 * (time.perf_counter() - started[name])
             if name not in parts:
-                given = [x.vector if isinstance(x, Conditions) else x for x in inputs]
+                given = [x.vector if isinstance(x, Embedded) else x for x in inputs]
                 takes = [list(x.shape) for x in given if isinstance(x, Tensor)]
                 parts[name] = Part(name, type(module).__name__, takes, _shape(output), parameter_count(module))
             parts[name].times[-1:] = [(parts[name].times or [0.0])[-1] + elapsed]
