@@ -182,7 +182,7 @@ class DiT(PatchTransformer):
         mlp: ``"gelu"`` or ``"swiglu"``, with about as many parameters.
         rotary: turn queries and keys by the positions of their patches, in addition to ``positions``.
         time_scale: the sinusoidal features see time_scale · t.
-        published: the details of published weights.
+        published: details that published weights fix; None for a network trained from scratch.
 
     Raises:
         ValueError: sizes that do not divide, or an unknown option.
