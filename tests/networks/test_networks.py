@@ -7,6 +7,7 @@ from einops import rearrange
 import ditlab
 from ditlab.core.rng import generator_for
 from ditlab.networks.costs import activation_bytes, multiply_accumulates, on_meta, parameter_count
+from ditlab.networks.dit import PatchTransformer
 from ditlab.networks.embeddings import sincos_positions
 from ditlab.networks.presets import PRESETS, Published
 from tests.diffusion.test_process import shaken
@@ -302,3 +303,15 @@ def test_an_interval_changes_nothing_at_first():
     second.load_state_dict(plain.state_dict(), strict=False)
     x, t = torch.randn(3, 1, 16, 16), torch.rand(3)
     assert torch.equal(plain(x, t), second(x, t, {"interval": t}))
+
+
+def test_a_transformer_of_parts_that_were_handed_in():
+    """What the parts do is what the whole does: the same weights give the same output, whoever made the parts."""
+    dit = shaken(ditlab.DiT(num_classes=4, depth=2))
+    parts = PatchTransformer(dit.patch_embed, dit.positions, dit.conditioner, list(dit.blocks), dit.final)
+    x, t, label = torch.randn(3, 1, 16, 16), torch.rand(3), {"label": torch.tensor([0, 3, 4])}
+    assert list(parts.state_dict()) == list(dit.state_dict())
+    assert torch.equal(parts(x, t, label), dit(x, t, label))
+    assert (parts.image_size, parts.out_channels, parts.num_classes) == ((16, 16), 1, 4)
+    parts.blocks = parts.blocks[:1]
+    assert not torch.equal(parts(x, t, label), dit(x, t, label))
