@@ -11,6 +11,7 @@ from ditlab.cli.main import main
 from ditlab.config import Config, DDPMConfig, DiTConfig, ExternalData, FlowConfig, MeanFlowConfig
 from ditlab.networks.costs import activation_bytes
 from ditlab.networks.dit import DiT
+from ditlab.networks.presets import Published
 from ditlab.recipes import circles, digits, imagenet256
 from ditlab.runs.build import build_dataset, build_network, build_process
 from ditlab.training.estimate import estimate
@@ -128,7 +129,7 @@ def test_activations_are_what_torch_keeps(precision, batch_size, null_label):
     """Counted without numbers, and by a forward pass with them: the same bytes."""
     network = DiT(
         image_size=16, patch_size=2, channels=4, dim=64, depth=2, mlp_ratio=4.0, num_classes=10,
-        learned_variance=True, null_label=null_label,
+        learned_variance=True, published=Published(null_label=null_label),
     )  # fmt: skip
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept = {}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ditlab.interop.exports import export_run
     from ditlab.interop.imports import import_checkpoint
     from ditlab.lab.notebook import show
-    from ditlab.networks.conditioner import Conditions
+    from ditlab.networks.conditioner import Embedded
     from ditlab.networks.conditionings import Conditioning, register_conditioning
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
@@ -54,7 +54,7 @@ _HOME = {
     "MLPDenoiser": "networks.mlp",
     "MLPVelocity": "networks.mlp",
     "Conditioning": "networks.conditionings",
-    "Conditions": "networks.conditioner",
+    "Embedded": "networks.conditioner",
     "Modulation": "networks.modulation",
     "BlockModulation": "networks.modulation",
     "register_conditioning": "networks.conditionings",
@@ -104,7 +104,6 @@ __all__ = [
     "BlockModulation",
     "ClassifierFree",
     "Conditioning",
-    "Conditions",
     "Config",
     "ConfigError",
     "DPMSolverPlusPlus",
@@ -112,6 +111,7 @@ __all__ = [
     "Dataset",
     "DiT",
     "DormandPrince",
+    "Embedded",
     "Estimate",
     "Euler",
     "EulerMaruyama",

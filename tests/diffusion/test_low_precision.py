@@ -14,6 +14,7 @@ from ditlab.core.rng import generator_for
 from ditlab.diffusion.likelihood import log_likelihood
 from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.networks.embeddings import TimeEmbedding
+from ditlab.networks.presets import Published
 from tests.diffusion.test_process import shaken
 
 LOW = [torch.bfloat16, torch.float16]
@@ -21,7 +22,7 @@ DTYPES = [*LOW, torch.float64]
 SMALL = {"num_classes": 3, "dim": 16, "heads": 2, "depth": 1, "interval": True}
 TOLD = {"scalars": ("age",), "text_dim": 6}
 KINDS = ("adaln-zero", "adaln", "film", "in-context", "cross-attention")
-PARTS = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "embedders": "per-block"}
+PARTS = {"qk_norm": True, "norm": "rms", "mlp": "swiglu", "published": Published(embedders="per-block")}
 NETWORKS = {kind: partial(ditlab.DiT, **SMALL, **TOLD, conditioning=kind) for kind in KINDS} | {
     "other parts": partial(ditlab.DiT, **SMALL, **PARTS),
     "U-Net": partial(ditlab.UNet, num_classes=3, width=16),

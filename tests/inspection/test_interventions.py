@@ -9,7 +9,8 @@ from torch import nn
 import ditlab
 from ditlab.core.errors import InputError
 from ditlab.core.rng import generator_for
-from ditlab.inspection.interventions import Edits, intervened, single_edits, within
+from ditlab.inspection.interventions import Edits, intervened, single_edits
+from ditlab.inspection.statistics import within
 from tests.diffusion.test_process import shaken
 
 

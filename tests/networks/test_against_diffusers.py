@@ -6,6 +6,7 @@ from diffusers import DiTTransformer2DModel
 
 import ditlab
 from ditlab.core.rng import generator_for
+from ditlab.networks.presets import Published
 from tests.diffusion.test_process import shaken
 
 
@@ -69,9 +70,7 @@ def test_same_output_as_diffusers(learned_variance):
             positions="sincos",
             num_classes=10,
             learned_variance=learned_variance,
-            gelu="tanh",
-            time_features=256,
-            time_offset=-1.0,
+            published=Published(gelu="tanh", time_features=256, time_offset=-1.0),
         )
     )
     peer = to_peer(network, 8, 2, 4, 4)

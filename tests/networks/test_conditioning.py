@@ -15,7 +15,8 @@ from ditlab.core.registry import CONDITIONINGS
 from ditlab.core.rng import generator_for
 from ditlab.inspection.branches import measure_branches, modulated_blocks
 from ditlab.networks.costs import activation_bytes, multiply_accumulates, multiply_accumulates_by_module
-from ditlab.networks.layers import MLP, RotaryPositions, SwiGLU
+from ditlab.networks.embeddings import RotaryPositions
+from ditlab.networks.layers import MLP, SwiGLU
 from tests.diffusion.test_process import shaken
 
 
@@ -217,7 +218,7 @@ def test_gated_blocks_begin_as_the_identity(kind):
     network = small(kind)
     tokens, c = torch.randn(3, 16, 16, generator=generator_for(3)), torch.randn(3, 16, generator=generator_for(4))
     for block in network.blocks:
-        assert torch.equal(block(tokens, ditlab.Conditions(c, (c,), None, None)), tokens)
+        assert torch.equal(block(tokens, ditlab.Embedded(c, (c,), None, None)), tokens)
     branches = measure_branches(shaken(network), X[None], T[:1], {})
     assert branches.gate.min() > 0
 
@@ -233,7 +234,7 @@ def test_kinds_without_gates_say_so(kind):
 def test_the_modulations_by_hand():
     """Of c: 4·D outputs for adaLN, 2·D that serve both branches for FiLM; of nothing for plain blocks."""
     c = torch.randn(3, 16, generator=generator_for(5))
-    conditions = ditlab.Conditions(c, (c,), None, None)
+    conditions = ditlab.Embedded(c, (c,), None, None)
     adaln, film, plain = (shaken(small(kind)).blocks[0].modulation for kind in ("adaln", "film", "in-context"))
     four = (F.silu(c) @ adaln.linear.weight.T + adaln.linear.bias).chunk(4, dim=1)
     (a_shift, a_scale, a_gate), (m_shift, m_scale, m_gate) = adaln(conditions)

@@ -7,8 +7,9 @@ from einops import rearrange
 import ditlab
 from ditlab.core.rng import generator_for
 from ditlab.networks.costs import activation_bytes, multiply_accumulates, on_meta, parameter_count
+from ditlab.networks.dit import PatchTransformer
 from ditlab.networks.embeddings import sincos_positions
-from ditlab.networks.presets import PRESETS
+from ditlab.networks.presets import PRESETS, Published
 from tests.diffusion.test_process import shaken
 
 NETWORKS = {
@@ -151,7 +152,7 @@ def test_each_block_is_the_identity_at_initialisation():
     network = ditlab.DiT()
     tokens, c = torch.randn(3, 16, 64, generator=generator_for(3)), torch.randn(3, 64, generator=generator_for(4))
     for block in network.blocks:
-        assert torch.equal(block(tokens, ditlab.Conditions(c, (c,), None, None)), tokens)
+        assert torch.equal(block(tokens, ditlab.Embedded(c, (c,), None, None)), tokens)
 
 
 def test_a_change_in_one_patch_reaches_all_tokens_in_one_layer():
@@ -162,7 +163,7 @@ def test_a_change_in_one_patch_reaches_all_tokens_in_one_layer():
         network(x, t)
     assert all((m > 0).all() for m in record.attention.values())
     block, c = network.blocks[0], torch.randn(1, 64, generator=generator_for(6))
-    conditions = ditlab.Conditions(c, (c,), None, None)
+    conditions = ditlab.Embedded(c, (c,), None, None)
     tokens = torch.randn(1, 16, 64, generator=generator_for(7))
     for patch in range(16):
         changed = tokens.clone()
@@ -194,9 +195,9 @@ def test_sincos_positions_equal_diffusers():
         ({"dim": 0}, "dim=0"),
         ({"mlp_ratio": -1.0}, "mlp_hidden"),
         ({"image_size": 0}, "height=0"),
-        ({"time_features": 3}, "even"),
-        ({"embedders": "none"}, "per-block"),
-        ({"embedders": "per-block", "conditioning": "in-context"}, "embedders='shared'"),
+        ({"published": Published(time_features=3)}, "even"),
+        ({"published": Published(embedders="none")}, "per-block"),
+        ({"published": Published(embedders="per-block"), "conditioning": "in-context"}, "embedders='shared'"),
         ({"norm": "batch"}, "'layer' or 'rms'"),
         ({"mlp": "relu"}, "swiglu"),
         ({"rotary": True, "dim": 24, "heads": 4}, "6 wide"),
@@ -238,13 +239,14 @@ def test_time_features_of_both_conventions():
         rates = ditlab.SinEmb(64, shift).rates.double()
         expected = 10000.0 ** (-torch.arange(32, dtype=torch.float64) / (32 - shift))
         torch.testing.assert_close(rates, expected, rtol=1e-5, atol=0)
-    assert torch.equal(ditlab.DiT(time_frequency_shift=1).conditioner.time.sinusoid.rates, ditlab.SinEmb(64, 1).rates)
+    network = ditlab.DiT(published=Published(time_frequency_shift=1))
+    assert torch.equal(network.conditioner.time.sinusoid.rates, ditlab.SinEmb(64, 1).rates)
     with pytest.raises(ValueError, match="at least 4"):
         ditlab.SinEmb(2, 1)
 
 
 def test_embedders_of_their_own_that_are_alike_are_a_shared_one():
-    own = shaken(ditlab.DiT(num_classes=4, embedders="per-block"))
+    own = shaken(ditlab.DiT(num_classes=4, published=Published(embedders="per-block")))
     shared = ditlab.DiT(num_classes=4)
     assert len(own.block_conditioners) == 3
     assert not shared.block_conditioners
@@ -261,7 +263,7 @@ def test_embedders_of_their_own_that_are_alike_are_a_shared_one():
 
 
 def test_without_a_null_label_every_sample_needs_one():
-    network = ditlab.DiT(num_classes=4, null_label=False)
+    network = ditlab.DiT(num_classes=4, published=Published(null_label=False))
     assert network.conditioner.labels.table.num_embeddings == 4
     x, t = torch.randn(3, 1, 16, 16), torch.rand(3)
     assert network(x, t, {"label": torch.tensor([0, 1, 3])}).shape == x.shape
@@ -301,3 +303,15 @@ def test_an_interval_changes_nothing_at_first():
     second.load_state_dict(plain.state_dict(), strict=False)
     x, t = torch.randn(3, 1, 16, 16), torch.rand(3)
     assert torch.equal(plain(x, t), second(x, t, {"interval": t}))
+
+
+def test_a_transformer_of_parts_that_were_handed_in():
+    """What the parts do is what the whole does: the same weights give the same output, whoever made the parts."""
+    dit = shaken(ditlab.DiT(num_classes=4, depth=2))
+    parts = PatchTransformer(dit.patch_embed, dit.positions, dit.conditioner, list(dit.blocks), dit.final)
+    x, t, label = torch.randn(3, 1, 16, 16), torch.rand(3), {"label": torch.tensor([0, 3, 4])}
+    assert list(parts.state_dict()) == list(dit.state_dict())
+    assert torch.equal(parts(x, t, label), dit(x, t, label))
+    assert (parts.image_size, parts.out_channels, parts.num_classes) == ((16, 16), 1, 4)
+    parts.blocks = parts.blocks[:1]
+    assert not torch.equal(parts(x, t, label), dit(x, t, label))

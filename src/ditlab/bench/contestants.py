@@ -15,6 +15,7 @@ from ditlab.bench.sizes import Size
 from ditlab.networks.costs import as_shapes
 from ditlab.networks.dit import DiT
 from ditlab.networks.embeddings import PatchEmbed, TimeEmbedding
+from ditlab.networks.presets import Published
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, C, H, W), t (B,) in [0, 1], labels (B,) -> (B, C, H, W)
 PEER, PLAIN, OURS = "diffusers", "encoder", "ditlab"
@@ -117,10 +118,7 @@ def _ours(size: Size) -> Contestant:
         mlp_ratio=4.0,
         positions="sincos",
         num_classes=size.num_classes,
-        gelu="tanh",
-        time_features=256,
-        time_frequency_shift=1,
-        embedders="per-block",
+        published=Published(gelu="tanh", time_features=256, time_frequency_shift=1, embedders="per-block"),
     )
     return our_contestant(network)
 

@@ -1,8 +1,9 @@
-"""How far the gates of a network are open, and how much each branch adds: what the lesson animates, measured."""
+"""How far the gates of a network are open, and how much each branch adds to the residual stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +22,12 @@ class Branches(NamedTuple):
 
 
 def modulated_blocks(network: nn.Module) -> list[DiTBlock]:
-    """The transformer blocks with gates, in order; none for networks whose kind of conditioning has none."""
+    """The transformer blocks with gates, in order."""
     return [module for module in network.modules() if isinstance(module, DiTBlock) and module.modulation.gated]
 
 
 def effective_depth(contribution: Float[Tensor, "T L 2"]) -> Float[Tensor, " T"]:
-    """(Σc)² / Σc² over the 2L branches: how many of them work, if they all worked alike. 0 where none does."""
+    """(Σc)² / Σc² over the 2L branches: the number of equal contributions that would give this ratio; 0 for none."""
     c = contribution.flatten(1)
     return c.sum(1).square() / c.square().sum(1).clamp(min=torch.finfo(c.dtype).tiny)
 
@@ -64,19 +65,12 @@ def _contributions(block: dict[str, Any]) -> list[Tensor]:
 def _forward_with_hooks(
     network: nn.Module, blocks: list[DiTBlock], x: Tensor, t: Tensor, cond: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """One forward pass; of each block its input, modulation, the outputs of both branches and the tokens in between."""
+    """For each block in one forward pass: input, modulation, outputs of both branches and the tokens in between."""
     seen: list[dict[str, Any]] = [{} for _ in blocks]
-    handles = []
 
     def keep(store: dict[str, Any], key: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor | BlockModulation) -> None:
-            store[key] = output
-
-        return hook
-
-    def keep_input(store: dict[str, Any]) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            store["x"] = inputs[0]
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor | BlockModulation) -> None:
+            store[key] = inputs[0] if key == "x" else output
 
         return hook
 
@@ -87,17 +81,12 @@ def _forward_with_hooks(
 
         return kept
 
-    try:
+    with ExitStack() as stack:
         for block, store in zip(blocks, seen, strict=True):
             vars(block.modulation)["between"] = keep_between(store, block.modulation.between)
-            handles.append(block.register_forward_pre_hook(keep_input(store)))
-            handles += [
-                getattr(block, part).register_forward_hook(keep(store, part)) for part in ("modulation", "attn", "mlp")
-            ]
+            stack.callback(vars(block.modulation).pop, "between")  # the method of its class remains
+            parts = {"x": block, "modulation": block.modulation, "attn": block.attn, "mlp": block.mlp}
+            for key, module in parts.items():
+                stack.callback(module.register_forward_hook(keep(store, key)).remove)
         network(x, t, cond)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for block in blocks:
-            vars(block.modulation).pop("between", None)  # what is left is its class's
     return seen

@@ -1,26 +1,27 @@
-"""What every part of a network takes, gives, weighs, computes and lasts: measured by hooks on a real forward pass."""
+"""Input, output, size and time of every part of a network, measured by hooks on real forward passes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ditlab.networks.conditioner import Conditions
+from ditlab.networks.conditioner import Embedded
 from ditlab.networks.costs import parameter_count
 
-WARM = 3  # passes before any is timed: the first ones find nothing in the caches
+WARM = 3  # passes before timing starts: the first ones find cold caches
 LONG = 1.0  # seconds of timed passes after which FEW are enough
 FEW = 3
 
 
 @dataclass
 class Part:
-    """One module as a batch meets it. Shapes include the batch; ``times`` holds milliseconds, one value a pass."""
+    """One module in a forward pass. Shapes include the batch; ``times`` holds milliseconds, one value a pass."""
 
     name: str
     kind: str
@@ -28,16 +29,17 @@ class Part:
     gives: list[int]
     parameters: int
     times: list[float] = field(default_factory=list)
-    milliseconds: float = 0.0  # in the pass that lasted the median of all: so parts of the same pass add up
+    milliseconds: float = 0.0  # in the pass of median duration, so that the parts add up
 
 
 def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], passes: int = 9) -> list[Part]:
-    """Run ``forward`` and report of each of the ``modules`` what it did, in the order they are first entered.
+    """Run ``forward`` and measure each of the ``modules``, in the order in which they are first entered.
 
     Args:
-        modules: name → module, of those to watch.
-        forward: runs the network once; it is run ``passes`` times after some to warm up.
-        passes: of which the one that lasts the median is told; fewer where they last long.
+        modules: name → module to watch.
+        forward: runs the network once.
+        passes: number of timed passes, after some to warm up; fewer if they take long. The one of median duration is
+            reported.
     """
     device = next((p.device.type for module in modules.values() for p in module.parameters()), "cpu")
     synchronise = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
@@ -56,22 +58,22 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
 
     def after(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if output is None:  # a module that has nothing to add, such as the labels of a network without any
+            if output is None:  # such as the labels of a network without labels
                 return
             synchronise()
             elapsed = 1e3 * (time.perf_counter() - started[name])
             if name not in parts:
-                given = [x.vector if isinstance(x, Conditions) else x for x in inputs]
+                given = [x.vector if isinstance(x, Embedded) else x for x in inputs]
                 takes = [list(x.shape) for x in given if isinstance(x, Tensor)]
                 parts[name] = Part(name, type(module).__name__, takes, _shape(output), parameter_count(module))
             parts[name].times[-1:] = [(parts[name].times or [0.0])[-1] + elapsed]
 
         return hook
 
-    handles = []
-    try:
+    with ExitStack() as stack:
         for name, module in modules.items():
-            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+            stack.callback(module.register_forward_pre_hook(before(name)).remove)
+            stack.callback(module.register_forward_hook(after(name)).remove)
         for _ in range(WARM):
             forward()
         whole: list[float] = []
@@ -83,9 +85,6 @@ def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], pas
             start = time.perf_counter()
             forward()
             whole.append(time.perf_counter() - start)
-    finally:
-        for handle in handles:
-            handle.remove()
     middle = sorted(range(len(whole)), key=whole.__getitem__)[(len(whole) - 1) // 2]
     for part in parts.values():
         part.milliseconds = part.times[middle]

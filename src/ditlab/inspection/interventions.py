@@ -1,27 +1,26 @@
 """Change a network while it runs: switch parts off, flatten or narrow attention, hold its time. The weights stay.
 
-An edit is a word, and several edits are words with blanks between:
+An edit is a word; several edits are separated by blanks:
 
 =====================  ===============================================================================================
-``head:2.1``           head 1 of attention layer 2 adds nothing: its part of softmax(q kᵀ / √d) v is 0
-``uniform:2.1``        that head looks everywhere alike: the mean of v over the keys that may be seen
+``head:2.1``           head 1 of attention layer 2 is off: its part of softmax(q kᵀ / √d) v is 0
+``uniform:2.1``        that head attends to all visible keys equally: it gives the mean of their v
 ``uniform:2``          all heads of layer 2 do
-``local:2.1``          the patches of layer 2 see patches at most 1 row and 1 column away; tokens of conditions stay in
-                       sight
-``gate:3.attn``        the gate of block 3's attention is 0; ``gate:3.mlp``: of its MLP
-``block:3``            block 3 gives what it gets
-``time:0.5``           the network is told t = 0.5, whatever the time of x_t is; of an interval t − r
-                       (MeanFlow) it is told at most 0.5, for r is never below 0
+``local:2.1``          the patches of layer 2 see patches at most 1 row and 1 column away, and all tokens of conditions
+``gate:3.attn``        the gate of block 3's attention is 0; ``gate:3.mlp``: that of its MLP
+``block:3``            the output of block 3 is its input
+``time:0.5``           the network is given t = 0.5 instead of the time of x_t, and an interval t − r (MeanFlow) of at
+                       most 0.5, because r is never below 0
 =====================  ===============================================================================================
 
-A head that is switched off is off, whatever else its layer is told.
+``head`` takes precedence over ``uniform`` and ``local``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +32,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ditlab.core.errors import InputError
 from ditlab.inspection.probe import refuse_compiled
+from ditlab.inspection.statistics import within
 from ditlab.networks.dit import DiT, DiTBlock
 from ditlab.networks.layers import Attention
 from ditlab.networks.modulation import BlockModulation
@@ -47,15 +47,15 @@ GRAMMAR = re.compile(
 
 @dataclass(frozen=True)
 class Edits:
-    """What is changed in a network; layers, heads and blocks count from 0.
+    """Changes to a network; layers, heads and blocks count from 0.
 
     Attributes:
-        heads: (layer, head), switched off.
-        uniform: (layer, head) that look everywhere alike; the head is None for all of a layer.
-        local: (layer, radius): how many rows and columns away its patches see.
-        gates: (block, "attn" or "mlp"), shut.
-        blocks: skipped.
-        time: what the network is told in the place of t; None for t itself.
+        heads: (layer, head) that are off.
+        uniform: (layer, head) with uniform attention; the head is None for all of a layer.
+        local: (layer, radius): its patches see so many rows and columns away.
+        gates: (block, "attn" or "mlp") whose gate is 0.
+        blocks: blocks to skip.
+        time: the time that the network is given instead of t, or None.
     """
 
     heads: frozenset[tuple[int, int]] = frozenset()
@@ -67,10 +67,10 @@ class Edits:
 
     @classmethod
     def parse(cls, text: str) -> Edits:
-        """The edits of a text such as ``"head:2.1 block:3"``; in one without words there are none.
+        """The edits in a text such as ``"head:2.1 block:3"``; an empty text has none.
 
         Raises:
-            InputError: a word that is no edit, or two that contradict each other.
+            InputError: an unknown edit, or two that contradict each other.
         """
         found: dict[str, list[Any]] = {name: [] for name in ("head", "uniform", "local", "gate", "block", "time")}
         for word in text.split():
@@ -113,27 +113,23 @@ def _place(text: str) -> tuple[int, int | str | None]:
 
 @contextmanager
 def intervened(network: nn.Module, edits: Edits | str) -> Iterator[None]:
-    """Within the ``with`` block, the network is changed; outside its output is bit-identical to what it was.
+    """Change the network inside the ``with`` block; afterwards its output is bit-identical to what it was.
 
     Args:
         network: a DiT, a U-Net (whose attention can be changed) or an MLP (whose time can), not compiled.
         edits: as above, or as a text.
 
     Raises:
-        InputError: the text is none, or the network lacks what is to be changed.
+        InputError: an unknown edit, or one of a part that the network lacks.
         ValueError: a compiled network, whose hooks would not fire.
     """
     edits = Edits.parse(edits) if isinstance(edits, str) else edits
     refuse_compiled(network)
     check_edits(network, edits)
-    handles: list[RemovableHandle] = []
-    try:
+    with ExitStack() as stack:
         for handle in _install(network, edits):
-            handles.append(handle)  # noqa: PERF402 - those installed go, even if the next cannot be
+            stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def single_edits(network: nn.Module) -> list[str]:
@@ -146,7 +142,7 @@ def single_edits(network: nn.Module) -> list[str]:
 
 
 def check_edits(network: nn.Module, edits: Edits) -> None:
-    """Refuse what this network does not have.
+    """Refuse edits of parts that the network does not have.
 
     Raises:
         InputError: it lacks a layer, a head, a block, gates or patches.
@@ -180,14 +176,14 @@ def _blocks(network: nn.Module) -> list[DiTBlock]:
 
 
 def _install(network: nn.Module, edits: Edits) -> Iterator[RemovableHandle]:
-    """The hooks, each as it is set."""
+    """Set the hooks, one after the other."""
     attentions, blocks = _attentions(network), _blocks(network)
     if edits.time is not None:
         yield network.register_forward_pre_hook(_with_time(edits.time), with_kwargs=True)
     for layer, radius in edits.local:
         assert isinstance(network, DiT)
         near = within(network.patch_embed.grid, radius)
-        if not near.all():  # who sees all is left as it is, to the last bit
+        if not near.all():  # without a mask the output stays bit-identical
             yield attentions[layer].attention.register_forward_pre_hook(_with_mask(near))
     for layer in {layer for layer, _ in {*edits.uniform, *edits.heads}}:
         uniform = {head for at, head in edits.uniform if at == layer}
@@ -200,15 +196,8 @@ def _install(network: nn.Module, edits: Edits) -> Iterator[RemovableHandle]:
         yield blocks[block].register_forward_hook(lambda _, inputs, __: inputs[0])
 
 
-def within(grid: tuple[int, int], radius: int) -> Bool[Tensor, "N N"]:
-    """Whether two patches are at most so many rows and columns apart; they run row by row."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1)  # (N, 2)
-    return (places[:, None] - places).abs().amax(-1) <= radius
-
-
 def _with_time(time: float) -> Callable[..., Any]:
-    """A hook before the network that puts another time in the place of t; an interval from it ends at 0 at most."""
+    """A hook before the network that replaces t, and shortens an interval to at most t."""
 
     def held(cond: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         if cond is None or "interval" not in cond:
@@ -227,7 +216,7 @@ def _with_time(time: float) -> Callable[..., Any]:
 
 
 def _with_mask(near: Bool[Tensor, "N N"]) -> Callable[..., Any]:
-    """A hook before attention that hides from each patch those that are not near."""
+    """A hook before attention that hides distant patches from each patch."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         q, k, v, *masks = inputs
@@ -239,7 +228,7 @@ def _with_mask(near: Bool[Tensor, "N N"]) -> Callable[..., Any]:
 
 
 def _with_heads(flat: list[int], off: list[int]) -> Callable[..., Any]:
-    """A hook after attention that makes some heads look everywhere alike, and switches some off."""
+    """A hook after attention that makes some heads uniform and switches others off."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], mixed: Tensor) -> Tensor:
         changed = mixed.clone()  # (B, h, M, d)
@@ -253,7 +242,7 @@ def _with_heads(flat: list[int], off: list[int]) -> Callable[..., Any]:
 
 
 def mean_value(v: Float[Tensor, "B h M d"], mask: Bool[Tensor, "#B 1 #N M"] | None) -> Float[Tensor, "B h Q d"]:
-    """The mean of v over the keys that may be seen: one for all queries (Q = 1), or, with a mask, one for each."""
+    """The mean of v over the visible keys: one for all queries (Q = 1) or, with a mask, one for each query."""
     if mask is None:
         return v.mean(2, keepdim=True)
     return (mask / mask.sum(-1, keepdim=True)).to(v.dtype) @ v

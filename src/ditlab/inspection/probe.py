@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -16,13 +16,13 @@ from ditlab.networks.modulation import BlockModulation
 
 
 class Record:
-    """What a probe saw, by layer from 0, in fp32 and detached.
+    """The recordings of a probe, by layer from 0, in fp32 and detached.
 
     Attributes:
-        attention: layer → (B, h, N, N), or (B, heads asked for, queries asked for, N). Rows sum to 1. Where other
-            tokens than patches are in the sequence, N counts them too.
+        attention: layer → (B, h, N, N), or (B, chosen heads, chosen queries, N). Rows sum to 1. N counts all tokens of
+            the sequence, also those that are not patches.
         cross: layer → (B, h, N, K), cross-attention to K tokens of conditions; rows sum to 1.
-        gates: layer → {"attn": (B, D), "mlp": (B, D)}, of a kind of conditioning that has gates.
+        gates: layer → {"attn": (B, D), "mlp": (B, D)}, if the kind of conditioning has gates.
         patches: which tokens of the sequence are patches; None for a network that has none.
         tokens, cross_tokens: in the latest pass, names of the tokens after the patches, such as ("time", "label"), and
             of the K tokens that cross-attention reads.
@@ -74,8 +74,8 @@ def probe(
 ) -> Iterator[Record]:
     """Record attention maps and gates of every forward pass within the ``with`` block.
 
-    The map is recomputed as softmax(q kᵀ / √d) from the inputs of the attention module, only for the layers, heads and
-    queries asked for; the fused kernel still makes the output.
+    The map is recomputed as softmax(q kᵀ / √d) from the inputs of the attention module, only for the chosen layers,
+    heads and queries; the output still comes from the fused kernel.
 
     Args:
         network: the uncompiled network (or a process around it).
@@ -84,7 +84,7 @@ def probe(
         keep: "last" keeps the latest forward pass, "all" a list of them.
 
     Raises:
-        ValueError: a compiled network, whose hooks would not fire; a network or a layer that is not there.
+        ValueError: a compiled network, whose hooks would not fire; a network without attention; an unknown layer.
     """
     if keep not in ("last", "all"):
         raise ValueError(f"keep={keep!r} must be 'last' or 'all'")
@@ -104,20 +104,17 @@ def probe(
 
         return hook
 
-    handles = []
-    try:
+    with ExitStack() as stack:
         if dit is not None:
-            handles.append(dit.register_forward_pre_hook(record._name_tokens, with_kwargs=True))
+            stack.callback(dit.register_forward_pre_hook(record._name_tokens, with_kwargs=True).remove)
         for where, modules in ((record.attention, attentions), (record.cross, crosses)) if attention else ():
             chosen = _chosen(layers, len(modules)) if modules else ()
-            handles += [modules[layer].register_forward_hook(on_attention(where, layer)) for layer in chosen]
+            for layer in chosen:
+                stack.callback(modules[layer].register_forward_hook(on_attention(where, layer)).remove)
         if gates and modulations:
-            chosen = _chosen(layers, len(modulations))
-            handles += [modulations[layer].register_forward_hook(record._gates_of(layer)) for layer in chosen]
+            for layer in _chosen(layers, len(modulations)):
+                stack.callback(modulations[layer].register_forward_hook(record._gates_of(layer)).remove)
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def attention_layers(network: nn.Module) -> list[ScaledDotProductAttention]:
@@ -133,9 +130,9 @@ def attention_map(
     queries: Sequence[int] | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q kᵀ / √d) in fp32: (B, h, N, d), (B, h, M, d) → (B, h, N, M), rows and heads as asked for.
+    """softmax(q kᵀ / √d) in fp32: (B, h, N, d), (B, h, M, d) → (B, h, N, M), for the chosen heads and queries.
 
-    Keys where the mask, (B, 1, 1, M) or (B, 1, N, M) for each query its own, is False get nothing.
+    Keys where the mask, (B, 1, 1, M) or (B, 1, N, M), is False get no attention.
     """
     q, k = q.detach().float(), k.detach().float()
     if heads is not None:
@@ -162,7 +159,7 @@ def refuse_compiled(network: nn.Module) -> None:
     """Refuse a network in which hooks would not fire.
 
     Raises:
-        ValueError: it is compiled, or a part of it is.
+        ValueError: the network or a part of it is compiled.
     """
     for module in network.modules():
         if (

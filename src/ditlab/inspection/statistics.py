@@ -1,9 +1,9 @@
-"""What an attention map does, in numbers: how spread, how far, how much to itself, how much to the object."""
+"""Attention maps in numbers: how wide and how far attention spreads, how much stays on itself or on the object."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,22 +14,31 @@ def brightness(x0: Float[Tensor, "*B C H W"], grid: tuple[int, int]) -> Float[Te
     return F.adaptive_avg_pool2d(light, grid).flatten(-3)
 
 
+def offsets(grid: tuple[int, int]) -> Int[Tensor, "N N 2"]:
+    """Rows and columns from each patch to each other one; patches run row by row."""
+    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))  # (N, 2)
+    return places[:, None] - places
+
+
 def distances(grid: tuple[int, int]) -> Float[Tensor, "N N"]:
-    """Euclidean distance between the centres of patches, in patches; tokens run row by row."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()  # (N, 2)
-    return torch.linalg.vector_norm(places[:, None] - places, dim=-1)
+    """Euclidean distance between the centres of patches, in patches."""
+    return torch.linalg.vector_norm(offsets(grid).float(), dim=-1)
+
+
+def within(grid: tuple[int, int], radius: int) -> Bool[Tensor, "N N"]:
+    """Whether two patches are at most so many rows and columns apart."""
+    return offsets(grid).abs().amax(-1) <= radius
 
 
 def neighbourhood(grid: tuple[int, int]) -> Float[Tensor, "N N"]:
     """1 where a key is the query itself or one of its (up to eight) neighbours, 0 elsewhere."""
-    return (distances(grid) < 1.5).float()
+    return within(grid, 1).float()
 
 
 def query_statistics(
     rows: Float[Tensor, "... Q N"], queries: Tensor, grid: tuple[int, int], object_share: Float[Tensor, "... N"]
 ) -> dict[str, Float[Tensor, "... Q"]]:
-    """Of each query's row of attention (it sums to 1), what it says in numbers.
+    """Statistics of each query's row of attention, which sums to 1.
 
     Args:
         rows: attention of Q queries to all N = rows · columns keys of the grid.
@@ -38,7 +47,7 @@ def query_statistics(
         object_share: how much of each patch is object, from 0 to 1.
 
     Returns:
-        entropy: −Σ A·log₂ A in bits; log₂ N for a row that looks everywhere alike.
+        entropy: −Σ A·log₂ A in bits; log₂ N for a uniform row.
         distance: Σ A·|position of query − position of key|, in patches.
         diagonal_rank: 1 + number of keys that get more attention than the query itself.
         inside: Σ A·object_share: attention that lands on the object.
@@ -57,11 +66,11 @@ def query_statistics(
 def map_statistics(
     per_query: dict[str, Float[Tensor, "... N"]], grid: tuple[int, int], object_share: Float[Tensor, "... N"]
 ) -> dict[str, Float[Tensor, ...]]:
-    """Means of ``query_statistics`` over all N queries of a map, and what chance would give.
+    """Means of ``query_statistics`` over all N queries of a map, and the values that a uniform map would give.
 
-    ``inside`` is averaged over queries by how much of them is object, ``near`` by how much of them is background. Their
-    chance is what a map that looks everywhere alike would score. ``diagonal_first`` is the share of queries that
-    attend to themselves most. Where there is no object (no background) to average over, the value is 0.
+    ``inside`` weights the queries by how much of them is object, ``near`` by how much is background; ``inside_chance``
+    and ``near_chance`` are those of a uniform map. ``diagonal_first`` is the share of queries that attend to themselves
+    most. Without any object (background) the value is 0.
     """
     background = 1 - object_share
     near_by_chance = neighbourhood(grid).mean(1).expand_as(object_share)

@@ -1,50 +1,81 @@
-"""The conditions of a network: labels, scalars, text and an interval; checked, embedded, taken away."""
+"""The conditions of a network (labels, scalars, text, an interval): how they are checked, embedded and made null."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from functools import reduce
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ditlab.core.errors import InputError
 from ditlab.networks.embeddings import TimeEmbedding, check_sizes
-from ditlab.networks.kernels import full_precision
+from ditlab.networks.kernels import full_precision, has_values
 from ditlab.networks.layers import xavier_initialised
+from ditlab.networks.presets import Published
 
-Condition = Mapping[str, Tensor]
-Checks = Mapping[str, Callable[[Tensor, int | None], None]]
+Cond = Mapping[str, Tensor]
+Check = Callable[[Tensor, int | None], None]  # of a value for a batch of that size, or of any size
+Tokens = Literal["parts", "text"]
 
 
-class Conditions(NamedTuple):
-    """What a batch is told, embedded: what a kind of conditioning has to work with."""
+class Embedded(NamedTuple):
+    """Time and conditions of a batch as vectors and tokens: what a kind of conditioning works with."""
 
     vector: Float[Tensor, "B D"]  # c, the sum of the parts
-    parts: tuple[Tensor, ...]  # (B, D) each: time, then what else the network takes but text
-    text: Tensor | None  # (B, L + 1, D), a learned null token first; None on a network without text
-    text_mask: Tensor | None  # (B, L + 1), False where there is nothing to read
+    parts: tuple[Tensor, ...]  # (B, D) each: the time, then every condition except text
+    text: Tensor | None  # (B, L + 1, D), a learned null token first; None in a network without text
+    text_mask: Tensor | None  # (B, L + 1), True for tokens to read
+
+    def tokens(self, which: Sequence[Tokens]) -> tuple[Float[Tensor, "B K D"] | None, Bool[Tensor, "B 1 1 K"] | None]:
+        """The parts, the text or both as a sequence, None if it is empty; and a mask of its keys, None if all count."""
+        pieces, mask = [], None
+        if "parts" in which:
+            pieces.append(torch.stack(self.parts, dim=1))
+        if "text" in which and self.text is not None and self.text_mask is not None:
+            pieces.append(self.text)
+            mask = F.pad(self.text_mask, (len(self.parts) if "parts" in which else 0, 0), value=True)[:, None, None]
+        return (torch.cat(pieces, dim=1) if pieces else None), mask
 
 
-def check_conditions(cond: Condition | None, batch: int | None, known: Checks) -> None:
-    """Refuse what a network cannot be conditioned on.
+def check_conditions(cond: Cond | None, batch: int | None, known: Mapping[str, Check]) -> None:
+    """Refuse conditions that a network does not take.
 
     Raises:
-        ValueError: a condition the network does not know, or one of the wrong shape, type or range.
+        ValueError: an unknown condition, or one of the wrong shape, type or range.
     """
     for name, value in (cond or {}).items():
-        if not known:
-            build = "num_classes" if name == "label" else "what it is to be told"
-            raise ValueError(f"this network takes no conditions, and so no {name!r}; build it with {build}")
         if name not in known:
-            raise ValueError(
-                f"this network takes no condition {name!r}; it takes {', '.join(map(repr, known))}"
-                + ("; build it with num_classes for labels" if name == "label" else "")
-            )
+            taken = f"; it takes {', '.join(map(repr, known))}" if known else ""
+            build = "; build it with num_classes for labels" if name == "label" else ""
+            raise ValueError(f"this network takes no condition {name!r}{taken}{build}")
         if not isinstance(value, Tensor):
             raise ValueError(f"condition {name!r} must be a tensor, not {type(value).__name__}")
         known[name](value, batch)
+
+
+def _expect(valid: bool, what: str, value: Tensor) -> None:
+    if not valid:
+        raise ValueError(f"{what}, not {value.dtype} of shape {tuple(value.shape)}")
+
+
+def check_scalar(name: str) -> Check:
+    """A check that a condition is one float for each sample."""
+
+    def check(value: Tensor, batch: int | None) -> None:
+        valid = value.dim() == 1 and value.is_floating_point() and batch in (None, len(value))
+        _expect(valid, f"{name!r} must be one float for each of the {batch} samples", value)
+
+    return check
+
+
+def check_text_mask(mask: Tensor, batch: int | None) -> None:
+    """Refuse anything but booleans (B, L)."""
+    valid = mask.dim() == 2 and mask.dtype == torch.bool and batch in (None, len(mask))
+    _expect(valid, f"'text_mask' must be True or False for each token of each of the {batch} samples", mask)
 
 
 def check_scalar_names(names: Sequence[str]) -> None:
@@ -59,32 +90,19 @@ def check_scalar_names(names: Sequence[str]) -> None:
             raise ValueError(f"{name!r} cannot name a scalar condition; choose a new word of letters, digits and '_'")
 
 
-def check_scalar(name: str) -> Callable[[Tensor, int | None], None]:
-    """A check that a condition is one float for each sample."""
-
-    def check(value: Tensor, batch: int | None) -> None:
-        if value.dim() != 1 or not value.is_floating_point() or batch not in (None, value.shape[0]):
-            raise ValueError(
-                f"{name!r} must be one float for each of the {batch} samples, "
-                f"not {value.dtype} of shape {tuple(value.shape)}"
-            )
-
-    return check
-
-
 class Labels(nn.Module):
-    """Class labels as vectors: one row per class and a last one for "no label", the null label ``num_classes``.
+    """Class labels as vectors: one row for each class and a last one for the null label, which is ``num_classes``.
 
-    A network without labels has none of these (``num_classes=None``). On a network with labels no condition means the
-    null label for every sample: "unconditional" is a value that was learned.
+    A network without labels has no table (``num_classes=None``). In a network with labels, no condition means the null
+    label for every sample: "unconditional" is a value that is learned.
 
     Args:
         num_classes: number of labels, or None.
         dim: width of a vector.
-        null: whether there is a row for "no label". Without, each sample needs a label, and none can be taken away.
+        null: whether there is a row for the null label. Without it each sample needs a label.
 
     Raises:
-        InputError: "no label" is asked of a network that has no row for it.
+        InputError: the null label is needed, and the table has no row for it.
     """
 
     def __init__(self, num_classes: int | None, dim: int, null: bool = True) -> None:
@@ -98,7 +116,7 @@ class Labels(nn.Module):
             self.table = nn.Embedding(num_classes + null, dim)
             nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, cond: Condition | None, batch: int) -> Float[Tensor, "B D"] | None:
+    def forward(self, cond: Cond | None, batch: int) -> Float[Tensor, "B D"] | None:
         """The vectors of a batch of that size, or None on a network without labels."""
         if self.table is None:
             return None
@@ -108,7 +126,7 @@ class Labels(nn.Module):
         return self.table(cond["label"])
 
     def null(self, label: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """The null label, as often."""
+        """The null label in the same shape."""
         self._need_null()
         assert self.num_classes is not None
         return torch.full_like(label, self.num_classes)
@@ -121,27 +139,22 @@ class Labels(nn.Module):
             )
 
     def check(self, label: Tensor, batch: int | None) -> None:
-        """Refuse what is no label; values are read on the CPU alone: a GPU need not wait, and shapes have none."""
+        """Refuse anything but one label for each sample. Only a CPU's values are read: reading stalls a GPU."""
         assert self.table is not None
-        if label.dim() != 1 or label.is_floating_point() or batch not in (None, label.shape[0]):
-            raise ValueError(
-                f"labels must be whole numbers, one for each of the {batch} samples, "
-                f"not {label.dtype} of shape {tuple(label.shape)}"
-            )
-        plain = type(label) is Tensor and label.device.type == "cpu"
-        readable = plain and label.numel() and not torch.compiler.is_compiling()
+        valid = label.dim() == 1 and not label.is_floating_point() and batch in (None, len(label))
+        _expect(valid, f"labels must be whole numbers, one for each of the {batch} samples", label)
         last = self.table.num_embeddings - 1
-        if readable and (label.min() < 0 or label.max() > last):
+        if has_values(label) and (label.min() < 0 or label.max() > last):
             null = ", the null label" if self.has_null else ""
             raise ValueError(f"labels run from 0 to {last}{null}, not {label.tolist()}")
 
 
 class ScalarEmbedding(nn.Module):
-    """A number to a vector, (B,) → (B, D), as a time is embedded; NaN stands for "unknown" and has a learned vector.
+    """A number as a vector, (B,) → (B, D), embedded like a time; NaN stands for "unknown" and has a learned vector.
 
     Args:
-        dim, features, scale: those of ``TimeEmbedding``; the sinusoid tells values apart that lie 1/scale to
-            10000/scale from one another.
+        dim, features, scale: as for ``TimeEmbedding``; the sinusoids distinguish values that differ by 1/scale to
+            10000/scale.
     """
 
     def __init__(self, dim: int, features: int, scale: float = 1000.0) -> None:
@@ -150,7 +163,7 @@ class ScalarEmbedding(nn.Module):
         self.unknown = nn.Parameter(0.02 * torch.randn(dim))
 
     def forward(self, value: Float[Tensor, " B"] | None, batch: int) -> Float[Tensor, "B D"]:
-        """The vectors of a batch of that size; without a value, that of "unknown" for all."""
+        """The vectors of a batch of that size; no value means "unknown" for all samples."""
         if value is None:
             return self.unknown.expand(batch, -1)
         unknown = value.isnan()
@@ -160,10 +173,10 @@ class ScalarEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Token features to the network's width, (B, L, D_text) → (B, L + 1, D), and which of them are to be read.
+    """Token features in the network's width, (B, L, D_text) → (B, L + 1, D), and which of them to read.
 
-    The first token is a learned one that stands for "no text" and is always read, so that a sample without text reads
-    it alone. A token that is NaN, or that the mask says not to read, is not read.
+    The first token is learned, stands for "no text" and is always read: it is the only one that a sample without text
+    reads. Tokens that are NaN, or where the mask is False, are not read.
 
     Args:
         text_dim, dim: widths D_text and D.
@@ -190,35 +203,21 @@ class TextEmbedding(nn.Module):
         return torch.cat([first, tokens], dim=1), torch.cat([always, read], dim=1)
 
     def check(self, text: Tensor, batch: int | None) -> None:
-        """Refuse what are no token features of the right width."""
-        if text.dim() != 3 or text.shape[2] != self.text_dim or not text.is_floating_point():
-            raise ValueError(
-                f"'text' must be floats of shape (B, L, {self.text_dim}), not {text.dtype} of {tuple(text.shape)}"
-            )
-        if batch not in (None, text.shape[0]):
-            raise ValueError(f"'text' must hold a sequence for each of the {batch} samples, not {len(text)}")
-
-
-def check_text_mask(mask: Tensor, batch: int | None) -> None:
-    """Refuse what is no mask of a batch of sequences."""
-    if mask.dim() != 2 or mask.dtype != torch.bool or batch not in (None, mask.shape[0]):
-        raise ValueError(
-            f"'text_mask' must be True or False for each token of each of the {batch} samples, "
-            f"not {mask.dtype} of shape {tuple(mask.shape)}"
-        )
+        """Refuse anything but token features (B, L, D_text)."""
+        valid = text.dim() == 3 and text.shape[2] == self.text_dim and text.is_floating_point()
+        _expect(valid, f"'text' must be floats of shape (B, L, {self.text_dim})", text)
+        _expect(batch in (None, len(text)), f"'text' must hold a sequence for each of the {batch} samples", text)
 
 
 class Conditioner(nn.Module):
-    """Embed the time and every condition.
+    """Embed the time and every condition; a condition that is not given is null.
 
     Args:
-        time: the embedding of t.
-        labels: of class labels.
-        interval: of ``cond["interval"]``, t − r, MeanFlow's second time (Geng et al. 2025); absent is 0.
+        time: embeds t.
+        labels: embeds class labels.
+        interval: embeds ``cond["interval"]``, t − r, MeanFlow's second time (Geng et al. 2025); absent is 0.
         scalars: name → embedding of ``cond[name]``, one float for each sample; absent or NaN is unknown.
-        text: of ``cond["text"]`` and ``cond["text_mask"]``.
-
-    A condition that is not given is its null. ``null`` gives the same conditions, of the same shapes, taken away.
+        text: embeds ``cond["text"]`` and ``cond["text_mask"]``.
     """
 
     def __init__(
@@ -238,14 +237,14 @@ class Conditioner(nn.Module):
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """The names of ``Conditions.parts``, in order."""
+        """The names of ``Embedded.parts``, in order."""
         label = () if self.labels.table is None else ("label",)
         interval = () if self.interval is None else ("interval",)
         return ("time", *label, *interval, *self.scalars)
 
-    def checks(self) -> dict[str, Callable[[Tensor, int | None], None]]:
-        """Name → check of each condition that is taken."""
-        known: dict[str, Callable[[Tensor, int | None], None]] = {}
+    def checks(self) -> dict[str, Check]:
+        """Name → check of each condition that the network takes."""
+        known: dict[str, Check] = {}
         if self.labels.table is not None:
             known["label"] = self.labels.check
         if self.interval is not None:
@@ -255,14 +254,14 @@ class Conditioner(nn.Module):
             known |= {"text": self.text.check, "text_mask": check_text_mask}
         return known
 
-    def check(self, cond: Condition | None, batch: int | None) -> None:
-        """Refuse what cannot be conditioned on; see ``check_conditions``."""
+    def check(self, cond: Cond | None, batch: int | None) -> None:
+        """Refuse conditions that the network does not take: see ``check_conditions``."""
         check_conditions(cond, batch, self.checks())
         if cond and "text_mask" in cond and ("text" not in cond or cond["text_mask"].shape != cond["text"].shape[:2]):
             raise ValueError("'text_mask' (B, L) goes with a 'text' (B, L, D) of the same B and L")
 
-    def null(self, cond: Condition) -> dict[str, Tensor]:
-        """The same conditions taken away: the null label, NaN for scalars and text; the interval is no condition."""
+    def null(self, cond: Cond) -> dict[str, Tensor]:
+        """Their nulls, in the same shapes: the null label, NaN for scalars and text; an interval stays."""
         self.check(cond, None)
         return {name: self._null(name, value) for name, value in cond.items()}
 
@@ -271,7 +270,7 @@ class Conditioner(nn.Module):
             return self.labels.null(value)
         return value if name in ("interval", "text_mask") else torch.full_like(value, torch.nan)
 
-    def forward(self, t: Float[Tensor, " B"], cond: Condition | None) -> Conditions:
+    def forward(self, t: Float[Tensor, " B"], cond: Cond | None) -> Embedded:
         cond, batch = cond or {}, t.shape[0]
         parts = [self.time(t)]
         label = self.labels(cond, batch)
@@ -281,37 +280,30 @@ class Conditioner(nn.Module):
             parts.append(self.interval(cond["interval"].to(t.dtype) if "interval" in cond else torch.zeros_like(t)))
         parts += [embed(cond.get(name), batch) for name, embed in self.scalars.items()]
         text, mask = (None, None) if self.text is None else self.text(cond.get("text"), cond.get("text_mask"), batch)
-        return Conditions(total(parts), tuple(parts), text, mask)
-
-
-def total(parts: Sequence[Tensor]) -> Tensor:
-    """The sum, from the first to the last."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole + part
-    return whole
+        return Embedded(reduce(torch.add, parts), tuple(parts), text, mask)
 
 
 def make_conditioner(
-    time: TimeEmbedding,
-    labels: Labels,
     dim: int,
-    features: int,
-    interval: bool = False,
-    scalars: Sequence[str] = (),
-    text_dim: int | None = None,
+    num_classes: int | None,
+    interval: bool,
+    scalars: Sequence[str],
+    time_scale: float,
+    published: Published,
+    text_dim: int | None,
 ) -> Conditioner:
-    """A conditioner of width ``dim`` for these conditions; ``features`` is the width of all sinusoidal features.
+    """The conditioner of a ``DiT`` with these arguments.
 
     Raises:
-        ValueError: a name that cannot be a scalar's; a width of text that is not above 0.
+        ValueError: a name that a scalar cannot have, or sizes that are not above 0.
     """
     check_scalar_names(scalars)
     check_sizes(text_dim=1 if text_dim is None else text_dim)
+    features = published.time_features
     return Conditioner(
-        time,
-        labels,
-        TimeEmbedding(dim, features, time.scale, at_zero=True) if interval else None,
+        TimeEmbedding(dim, features, time_scale, published.time_offset, published.time_frequency_shift),
+        Labels(num_classes, dim, published.null_label),
+        TimeEmbedding(dim, features, time_scale, at_zero=True) if interval else None,
         {name: ScalarEmbedding(dim, features) for name in scalars},
         None if text_dim is None else TextEmbedding(text_dim, dim),
     )

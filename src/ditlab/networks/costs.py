@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, bytes. Counted on the meta device, without memory or work."""
+"""What a network costs in parameters, multiply-accumulates and bytes, counted without allocating or computing."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ def parameter_count(network: nn.Module, *, trainable_only: bool = False) -> int:
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network of shapes alone, for counting."""
+    """Build a network on the meta device: shapes without values, for counting."""
     with torch.device("meta"):
         return build()
 
 
 def as_shapes(network: nn.Module) -> nn.Module:
-    """A copy of a network on the meta device: its shapes without its numbers, however many they are."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in network.buffers()}
-    return copy.deepcopy(network, memo)
+    """A copy of a network on the meta device: its shapes without its values."""
+    return _copied(network, lambda tensor: tensor.to("meta"))
+
+
+def _copied(network: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of a network with other tensors in place of its own."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(tensor(p), p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, memo | {id(buffer): tensor(buffer) for buffer in network.buffers()})
 
 
 def multiply_accumulates(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one forward pass on one sample of ``shape``.
 
-    Counted are matrix products, convolutions, attention's two products, and the modulation and gating of adaLN (one for
-    each value they touch). The unit of the "Gflops" in Peebles & Xie 2023, table 1; floating-point operations are twice
-    as many.
+    They are those of matrix products, convolutions, both products of attention, and modulation and gating (one for each
+    value). The "Gflops" of Peebles & Xie 2023, table 1, have this unit; floating-point operations are twice as many.
     """
     return _counted(network, shape).get_total_flops() // 2
 
@@ -63,7 +66,7 @@ def _counted(network: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
 def _inputs(
     network: nn.Module, shape: tuple[int, ...], batch_size: int, device: str = "meta"
 ) -> tuple[Tensor, Tensor, Any]:
-    """x, t and, for a network that has no null label, labels: shapes alone."""
+    """x, t and, for a network without a null label, labels: shapes without values."""
     x, t = torch.empty(batch_size, *shape, device=device), torch.empty(batch_size, device=device)
     needs_label = getattr(network, "num_classes", None) is not None and not getattr(network, "null_label", True)
     return x, t, {"label": torch.empty(batch_size, dtype=torch.int64, device=device)} if needs_label else None
@@ -74,10 +77,9 @@ def _addcmul_operations(*_: object, out_shape: torch.Size, **__: object) -> int:
 
 
 class Activations(NamedTuple):
-    """Bytes that a forward pass keeps for its backward pass; ``recomputed`` if each block is computed again there.
+    """Bytes that a forward pass keeps for its backward pass; ``recomputed`` if the backward pass recomputes each block.
 
-    Then the inputs of all blocks are kept, what is outside of blocks, and the largest block's own for as long as its
-    backward pass takes.
+    Then the inputs of all blocks are kept, everything outside of blocks, and one block's own, the largest, at a time.
     """
 
     kept: int
@@ -87,12 +89,12 @@ class Activations(NamedTuple):
 def activation_bytes(
     network: nn.Module, shape: tuple[int, ...], batch_size: int, precision: str = "fp32"
 ) -> Activations:
-    """What one forward pass keeps for its backward pass, each stored tensor counted once, weights left out.
+    """The bytes that one forward pass keeps for its backward pass, without the weights; each tensor counts once.
 
-    Counted on tensors without numbers that behave as a CPU's, under autocast in bf16 (fp16 takes as much) unless
-    ``precision`` is "fp32": that keeps copies of the weights.
+    They are counted on fake CPU tensors. Unless ``precision`` is "fp32", autocast in bf16 (fp16 takes as much) also
+    keeps copies of the weights.
     """
-    kept: dict[int, tuple[Tensor, int, int]] = {}  # the tensor (held, so that its number stays its own), bytes, block
+    kept: dict[int, tuple[Tensor, int, int]] = {}  # the tensor (kept alive, so its id stays unique), bytes, block
     inputs: dict[int, tuple[Tensor, int]] = {}
     block = OUTSIDE
 
@@ -112,7 +114,7 @@ def activation_bytes(
         block = OUTSIDE
 
     with FakeTensorMode():
-        network = _without_numbers(network)
+        network = _copied(network, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         weights = {p.untyped_storage()._cdata for p in network.parameters()}
         for number, module in enumerate(getattr(network, "blocks", ())):
             module.register_forward_pre_hook(lambda _, args, number=number: enter(number, args[0]))
@@ -130,13 +132,4 @@ def activation_bytes(
     return Activations(total, min(total, again))
 
 
-OUTSIDE = -1  # of all blocks
-
-
-def _without_numbers(network: nn.Module) -> nn.Module:
-    """A copy of a network, to be made where tensors have no numbers."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad) for p in network.parameters()
-    }
-    memo |= {id(buffer): torch.empty(buffer.shape, dtype=buffer.dtype) for buffer in network.buffers()}
-    return copy.deepcopy(network, memo)
+OUTSIDE = -1  # the number of what belongs to no block

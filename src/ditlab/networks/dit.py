@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,45 +13,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditlab.core.registry import CONDITIONINGS
-from ditlab.networks.conditioner import (
-    Condition,
-    Conditioner,
-    Conditions,
-    Labels,
-    make_conditioner,
-)
-from ditlab.networks.conditionings import Conditioning, as_tokens
-from ditlab.networks.embeddings import (
-    PatchEmbed,
-    TimeEmbedding,
-    as_pair,
-    check_sizes,
-    check_times,
-    position_table,
-)
+from ditlab.networks.conditioner import Cond, Conditioner, Embedded, Tokens, make_conditioner
+from ditlab.networks.conditionings import Conditioning
+from ditlab.networks.embeddings import PatchEmbed, RotaryPositions, check_input, check_sizes, position_table
 from ditlab.networks.layers import (
     MLP,
     NORMS,
     Attention,
     Linear,
     Norm,
-    RotaryPositions,
     SwiGLU,
     check_heads,
+    choose,
     layer_norm,
     zero_initialised,
 )
 from ditlab.networks.modulation import gated_sum, modulate
-from ditlab.networks.presets import preset
+from ditlab.networks.presets import Published, preset
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP on tokens, each normalised, and added back; ``modulation`` says how the conditions enter.
+    """Attention and MLP, each on normalised and modulated tokens, and each added to them.
+
+    x ← x + gate ⊙ attn((1 + scale) ⊙ norm(x) + shift), and the same with the MLP.
 
     Args:
-        modulation: a kind of conditioning.
+        modulation: the kind of conditioning, which computes shift, scale and gate of both branches.
         attn, mlp: the two branches, (B, N, D) → (B, N, D).
-        norm: of the input of both.
+        norm: the norm before each branch.
     """
 
     def __init__(self, modulation: Conditioning, attn: Attention, mlp: nn.Module, norm: Norm = layer_norm) -> None:
@@ -61,16 +51,16 @@ class DiTBlock(nn.Module):
         self.norm = norm
 
     def forward(
-        self, x: Float[Tensor, "B N D"], conditions: Conditions, mask: Bool[Tensor, "B 1 1 N"] | None = None
+        self, x: Float[Tensor, "B N D"], embedded: Embedded, mask: Bool[Tensor, "B 1 1 N"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        attn, mlp = self.modulation(conditions)
+        attn, mlp = self.modulation(embedded)
         x = gated_sum(x, attn.gate, self.attn(modulate(x, attn, self.norm), mask))
-        x = self.modulation.between(x, conditions)
+        x = self.modulation.between(x, embedded)
         return gated_sum(x, mlp.gate, self.mlp(modulate(x, mlp, self.norm)))
 
 
 class FinalLayer(nn.Module):
-    """The last norm, modulated as the kind of conditioning says, and a zero-initialised linear to p²·C values."""
+    """The last norm, modulated, and a zero-initialised linear layer to the p²·C values of each patch."""
 
     def __init__(self, dim: int, outputs: int, modulation: nn.Module, norm: Norm = layer_norm) -> None:
         super().__init__()
@@ -78,26 +68,98 @@ class FinalLayer(nn.Module):
         self.linear = zero_initialised(Linear(dim, outputs))
         self.norm = norm
 
-    def forward(self, x: Float[Tensor, "B N D"], conditions: Conditions) -> Float[Tensor, "B N P"]:
-        return self.linear(modulate(x, self.modulation(conditions), self.norm))
+    def forward(self, x: Float[Tensor, "B N D"], embedded: Embedded) -> Float[Tensor, "B N P"]:
+        return self.linear(modulate(x, self.modulation(embedded), self.norm))
 
 
-_CHOICES = {"embedders": ("shared", "per-block"), "norm": tuple(NORMS), "mlp": ("gelu", "swiglu")}
+class PatchTransformer(nn.Module):
+    """A diffusion transformer put together from its parts: image → patches → blocks → patches → image.
+
+    Args:
+        patch_embed: cuts the image into N tokens.
+        positions: (1, N, D), added to the tokens.
+        conditioner: embeds the time and the conditions.
+        blocks: L of one kind of conditioning.
+        final: from tokens to p²·C values each, or 2·p²·C with a learned variance.
+        block_conditioners: of the second to the last block, where each block has its own; otherwise all share one.
+
+    Shapes: ``net(x (B, C, H, W), t (B,) in [0, 1], cond) -> (B, C or 2C, H, W)``; ``cond`` maps names to tensors, such
+    as ``{"label": (B,) int64}``. Conditions that are not given are null: the null label, an unknown scalar, no text.
+    """
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed,
+        positions: nn.Parameter,
+        conditioner: Conditioner,
+        blocks: Sequence[DiTBlock],
+        final: FinalLayer,
+        block_conditioners: Sequence[Conditioner] = (),
+    ) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.positions = positions
+        self.conditioner = conditioner
+        self.block_conditioners = nn.ModuleList(block_conditioners)
+        self.blocks = nn.ModuleList(blocks)
+        self.final = final
+        self.image_size, self.channels = patch_embed.image_size, patch_embed.channels
+        self.out_channels = final.linear.out_features // patch_embed.patch_size**2
+        self.learned_variance = self.out_channels == 2 * self.channels
+        self.num_classes, self.null_label = conditioner.labels.num_classes, conditioner.labels.has_null
+        self.sequence, self.context = blocks[0].modulation.sequence, blocks[0].modulation.context
+
+    def null_condition(self, cond: Cond) -> dict[str, Tensor]:
+        """The null of each condition, in the same shape: the null label, NaN for scalars and text; an interval stays.
+
+        Raises:
+            InputError: a label, in a network with ``null_label=False``.
+        """
+        return self.conditioner.null(cond)
+
+    @property
+    def patches(self) -> range:
+        """Which tokens of the sequence are patches: the first N."""
+        height, width = self.patch_embed.grid
+        return range(height * width)
+
+    def token_names(self, cond: Cond | None, which: Sequence[Tokens] | None = None) -> tuple[str, ...]:
+        """The names of the tokens that follow the patches in the sequence, or of the ``which`` ("parts", "text")."""
+        which = self.sequence if which is None else which
+        parts = self.conditioner.part_names if "parts" in which else ()
+        if "text" not in which or self.conditioner.text is None:
+            return parts
+        length = cond["text"].shape[1] if cond and "text" in cond else 0
+        return (*parts, "no text", *(f"text {i}" for i in range(length)))
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Cond | None = None
+    ) -> Float[Tensor, "B C2 H W"]:
+        check_input(self, x, t, (self.channels, *self.image_size))
+        self.conditioner.check(cond, x.shape[0])
+        embedded = self.conditioner(t, cond)
+        tokens = self.patch_embed(x) + self.positions  # (B, N, D)
+        patches = tokens.shape[1]
+        extra, mask = embedded.tokens(self.sequence)
+        if extra is not None:
+            tokens = torch.cat([tokens, extra], dim=1)  # (B, N + K, D)
+            mask = None if mask is None else F.pad(mask, (patches, 0), value=True)  # (B, 1, 1, N + K)
+        for i, block in enumerate(self.blocks):
+            own = self.block_conditioners[i - 1](t, cond) if i and self.block_conditioners else embedded
+            tokens = block(tokens, own, mask)  # (B, N + K, D)
+        if extra is not None:
+            tokens = tokens[:, :patches]
+        return self.unpatchify(self.final(tokens, embedded))  # (B, N, p²·C) → (B, C, H, W)
+
+    def unpatchify(self, tokens: Float[Tensor, "B N P"]) -> Float[Tensor, "B C H W"]:
+        """Lay the p²·C values of each token out as its patch of the image."""
+        height, width = self.patch_embed.grid
+        p = self.patch_embed.patch_size
+        return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=p, q=p)
 
 
-def _chosen_kind(conditioning: str, **options: str) -> type[Conditioning]:
-    """The kind of conditioning, after a look at the other words."""
-    for name, option in options.items():
-        if option not in _CHOICES[name]:
-            raise ValueError(f"unknown {name} {option!r}; choose {' or '.join(map(repr, _CHOICES[name]))}")
-    kind: type[Conditioning] = CONDITIONINGS[conditioning]
-    if options["embedders"] == "per-block" and "parts" in kind.sequence:
-        raise ValueError(f"conditioning {conditioning!r} has one token of each condition: use embedders='shared'")
-    return kind
-
-
-class DiT(nn.Module):
-    """A vision transformer that denoises: image → patches → L modulated blocks → patches → image.
+class DiT(PatchTransformer):
+    """The diffusion transformer of given sizes. At initialisation its output is zero.
 
     Args:
         image_size: H = W, or (H, W), in pixels.
@@ -110,29 +172,20 @@ class DiT(nn.Module):
         conditioning: how the conditions enter a block: ``"adaln-zero"``, ``"adaln"``, ``"film"``, ``"in-context"``,
             ``"cross-attention"``, or a name given to ``register_conditioning``.
         learned_variance: predict 2C channels, the second half for the variance of a DDPM step.
-        gelu: ``"exact"``, or the ``"tanh"`` approximation of the published networks.
-        time_features: width of the sinusoidal time features.
-        time_scale, time_offset: the sinusoid sees time_scale · t + time_offset.
-        time_frequency_shift: its exponents are i/(half − shift): 0 as published, 1 as in diffusers' DiT.
-        embedders: ``"shared"``, or ``"per-block"``: each block embeds time and label on its own, as in diffusers' DiT,
-            and the final layer uses those of the first block.
-        null_label: False for a table of labels without the null label: each sample then needs a label.
         interval: whether the network takes ``cond["interval"]`` (B,), t − r: MeanFlow's second time. Absent is 0.
-        scalars: names of further conditions, one float for each sample, of the order of 1. NaN or absent is "unknown".
-        text_dim: width D_text of token features: the network takes ``cond["text"]`` (B, L, D_text) of any L and,
-            optionally, ``cond["text_mask"]`` (B, L), True where there is something to read. A token that is NaN is not
-            read; order is the features' own matter. None for a network without text.
-        qk_norm: queries and keys divided by their root mean square, with learned scales.
+        scalars: names of further conditions, one float of the order of 1 for each sample. NaN or absent is "unknown".
+        text_dim: width D_text of token features, or None for a network without text. The network takes ``cond["text"]``
+            (B, L, D_text) of any L and, optionally, ``cond["text_mask"]`` (B, L), True for tokens to read. Tokens that
+            are NaN are not read. The order of tokens counts only if the features contain it.
+        qk_norm: divide queries and keys by their root mean square, with learned scales.
         norm: ``"layer"`` or ``"rms"``.
-        mlp: ``"gelu"`` or ``"swiglu"``, of about as many parameters.
-        rotary: queries and keys of the patches turned by their places, beside ``positions``.
-
-    Shapes: ``net(x (B, C, H, W), t (B,) in [0, 1], cond) -> (B, C or 2C, H, W)``; ``cond`` maps names to tensors, such
-    as ``{"label": (B,) int64}``. What is not given is null: the null label, unknown, no text; None is null altogether.
-    At initialisation the output is zero.
+        mlp: ``"gelu"`` or ``"swiglu"``, with about as many parameters.
+        rotary: turn queries and keys by the positions of their patches, in addition to ``positions``.
+        time_scale: the sinusoidal features see time_scale · t.
+        published: details that published weights fix; None for a network trained from scratch.
 
     Raises:
-        ValueError: sizes that do not divide, an unknown option, an input of the wrong shape, an unknown condition.
+        ValueError: sizes that do not divide, or an unknown option.
     """
 
     def __init__(
@@ -148,13 +201,6 @@ class DiT(nn.Module):
         num_classes: int | None = None,
         conditioning: str = "adaln-zero",
         learned_variance: bool = False,
-        gelu: Literal["exact", "tanh"] = "exact",
-        time_features: int = 64,
-        time_scale: float = 1000.0,
-        time_offset: float = 0.0,
-        time_frequency_shift: int = 0,
-        embedders: Literal["shared", "per-block"] = "shared",
-        null_label: bool = True,
         interval: bool = False,
         scalars: Sequence[str] = (),
         text_dim: int | None = None,
@@ -162,95 +208,42 @@ class DiT(nn.Module):
         norm: Literal["layer", "rms"] = "layer",
         mlp: Literal["gelu", "swiglu"] = "gelu",
         rotary: bool = False,
+        time_scale: float = 1000.0,
+        published: Published | None = None,
     ) -> None:
-        super().__init__()
-        kind = _chosen_kind(conditioning, embedders=embedders, norm=norm, mlp=mlp)
-        self.image_size = as_pair(image_size)
-        height, width = self.image_size
-        hidden = int(dim * mlp_ratio)
-        check_sizes(height=height, width=width, channels=channels, dim=dim, depth=depth, mlp_hidden=hidden)
+        details, kind = published or Published(), CONDITIONINGS[conditioning]
+        hidden, width = int(dim * mlp_ratio), 2 * channels if learned_variance else channels
+        check_sizes(channels=channels, dim=dim, depth=depth, mlp_hidden=hidden)
         check_heads(dim, heads)
-        self.channels, self.learned_variance = channels, learned_variance
-        self.out_channels = 2 * channels if learned_variance else channels
-        self.num_classes, self.null_label = num_classes, null_label
-        self.sequence, self.context = kind.sequence, kind.context
-        self.patch_embed = PatchEmbed(image_size, patch_size, channels, dim)
-        self.positions = position_table(positions, self.patch_embed.grid, dim)
+        of_blocks = choose("embedders", details.embedders, {"shared": 0, "per-block": depth - 1})
+        if of_blocks and "parts" in kind.sequence:
+            raise ValueError(f"conditioning {conditioning!r} has one token of each condition: use embedders='shared'")
+        patch_embed = PatchEmbed(image_size, patch_size, channels, dim)
+        table = position_table(positions, patch_embed.grid, dim)
+        embed = partial(make_conditioner, dim, num_classes, interval, scalars, time_scale, details)
+        conditioner = embed(text_dim)
+        block_conditioners = [embed(text_dim if "text" in kind.context else None) for _ in range(of_blocks)]
+        mlps: dict[str, Callable[..., nn.Module]] = {"gelu": partial(MLP, gelu=details.gelu), "swiglu": SwiGLU}
+        make_mlp = choose("mlp", mlp, mlps)
+        turn = RotaryPositions(patch_embed.grid, dim // heads) if rotary else None
+        norm_before = choose("norm", norm, NORMS)
+        blocks = [
+            DiTBlock(kind(dim, heads), Attention(dim, heads, qk_norm, turn), make_mlp(dim, hidden), norm_before)
+            for _ in range(depth)
+        ]
+        final = FinalLayer(dim, patch_size**2 * width, kind.final(dim), norm_before)
+        super().__init__(patch_embed, table, conditioner, blocks, final, block_conditioners)
 
-        def conditioner(text_dim: int | None) -> Conditioner:
-            time = TimeEmbedding(dim, time_features, time_scale, time_offset, time_frequency_shift)
-            labels = Labels(num_classes, dim, null_label)
-            return make_conditioner(time, labels, dim, time_features, interval, scalars, text_dim)
-
-        self.conditioner = conditioner(text_dim)
-        others, their_text = depth - 1 if embedders == "per-block" else 0, text_dim if "text" in kind.context else None
-        self.block_conditioners = nn.ModuleList(conditioner(their_text) for _ in range(others))
-        turn = RotaryPositions(self.patch_embed.grid, dim // heads) if rotary else None
-
-        def block() -> DiTBlock:
-            modulation, attn = kind(dim, heads), Attention(dim, heads, qk_norm, turn)
-            own = SwiGLU(dim, hidden) if mlp == "swiglu" else MLP(dim, hidden, gelu)
-            return DiTBlock(modulation, attn, own, NORMS[norm])
-
-        self.blocks = nn.ModuleList(block() for _ in range(depth))
-        self.final = FinalLayer(dim, patch_size**2 * self.out_channels, kind.final(dim), NORMS[norm])
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> DiT:
+    @staticmethod
+    def preset(name: str, **overrides: Any) -> DiT:
         """A published size by name, such as ``"DiT-XL/2"``: S, B, L or XL, patch size 8, 4 or 2.
 
         Latents 32×32×4, sine-cosine positions, MLP ratio 4, learned variance; ``overrides`` are arguments of ``DiT``.
         """
-        return cls(**{**preset(name), **overrides})
+        return build_dit(**{**preset(name), **overrides})
 
-    def null_condition(self, cond: Condition) -> dict[str, Tensor]:
-        """``cond`` taken away, in the same shapes: the null label, NaN for scalars and text; an interval stays.
 
-        Raises:
-            InputError: a label on a network with ``null_label=False``.
-        """
-        return self.conditioner.null(cond)
-
-    @property
-    def patches(self) -> range:
-        """Which tokens of the sequence are patches: the first N."""
-        height, width = self.patch_embed.grid
-        return range(height * width)
-
-    def token_names(self, cond: Condition | None, which: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Names of the tokens that follow the patches in the sequence, or of those of ``which`` ("parts", "text")."""
-        which = self.sequence if which is None else which
-        parts = self.conditioner.part_names if "parts" in which else ()
-        if "text" not in which or self.conditioner.text is None:
-            return parts
-        length = cond["text"].shape[1] if cond and "text" in cond else 0
-        return (*parts, "no text", *(f"text {i}" for i in range(length)))
-
-    def forward(
-        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
-    ) -> Float[Tensor, "B C2 H W"]:
-        if x.shape[1:] != (self.channels, *self.image_size):
-            expected = ", ".join(map(str, (self.channels, *self.image_size)))
-            raise ValueError(f"this DiT takes images of shape (B, {expected}), not {tuple(x.shape)}")
-        check_times(x, t)
-        self.conditioner.check(cond, x.shape[0])
-        conditions = self.conditioner(t, cond)
-        tokens = self.patch_embed(x) + self.positions  # (B, N, D)
-        patches = tokens.shape[1]
-        extra, read = as_tokens(conditions, self.sequence)
-        mask = None
-        if extra is not None:
-            tokens = torch.cat([tokens, extra], dim=1)  # (B, N + K, D)
-            mask = None if read is None else F.pad(read, (patches, 0), value=True)[:, None, None]  # (B, 1, 1, N + K)
-        for i, block in enumerate(self.blocks):
-            own = self.block_conditioners[i - 1](t, cond) if i and self.block_conditioners else conditions
-            tokens = block(tokens, own, mask)  # (B, N + K, D)
-        if extra is not None:
-            tokens = tokens[:, :patches]
-        return self.unpatchify(self.final(tokens, conditions))  # (B, N, p²·C) → (B, C, H, W)
-
-    def unpatchify(self, tokens: Float[Tensor, "B N P"]) -> Float[Tensor, "B C H W"]:
-        """Lay the p²·C values of each token out as its patch of the image."""
-        height, width = self.patch_embed.grid
-        p = self.patch_embed.patch_size
-        return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=p, q=p)
+def build_dit(**fields: Any) -> DiT:
+    """The DiT of a configuration or a preset, whose fields are the arguments of ``DiT`` and those of ``Published``."""
+    details = {name: fields.pop(name) for name in Published._fields if name in fields}
+    return DiT(**fields, published=Published(**details))

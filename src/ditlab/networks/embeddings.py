@@ -1,17 +1,15 @@
-"""What numbers become before a network computes with them: patches, positions and sinusoidal features of a time."""
+"""From numbers to vectors: patches, positions and times."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditlab.networks.kernels import full_precision, product
-from ditlab.networks.layers import Linear, xavier_initialised
+from ditlab.networks.kernels import FullPrecisionBuffers, convolve_patches, full_precision
+from ditlab.networks.layers import Linear, choose, xavier_initialised
 
 
 def check_sizes(**sizes: float) -> None:
@@ -25,12 +23,15 @@ def check_sizes(**sizes: float) -> None:
             raise ValueError(f"{name}={size} must be above 0")
 
 
-def check_times(x: Tensor, t: Tensor) -> None:
-    """Refuse anything but one float time for each sample.
+def check_input(network: nn.Module, x: Tensor, t: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse samples of another shape than a network's own, and anything but one float time for each sample.
 
     Raises:
         ValueError: another shape or type.
     """
+    if x.shape[1:] != shape:
+        expected = ", ".join(map(str, ("B", *shape)))
+        raise ValueError(f"this {type(network).__name__} takes samples of shape ({expected}), not {tuple(x.shape)}")
     if t.shape != x.shape[:1] or not t.is_floating_point():
         raise ValueError(
             f"t must hold one float time for each of the {len(x)} samples, not {t.dtype} of {tuple(t.shape)}"
@@ -38,7 +39,7 @@ def check_times(x: Tensor, t: Tensor) -> None:
 
 
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """An image or grid size as (height, width); a single number means a square."""
+    """The size of an image or a grid as (height, width); a single number means a square."""
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
@@ -46,8 +47,8 @@ def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
 class PatchEmbed(nn.Module):
     """Cut an image into p × p patches and map each to a token: (B, C, H, W) → (B, N, D), N = (H/p)·(W/p).
 
-    One Conv2d whose kernel equals its stride is reshape + flatten + Linear (Dosovitskiy et al. 2021, section 3.1), and
-    on a CPU it is computed as these, which is quicker there (docs/lesson.md). Tokens run row by row.
+    token = W · flatten(patch) + b, row by row: a convolution whose kernel equals its stride (Dosovitskiy et al. 2021,
+    section 3.1).
 
     Args:
         image_size: H = W, or (H, W), in pixels.
@@ -58,61 +59,88 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, channels: int, dim: int) -> None:
         super().__init__()
-        height, width = as_pair(image_size)
+        height, width = self.image_size = as_pair(image_size)
+        check_sizes(height=height, width=width)
         if patch_size < 1 or height % patch_size or width % patch_size:
             raise ValueError(
                 f"image size {height}×{width} is not divisible by patch size {patch_size}; "
                 f"choose a patch size that divides {math.gcd(height, width)}"
             )
-        self.patch_size = patch_size
+        self.patch_size, self.channels = patch_size, channels
         self.grid = (height // patch_size, width // patch_size)
         self.projection = xavier_initialised(nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        if x.device.type != "cpu":
-            return self.projection(x).flatten(2).transpose(1, 2).contiguous()  # (B, D, H/p, W/p) → (B, N, D)
-        p = self.patch_size
-        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)  # (B, N, C·p²)
-        return product(patches, self.projection.weight.flatten(1), self.projection.bias)
+        return convolve_patches(self.projection, x)
+
+
+def grid_angles(grid: tuple[int, int], count: int) -> list[Float[Tensor, "N F"]]:
+    """position · 10000^(−i/F), i < F, of each patch's column and of its row; patches run row by row."""
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    rates = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
+    return [axis.reshape(-1, 1) * rates for axis in (columns, rows)]
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 N D"]:
     """Fixed two-dimensional sine-cosine table: the first half of D encodes the column, the second the row.
 
-    Each half is [sin, cos] of position · 10000^(−i/(D/4)) (Vaswani et al. 2017, section 3.5, in each axis). The column
+    Each half is [sin, cos] of position · 10000^(−i/(D/4)) (Vaswani et al. 2017, section 3.5, for each axis). The column
     comes first because published DiT weights expect it.
     """
     if dim % 4:
         raise ValueError(f"dim={dim} is not divisible by 4, which sine-cosine positions need; use positions='learned'")
-    rows, columns = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
-    )
-    rates = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    halves = []
-    for axis in (columns, rows):
-        angles = axis.reshape(-1, 1) * rates  # (N, D/4)
-        halves += [angles.sin(), angles.cos()]
+    halves = [torch.cat([angles.sin(), angles.cos()], dim=1) for angles in grid_angles(grid, dim // 4)]
     return torch.cat(halves, dim=1).float()[None]
 
 
 def position_table(kind: str, grid: tuple[int, int], dim: int) -> nn.Parameter:
-    """A (1, N, D) table: ``"learned"`` (trained, starts at N(0, 0.02²)) or ``"sincos"`` (fixed)."""
-    if kind == "learned":
-        return nn.Parameter(0.02 * torch.randn(1, grid[0] * grid[1], dim))
-    if kind == "sincos":
+    """A (1, N, D) table: ``"learned"`` (trained from N(0, 0.02²)) or ``"sincos"`` (fixed)."""
+    if choose("positions", kind, {"learned": False, "sincos": True}):
         return nn.Parameter(sincos_positions(grid, dim), requires_grad=False)
-    raise ValueError(f"unknown positions {kind!r}; choose 'learned' or 'sincos'")
+    return nn.Parameter(0.02 * torch.randn(1, grid[0] * grid[1], dim))
 
 
-class SinEmb(nn.Module):
-    """Sinusoidal features of a scalar: (B,) → (B, width), [cos, sin] of t · 10000^(−i/(half − shift)), i < half.
+class RotaryPositions(nn.Module):
+    """Turn pairs of a head's values by angles proportional to the patch's column and row.
 
-    Frequencies run geometrically from 1 down to about 1/10000 (Vaswani et al. 2017; Ho et al. 2020), which suits times
-    counted 0 … 1000: networks here multiply t in [0, 1] by their ``time_scale`` first. They are computed in fp32 at
-    least, in networks of bf16 or fp16 too, where angles of up to 1000 would be wrong by whole radians.
+    Values i and i + d/2 are a pair; half of the pairs turn with the column, half with the row, by position ·
+    10000^(−i/(d/4)), so that q·k depends on differences of positions (Su et al. 2021, eq. 34, for each axis, as Heo et
+    al. 2024 do for images). Tokens after the patches are not turned.
 
     Args:
-        width: of the features; even.
+        grid: rows and columns of patches; tokens run row by row.
+        width: d of a head; must be divisible by 4.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(
+                f"a head is {width} wide, and rotary positions need a multiple of 4; choose other heads or dim"
+            )
+        angles = torch.cat(grid_angles(grid, width // 4), dim=1)  # (N, d/2)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, x: Float[Tensor, "B h M d"]) -> Float[Tensor, "B h M d"]:
+        patches = len(self.cos)
+        one, other = x[:, :, :patches].to(self.cos.dtype).chunk(2, dim=-1)  # (B, h, N, d/2) each
+        turned = torch.cat([one * self.cos - other * self.sin, one * self.sin + other * self.cos], dim=-1).to(x.dtype)
+        return turned if x.shape[2] == patches else torch.cat([turned, x[:, :, patches:]], dim=2)
+
+
+class SinEmb(FullPrecisionBuffers):
+    """Sinusoidal features of a scalar: (B,) → (B, width), [cos, sin] of t · 10000^(−i/(half − shift)), i < half.
+
+    Frequencies fall geometrically from 1 to about 1/10000 (Vaswani et al. 2017; Ho et al. 2020), which suits times from
+    0 to 1000: networks multiply t in [0, 1] by their ``time_scale`` first. They stay in fp32 in networks of bf16 or
+    fp16, where angles of up to 1000 would be wrong by whole radians.
+
+    Args:
+        width: number of features; even.
         frequency_shift: 0 as published with DiT; with 1 the last frequency is 1/10000 itself, as in diffusers' DiT.
     """
 
@@ -129,27 +157,20 @@ class SinEmb(nn.Module):
         rates = torch.exp(-math.log(10000.0) * torch.arange(half) / (half - frequency_shift))
         self.register_buffer("rates", rates, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinEmb:
-        rates = self.rates
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.rates.dtype in (torch.bfloat16, torch.float16):
-            self.rates = rates.to(self.rates.device)
-        return self
-
     def forward(self, t: Float[Tensor, " B"]) -> Float[Tensor, "B width"]:
         angles = t[:, None] * self.rates
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class TimeEmbedding(nn.Module):
-    """Time to a vector: SinEmb → Linear → SiLU → Linear, (B,) in [0, 1] → (B, D).
+    """A time as a vector: SinEmb → Linear → SiLU → Linear, (B,) in [0, 1] → (B, D).
 
     Args:
         dim: D.
-        features: width of the sinusoidal features.
-        scale, offset: the sinusoid sees scale · t + offset.
-        frequency_shift: of ``SinEmb``.
-        at_zero: the vectors start at zero.
+        features: number of sinusoidal features.
+        scale, offset: the sinusoids see scale · t + offset.
+        frequency_shift: see ``SinEmb``.
+        at_zero: whether the vectors start at zero.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What published checkpoints call the tensors of a DiT. Names and shapes alone: nothing is read or written here.
+"""The names that published checkpoints give to the tensors of a DiT. No file is read or written here.
 
 A map goes from our name of a tensor to theirs: to one name, or to several whose tensors, stacked on the first axis, are
 ours. facebookresearch/DiT and SiT share one layout, here "facebook"; the other is that of diffusers'
@@ -51,7 +51,7 @@ _DIFFUSERS_EMBEDDER = {
 
 
 def facebook_names(depth: int) -> dict[str, tuple[str, ...]]:
-    """The layout of facebookresearch/DiT and SiT, for a network of that many blocks."""
+    """The layout of facebookresearch/DiT and SiT for a network of ``depth`` blocks."""
     layers: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _FACEBOOK.items()}
     for i in range(depth):
         layers |= {f"blocks.{i}.{ours}": (f"blocks.{i}.{theirs}",) for ours, theirs in _FACEBOOK_IN_BLOCK.items()}
@@ -63,9 +63,9 @@ def facebook_names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def diffusers_names(depth: int) -> dict[str, tuple[str, ...]]:
-    """The layout of ``DiTTransformer2DModel``, for a network of that many blocks with embedders of their own.
+    """The layout of ``DiTTransformer2DModel`` for a network of ``depth`` blocks, each with its own embedders.
 
-    Positions are not in it: diffusers computes them.
+    It has no positions: diffusers computes them.
     """
     layers: dict[str, tuple[str, ...]] = dict(_DIFFUSERS)
     tables: dict[str, tuple[str, ...]] = {}
@@ -78,7 +78,7 @@ def diffusers_names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def embedder_name(block: int) -> str:
-    """Where our DiT keeps the embedders of that block when each block has its own."""
+    """The module with the embedders of a block in a DiT where each block has its own."""
     return "conditioner" if block == 0 else f"block_conditioners.{block - 1}"
 
 
@@ -97,7 +97,7 @@ def block_count(names: Mapping[str, object], pattern: re.Pattern[str]) -> int:
 
 
 def differences(tensors: Mapping[str, object], names: Names) -> list[str]:
-    """What a checkpoint lacks, and what it has beyond the layout, in its own words."""
+    """Names that a checkpoint lacks, and names it has beyond the layout."""
     known = [name for theirs in names.values() for name in theirs]
     missing = [f"missing {name}" for name in known if name not in tensors]
     return missing + [f"unexpected {name}" for name in sorted(set(tensors) - set(known))]
@@ -121,7 +121,7 @@ def to_theirs(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
 
 
 def with_shared_embedders(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor] | None:
-    """One set of embedders in place of each block's own, or None where the blocks' differ."""
+    """One set of embedders in place of each block's own, or None if they differ."""
     own = [name for name in tensors if name.startswith("conditioner.")]
     for i in range(1, depth):
         for name in own:

@@ -1,4 +1,4 @@
-"""The multilayer perceptron of the lesson's two-dimensional toys, for data of any shape, flattened."""
+"""The multilayer perceptron of the lesson's two-dimensional examples; it flattens data of any shape."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.conditioner import Condition, Labels, check_conditions, check_scalar
-from ditlab.networks.embeddings import SinEmb, check_sizes, check_times
+from ditlab.networks.conditioner import Cond, Labels, check_conditions, check_scalar
+from ditlab.networks.embeddings import SinEmb, check_input, check_sizes
 from ditlab.networks.layers import Linear, zero_initialised
 
 
 class MLPDenoiser(nn.Module):
-    """x, sinusoidal features of t and, with labels, an embedded label, all concatenated → SiLU layers → a value like x.
+    """Linear layers and SiLU on the concatenation of x, the sinusoidal features of t and the embedded label.
 
     Args:
-        shape: of one sample, such as (2,) or (1, 8, 8); flattened.
+        shape: shape of one sample, such as (2,) or (1, 8, 8).
         hidden: width of the hidden layers.
         depth: number of hidden layers.
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
-        time_features: width of the sinusoidal features, also of an embedded label.
-        time_scale: the sinusoid sees time_scale · t.
+        time_features: number of sinusoidal features, and width of the embedded label.
         interval: whether the network takes ``cond["interval"]`` (B,), t − r: MeanFlow's second time. Absent is 0.
+        time_scale: the sinusoids see time_scale · t.
 
     Shapes: ``net(x (B, *shape), t (B,) in [0, 1], cond) -> (B, *shape)``. At initialisation the output is zero.
     """
@@ -54,21 +54,19 @@ class MLPDenoiser(nn.Module):
         self.hidden = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.out = zero_initialised(Linear(widths[-1], size))
 
-    def null_condition(self, cond: Condition) -> dict[str, Tensor]:
-        """``cond`` with every label replaced by the null label; an interval stays."""
+    def null_condition(self, cond: Cond) -> dict[str, Tensor]:
+        """``cond`` with the null label for each label; an interval stays."""
         self._check(cond, None)
         return {name: self.labels.null(value) if name == "label" else value for name, value in cond.items()}
 
-    def _check(self, cond: Condition | None, batch: int | None) -> None:
+    def _check(self, cond: Cond | None, batch: int | None) -> None:
         known = {} if self.num_classes is None else {"label": self.labels.check}
         check_conditions(cond, batch, known | ({"interval": check_scalar("interval")} if self.interval else {}))
 
     def forward(
-        self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Condition | None = None
+        self, x: Float[Tensor, "B ..."], t: Float[Tensor, " B"], cond: Cond | None = None
     ) -> Float[Tensor, "B ..."]:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"this MLP takes samples of shape {self.shape}, not {tuple(x.shape[1:])}")
-        check_times(x, t)
+        check_input(self, x, t, self.shape)
         self._check(cond, x.shape[0])
         label = self.labels(cond, x.shape[0])
         parts = [x.flatten(1), self.sinusoid(self.time_scale * t)] + ([] if label is None else [label])
@@ -82,4 +80,4 @@ class MLPDenoiser(nn.Module):
 
 
 MLPVelocity = MLPDenoiser
-"""The same network under the name it has when flow matching trains it: the architecture does not know the objective."""
+"""The same network by the name it has in flow matching: the architecture does not depend on the objective."""

@@ -1,4 +1,4 @@
-"""A convolutional U-Net of the same protocol: what the DiT is compared with (Ho et al. 2020, appendix B)."""
+"""A convolutional U-Net with the interface of the DiT, to compare the two (Ho et al. 2020, appendix B)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.conditioner import Condition, Conditioner, Labels
+from ditlab.networks.conditioner import Cond, Conditioner, Labels
 from ditlab.networks.costs import on_meta, parameter_count
-from ditlab.networks.embeddings import TimeEmbedding, as_pair, check_sizes, check_times
+from ditlab.networks.embeddings import TimeEmbedding, as_pair, check_input, check_sizes
 from ditlab.networks.kernels import full_precision
 from ditlab.networks.layers import Attention, zero_initialised
 
@@ -25,7 +25,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Norm → SiLU → conv, FiLM by c, norm → SiLU → conv, and a shortcut; the last conv starts at zero.
+    """Norm → SiLU → conv → norm → FiLM → SiLU → conv, plus a shortcut; the last conv starts at zero.
 
     FiLM: h ← (1 + scale(c)) ⊙ h + shift(c) (Perez et al. 2018).
     """
@@ -61,19 +61,19 @@ class PixelAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Residual blocks from fine to coarse and back with skip connections, and attention at the coarsest resolution.
+    """Residual blocks from fine to coarse and back, with skip connections and attention at the coarsest resolution.
 
     Args:
         image_size: H = W, or (H, W), in pixels; each must be divisible by 2^(levels − 1).
         channels: C of the image.
-        width: feature channels at full resolution; those of level i are width · multipliers[i].
+        width: feature channels at full resolution; level i has width · multipliers[i].
         multipliers: one for each resolution, from fine to coarse.
         heads: attention heads at the coarsest resolution.
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
-        time_features: width of the sinusoidal time features.
+        time_features: number of sinusoidal features of the time.
 
     Shapes: ``net(x (B, C, H, W), t (B,) in [0, 1], cond) -> (B, C, H, W)``. At initialisation the output is zero. The
-    defaults make about as many parameters as the default DiT (255,553); ``UNet.sized`` finds the width for another.
+    defaults give 255,553 parameters, about as many as the default DiT; ``UNet.sized`` finds the width for another size.
     """
 
     def __init__(
@@ -116,22 +116,19 @@ class UNet(nn.Module):
 
     @classmethod
     def sized(cls, parameters: int, **arguments: Any) -> UNet:
-        """The U-Net whose number of parameters is nearest to ``parameters``; widths are multiples of heads."""
+        """The U-Net with the number of parameters nearest to ``parameters``; its width is a multiple of heads."""
         step = arguments.get("heads", 4)
         sizes = {w: parameter_count(on_meta(partial(cls, width=w, **arguments))) for w in range(step, 513, step)}
         return cls(width=min(sizes, key=lambda w: abs(sizes[w] - parameters)), **arguments)
 
-    def null_condition(self, cond: Condition) -> dict[str, Tensor]:
-        """``cond`` with every label replaced by the null label."""
+    def null_condition(self, cond: Cond) -> dict[str, Tensor]:
+        """``cond`` with the null label for each label."""
         return self.conditioner.null(cond)
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Condition | None = None
+        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], cond: Cond | None = None
     ) -> Float[Tensor, "B C H W"]:
-        if x.shape[1:] != (self.channels, *self.image_size):
-            expected = ", ".join(map(str, (self.channels, *self.image_size)))
-            raise ValueError(f"this U-Net takes images of shape (B, {expected}), not {tuple(x.shape)}")
-        check_times(x, t)
+        check_input(self, x, t, (self.channels, *self.image_size))
         self.conditioner.check(cond, x.shape[0])
         c = self.conditioner(t, cond).vector  # (B, D)
         h = self.conv_in(x)  # (B, width, H, W)

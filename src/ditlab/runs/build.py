@@ -42,7 +42,7 @@ from ditlab.diffusion.ddpm import DDPM
 from ditlab.diffusion.flow_matching import FlowMatching
 from ditlab.diffusion.meanflow import MeanFlow
 from ditlab.diffusion.process import Process
-from ditlab.networks.dit import DiT
+from ditlab.networks.dit import DiT, build_dit
 from ditlab.networks.mlp import MLPDenoiser
 from ditlab.networks.unet import UNet
 
@@ -181,7 +181,7 @@ def build_network(config: Config, dataset: Dataset, given: GivenNetwork | None =
     else:
         arguments |= {"image_size": shape[1:], "channels": shape[0]}
     try:
-        return kind(**arguments)
+        return build_dit(**arguments) if kind is DiT else kind(**arguments)
     except ValueError as error:
         raise InputError(str(error)) from None
 

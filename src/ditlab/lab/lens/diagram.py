@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.inspection.flow import Part, measure_parts, tensors_of
-from ditlab.networks.conditioner import Conditions
+from ditlab.networks.conditioner import Embedded
 from ditlab.networks.costs import multiply_accumulates_by_module, parameter_count
 from ditlab.networks.dit import DiT
 from ditlab.networks.layers import CrossAttention
@@ -127,9 +127,9 @@ def _say_what_steers(network: DiT, nodes: list[dict[str, Any]], forward: Callabl
                 node["in"] = node["in"][:-1]
 
 
-def _conditions_of(network: DiT, forward: Callable[[], Any]) -> Conditions:
+def _conditions_of(network: DiT, forward: Callable[[], Any]) -> Embedded:
     """What the conditioner gives in a forward pass."""
-    seen: list[Conditions] = []
+    seen: list[Embedded] = []
     handle = network.conditioner.register_forward_hook(lambda _, __, output: seen.append(output))
     try:
         forward()
@@ -138,12 +138,12 @@ def _conditions_of(network: DiT, forward: Callable[[], Any]) -> Conditions:
     return seen[0]
 
 
-def _depends(modulation: nn.Module, conditions: Conditions) -> bool:
+def _depends(modulation: nn.Module, conditions: Embedded) -> bool:
     """Whether any conditions, through whatever they are embedded as, reach the output."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in (conditions.vector, *conditions.parts)]
         text = None if conditions.text is None else conditions.text.detach().requires_grad_()
-        told = Conditions(leaves[0], tuple(leaves[1:]), text, conditions.text_mask)
+        told = Embedded(leaves[0], tuple(leaves[1:]), text, conditions.text_mask)
         total = sum(leaf.sum() for leaf in tensors_of(modulation(told)))
         leaves += [] if text is None else [text]
         if not isinstance(total, Tensor) or not total.requires_grad:
