@@ -177,7 +177,7 @@ def test_who_waits_for_a_lock_says_for_whom(in_tmp, monkeypatch):
         try:
             other.stdout.readline()
             os.waitid(os.P_PID, other.pid, os.WSTOPPED)
-            monkeypatch.setattr(locks, "BEFORE_A_WORD", 0.01)
+            monkeypatch.setattr(locks, "SILENT", 0.01)
             held = f"runs/a is being trained by process {other.pid} .*kill -CONT"
             with pytest.raises(ValueError, match=held), locks.alone(lock, "runs/a is being trained", patience=0.01):
                 pass
@@ -230,4 +230,6 @@ def test_a_process_that_cannot_join_the_others_says_why(in_tmp, monkeypatch, cap
     for name, value in {"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     assert main(["train", "points", "--device", "cpu"]) == 2
-    assert capfd.readouterr().err == "ditlab: RANK=5 in the environment is none of WORLD_SIZE=2: start with torchrun\n"
+    assert (
+        capfd.readouterr().err == "ditlab: RANK=5 in the environment is not below WORLD_SIZE=2: start with torchrun\n"
+    )

@@ -56,7 +56,7 @@ def test_no_more_threads_than_there_are_here(machine, monkeypatch):
     monkeypatch.setattr(resolve, "limit", lambda: 4)
     config, lines = settled(circles(threads=64), SHAPE)
     assert config.threads == 4
-    assert "64 threads were asked for, and 4 can run at once" in lines
+    assert "64 threads were requested, but only 4 can run at once" in lines
     assert settled(circles(threads=64), SHAPE, world=2)[0].threads == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # the other process is on another machine
     assert settled(circles(threads=64), SHAPE, world=2)[0].threads == 4
@@ -69,7 +69,7 @@ def test_no_more_threads_than_there_are_here(machine, monkeypatch):
         (None, 1, 1.3, 1, None),
         (None, 4, 1.0, 4, None),
         (2, 1, 110.0, 2, "other work keeps the processor busy: --threads 1 would be 110 times as fast"),
-        (2, 4, 1.0, 2, "this run keeps to 2 of 4 threads; --resume with --threads 4 goes on with all of them"),
+        (2, 4, 1.0, 2, "this run uses 2 of 4 threads; --resume with --threads 4 uses them all"),
         (4, 4, 1.0, 4, None),
     ],
 )

@@ -231,7 +231,7 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path):
             disk.opened(path)
     with pytest.raises(InputError, match="is a folder"):
         disk.opened(tmp_path)
-    with pytest.raises(InputError, match="larger than the 100 bytes"):
+    with pytest.raises(InputError, match="larger than 100 bytes"):
         disk.read(Path(__file__), 100)
 
 

@@ -7,6 +7,8 @@ import os
 import re
 import sys
 
+from ditlab.core.errors import first_line
+
 NO_MEMORY = re.compile(r"can't allocate memory|(not enough|out of|cannot allocate) memory|bad_alloc", re.IGNORECASE)
 NO_FILES = re.compile(r"too many open files", re.IGNORECASE)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,8 +30,7 @@ def in_words(error: Exception, verb: str) -> tuple[str, int] | None:
         error: what was raised.
         verb: what was being done; it decides what to type instead.
     """
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    reason = first[:200]
+    first, reason = first_line(error, 10**6), first_line(error)
     if isinstance(error, MemoryError) or NO_MEMORY.search(first):
         reason = next((some for some in first.split(". ") if NO_MEMORY.search(some)), reason)[:200]
         return f"out of memory ({reason}): {LESS.get(verb, 'free some, or choose something smaller')}", 1

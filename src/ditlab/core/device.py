@@ -1,4 +1,4 @@
-"""What the code that computes has to know of a device."""
+"""What computing code needs to know about devices and precisions."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from ditlab.core.errors import InputError
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """The most exact floating-point type of a device: float64, or float32 on Apple's GPUs, which have no other."""
+    """The most precise floating-point type of a device: float64, or float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; a copy to CUDA is of page-locked memory, so that the host need not wait for it."""
+    """The tensor on a device. Copies to CUDA go through page-locked memory, so that the host does not wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-TENSOR_CORES = re.compile(r"\b(RTX|T4G?)\b")  # in the names of Turing's GPUs that have them
+TENSOR_CORES = re.compile(r"\b(RTX|T4G?)\b")  # in the names of the Turing GPUs that have them
 
 
 def resolve_device(device: str) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else Apple's GPU, else the CPU.
+    """Choose a device; ``"auto"`` is CUDA if available, else Apple's GPU, else the CPU.
 
     Raises:
-        InputError: a device this machine does not have.
+        InputError: this machine does not have the device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
@@ -44,10 +42,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def accelerator_precision(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """What ``"auto"`` is on a GPU: bf16, or fp16 where tensor cores multiply that alone (Volta, Turing), or fp32.
+    """The precision of ``"auto"`` on a GPU: bf16 if the hardware has it, fp16 on Volta and Turing, else fp32.
 
-    Turing's smaller chips (GTX 16, MX, T400 to T1200) report the same compute capability and have no tensor cores;
-    Pascal and older have none. See docs/decisions/0018.
+    Pascal and Turing's smaller chips (GTX 16, MX, T400 to T1200, which report Turing's compute capability) have no
+    tensor cores and get fp32. See docs/decisions/0018.
     """
     if device.type != "cuda":
         return "fp32"
@@ -60,10 +58,10 @@ def accelerator_precision(device: torch.device) -> Literal["bf16", "fp16", "fp32
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a GPU's hardware does, from compute capability 8.0 on; what a CPU does is measured (``machine``)."""
+    """Whether a GPU multiplies bf16 in hardware (compute capability 8.0 and later). CPUs are measured instead."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Around what is computed in a precision that is resolved: matrix products in bf16 or fp16, or all in fp32."""
+    """A context that multiplies matrices in bf16 or fp16; with "fp32" it changes nothing."""
     return torch.autocast(device.type, HALVES.get(precision, torch.bfloat16), enabled=precision in HALVES)

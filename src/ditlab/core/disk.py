@@ -1,4 +1,4 @@
-"""The one door to the disk for what must outlast a crash, and small JSON read with care."""
+"""Files and folders written atomically, and read without following links out of a run."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from typing import Any, Literal
 from ditlab.core.errors import InputError
 
 Operation = Literal["write", "append", "fsync", "rename", "delete"]
-HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # others may write to the same file system
+HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]  # other hosts may write to the same file system
 WINDOWS = os.name == "nt"
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)  # a folder may not be made there
-MOST_JSON = 2**22  # bytes of a JSON file that are read
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)  # cannot write there
+MOST_JSON = 2**22  # largest JSON file that is read, in bytes
 
 
 def cache_folder() -> Path:
-    """Where what is prepared once is kept: DITLAB_CACHE, or ditlab in XDG_CACHE_HOME, or in ~/.cache."""
+    """The folder of the cache: DITLAB_CACHE, or ditlab in XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("DITLAB_CACHE"):
         return Path(own).expanduser().absolute()
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditlab"
-    except RuntimeError:  # nobody's home is known
+    except RuntimeError:  # no home directory
         raise InputError("there is no home directory to keep a cache in; set DITLAB_CACHE to a folder") from None
 
 
 def cache_for(kind: str) -> Path:
-    """The folder of the cache for one kind of things, which is made.
+    """Make and return the folder of the cache for one kind of data.
 
     Raises:
-        InputError: something else is in the way, or nothing may be written there.
+        InputError: it cannot be made.
     """
     folder = cache_folder() / kind
     with kept_in(folder):
@@ -49,10 +49,10 @@ def cache_for(kind: str) -> Path:
 
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
-    """Around whatever writes into a folder of the cache.
+    """Turn errors of writing into the cache into advice to move it.
 
     Raises:
-        InputError: it is not allowed to; the line says how to have the cache elsewhere.
+        InputError: the folder cannot be written to.
     """
     try:
         yield
@@ -60,12 +60,12 @@ def kept_in(folder: Path) -> Iterator[None]:
         if error.errno not in FORBIDDEN:
             raise
         raise InputError(
-            f"what is prepared cannot be kept in {folder}: {error.strerror}; set DITLAB_CACHE to a folder"
+            f"cannot write to the cache {folder}: {error.strerror}; set DITLAB_CACHE to another folder"
         ) from None
 
 
 def forbidden(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, is that a file may not be written."""
+    """Whether an error, or one of its causes, says that a file cannot be written."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FORBIDDEN:
             return True
@@ -74,7 +74,7 @@ def forbidden(error: BaseException | None) -> bool:
 
 
 def before(operation: Operation, path: Path) -> None:
-    """Called before each operation on the disk, and does nothing: this is where tests stop the writer."""
+    """Called before each operation on the disk. Does nothing; tests replace it to interrupt a write."""
 
 
 def write(path: Path, make: Callable[[Path], object]) -> None:
@@ -84,28 +84,28 @@ def write(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk; Windows opens no folder, and keeps names itself."""
+    """Wait until a file, or the names in a folder, are on the disk; Windows cannot open folders and needs no wait."""
     before("fsync", path)
     if WINDOWS and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes only what may be written
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes only writable files
     try:
         os.fsync(descriptor)
-    except OSError as error:  # fsync does not know the name
+    except OSError as error:  # fsync reports no name
         raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
     finally:
         os.close(descriptor)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give something on the disk another name in the same folder, for good; a file in its way is replaced."""
+    """Rename within a folder, and flush the folder; an existing file is replaced."""
     before("rename", target)
     source.replace(target)
     flush(target.parent)
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder. A folder is hidden first, so that nobody ever sees a part of it under its name."""
+    """Delete a file or a folder. Folders are hidden first, so that none is ever seen half deleted."""
     if path.is_dir() and not path.is_symlink():
         gone = path if path.name.startswith(".") else hidden(path)
         if gone != path:
@@ -119,7 +119,7 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Keep something damaged for a look, as ``damaged-`` and its name, in the place of what was there before."""
+    """Keep something damaged as ``damaged-NAME``, replacing what had that name."""
     kept = path.with_name(f"damaged-{path.name}")
     if os.path.lexists(kept):
         remove(kept)
@@ -127,7 +127,7 @@ def set_aside(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete what is in the way or was not finished, as far as that can be done."""
+    """Delete something unfinished, as far as possible."""
     if not os.path.lexists(path):
         return
     before("delete", path)
@@ -138,22 +138,22 @@ def discard(path: Path) -> None:
 
 
 def hidden(path: Path) -> Path:
-    """The name that something goes by before it is whole, or while it is deleted: this process's own, on any host."""
+    """The temporary name of something being written or deleted, unique to this process on this host."""
     return path.with_name(f".{path.name}.{os.getpid()}@{HOST}.tmp{path.suffix}")
 
 
 def unfinished(folder: Path, name: str, within: Path | None = None) -> list[Path]:
-    """What has a name in a folder that ``hidden`` gives to names of that pattern, in this process or another.
+    """The entries of a folder that ``hidden`` could have named, in any process, for names matching a pattern.
 
     Raises:
-        InputError: the folder is a link that leads out of ``within``, or cannot be read.
+        InputError: as ``names``.
     """
     pattern = re.compile(rf"\.(?:{name})\.[0-9]+(?:@[\w-]*)?\.tmp(?:\.\w+)?")  # earlier versions named no host
     return [folder / entry for entry in names(folder, within) if pattern.fullmatch(entry)]
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, for good."""
+    """Make a folder and its missing parents, and flush them."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -162,10 +162,10 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, make: Callable[[Path], object]) -> None:
-    """Let ``make`` write a hidden file beside ``path``, then move it there; on failure nothing is left over."""
+    """Let ``make`` write a hidden file beside ``path``, then rename it; on failure nothing is left over."""
     make_folder(path.parent)
     temporary = hidden(path)
-    discard(temporary)  # what another process of that number left, or a link that somebody put there
+    discard(temporary)  # a leftover of another process with this number, or a planted link
     try:
         write(temporary, make)
         flush(temporary)
@@ -176,7 +176,7 @@ def write_atomically(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let ``fill`` put files into a hidden folder, then move it to ``path``: whole under that name, or not there."""
+    """Let ``fill`` write files into a hidden folder, then rename it to ``path``; on failure nothing is left over."""
     temporary = begin_folder(path)
     try:
         fill(temporary)
@@ -187,7 +187,7 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def begin_folder(path: Path) -> Path:
-    """The hidden folder, now empty, that is to become ``path``."""
+    """Make the empty hidden folder that ``end_folder`` renames to ``path``."""
     temporary = hidden(path)
     discard(temporary)
     make_folder(temporary)
@@ -195,7 +195,7 @@ def begin_folder(path: Path) -> Path:
 
 
 def end_folder(temporary: Path, path: Path) -> None:
-    """Wait until all that is in the hidden folder is on the disk, and move it to ``path``."""
+    """Flush everything in the hidden folder, and rename it to ``path``."""
     for entry in sorted(temporary.rglob("*")):
         flush(entry)
     flush(temporary)
@@ -203,10 +203,10 @@ def end_folder(temporary: Path, path: Path) -> None:
 
 
 def must_stay(path: Path, within: Path) -> None:
-    """See that no link stands in the way from a folder to what is in it: a run may be a stranger's.
+    """Check that no link lies on the way from the folder ``within`` to ``path``: a run may come from a stranger.
 
     Raises:
-        InputError: there is one.
+        InputError: there is a link.
     """
     for part in path.relative_to(within).parts:
         within /= part
@@ -218,14 +218,14 @@ def must_stay(path: Path, within: Path) -> None:
 
 
 def names(folder: Path, within: Path | None = None) -> list[str]:
-    """The names in a folder, in order; none where it is not there.
+    """The sorted names in a folder; none if it does not exist.
 
     Args:
-        folder: of whichever.
+        folder: the folder to list.
         within: the run's folder, out of which no link is followed; None follows links.
 
     Raises:
-        InputError: it is a link, or cannot be read.
+        InputError: a link leads out of ``within``, or the folder cannot be read.
     """
     if within is not None:
         must_stay(folder, within)
@@ -238,15 +238,15 @@ def names(folder: Path, within: Path | None = None) -> list[str]:
 
 
 def opened(path: Path, within: Path | None = None) -> BufferedReader:
-    """A plain file, open to be read. Whoever opens a pipe or a device may wait for ever, so these are refused.
+    """Open a regular file for reading. Pipes and devices are refused, as opening one may block for ever.
 
     Args:
-        path: of the file.
-        within: the run's folder, out of which no link is followed; None follows links.
+        path: the file.
+        within: as of ``names``.
 
     Raises:
-        InputError: it is a link, or no plain file.
-        OSError: it is not there, or cannot be read.
+        InputError: not a regular file, or a link leads out of ``within``.
+        OSError: it does not exist or cannot be read.
     """
     if within is not None:
         must_stay(path, within)
@@ -263,16 +263,15 @@ def opened(path: Path, within: Path | None = None) -> BufferedReader:
 
 
 def read(path: Path, most: int, within: Path | None = None) -> bytes:
-    """A plain file, whole; see ``opened``.
+    """The content of a regular file of at most ``most`` bytes; errors as of ``opened``.
 
     Raises:
-        InputError: it is a link, no plain file, or has more than so many bytes.
-        OSError: it is not there, or cannot be read.
+        InputError: it is larger.
     """
     with opened(path, within) as stream:
         content = stream.read(min(os.fstat(stream.fileno()).st_size, most) + 1)
     if len(content) > most:
-        raise InputError(f"{path} is larger than the {most} bytes that such a file can have")
+        raise InputError(f"{path} is larger than {most} bytes, the most allowed for such a file")
     return content
 
 
@@ -284,7 +283,7 @@ def _must_be_plain(path: Path, found: os.stat_result) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether there is a plain file, and no link to one."""
+    """Whether a path is a regular file, and not a link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
@@ -292,10 +291,10 @@ def is_plain(path: Path) -> bool:
 
 
 def must_be_file(path: Path, within: Path | None = None) -> None:
-    """See that there is a plain file, and no link on the way to it out of ``within``.
+    """Check that a path is a regular file, and that no link leads out of ``within``.
 
     Raises:
-        InputError: there is none, or something else.
+        InputError: it is not, or there is a link.
     """
     if within is not None:
         must_stay(path, within)
@@ -307,22 +306,18 @@ def must_be_file(path: Path, within: Path | None = None) -> None:
 
 
 def read_json(path: Path, within: Path | None = None) -> dict[str, Any]:
-    """The object in a JSON file, which may not be large.
-
-    Args:
-        path: of the file.
-        within: the run's folder, out of which no link is followed; None follows links.
+    """The object in a JSON file of at most 4 MiB; ``within`` as of ``names``.
 
     Raises:
-        InputError: there is none, or something else.
+        InputError: there is no such file, or it holds something else.
     """
     must_be_file(path, within)
     content = read(path, MOST_JSON, within)
     try:
         value = json.loads(content)
     except RecursionError:
-        raise InputError(f"{path} is not valid JSON: it is nested too deep") from None
-    except ValueError as error:  # also bytes that are no text, and numbers of thousands of digits
+        raise InputError(f"{path} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:  # also invalid UTF-8, and numbers of thousands of digits
         raise InputError(f"{path} is not valid JSON: {str(error).split(';')[0][:120]}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object")
@@ -331,13 +326,13 @@ def read_json(path: Path, within: Path | None = None) -> dict[str, Any]:
 
 @contextmanager
 def made_whole(out: Path) -> Iterator[Path]:
-    """A path to write to: when the block is done, it and all beside it are moved to ``out`` and beside it.
+    """A temporary path to write to; when the block ends, it and all files beside it move to ``out`` and beside it.
 
-    Whatever ends the block early leaves nothing. Folders above ``out`` are made for the move.
+    An error leaves nothing behind. Parents of ``out`` are made by the move.
 
     Raises:
-        InputError: ``out`` is there already, or cannot be.
-        OSError: nothing can be written there; it names ``out``.
+        InputError: ``out`` exists already or is not a valid name.
+        OSError: ``out``, which the error names, cannot be written.
     """
     must_be_free(out)
     home = next((folder for folder in out.absolute().parents if folder.exists()), Path.cwd())
@@ -357,14 +352,13 @@ def made_whole(out: Path) -> Iterator[Path]:
 
 
 def must_be_free(out: Path) -> None:
-    """See that nothing has that name.
+    """Check that a path does not exist yet.
 
     Raises:
-        InputError: something has, or nothing can.
-        OSError: it cannot be looked at; it names ``out``.
+        InputError: it exists, or is not a valid name.
     """
     if "\0" in str(out):
-        raise InputError(f"--out {str(out)!r} is no name of a file")
+        raise InputError(f"--out {str(out)!r} is not a valid file name")
     if out.is_symlink():
         raise InputError(f"{out} is a symbolic link: choose another --out")
     try:
@@ -375,7 +369,7 @@ def must_be_free(out: Path) -> None:
 
 
 def _move(workshop: Path, out: Path) -> None:
-    """Move what was made to its place, the named one at last; folders made for it go again if that fails."""
+    """Move the files to their place, ``out`` last; on failure remove the folders made for them."""
     missing = [folder for folder in out.absolute().parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Training in many processes: which one this is, what all agree on, and how a network is spread over them.
+"""Many processes: which one this is, what all agree on, and tensors that are sharded over them.
 
 ``torchrun`` starts them, or anything that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
-Networks and processes (in the sense of diffusion) know nothing of it.
+Networks and diffusion processes know nothing of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from ditlab.core.errors import Caution, InputError, TrainingError, speaks
+from ditlab.core.errors import Caution, InputError, TrainingError, first_line, speaks
 from ditlab.core.rendezvous import meet
 
 if TYPE_CHECKING:
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MARGIN = 120.0  # seconds that the library waits longer than the watchdog, which leaves stacks
-LONGEST = 10**9.0  # seconds that a wait may be asked to last
+MARGIN = 120.0  # seconds that collectives wait beyond the watchdog, so that it can write its stacks first
+LONGEST = 10**9.0  # upper limit of a timeout in seconds
 BETWEEN_LOOKS = 0.05  # seconds
-DIFFERENCES = 3  # between processes, that are named
+DIFFERENCES = 3  # most differences listed in a message
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a job, which see the same calls in the same order; without any argument, the only one.
+    """The processes of a job, all of which must make the same calls in the same order; by default a single one.
 
     Args:
-        rank: which one this is, from 0.
-        world: how many there are.
-        store: what they can leave each other notes in.
+        rank: number of this process, from 0.
+        world: number of processes.
+        store: key-value store that they share.
     """
 
     rank: int = 0
@@ -55,21 +55,21 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def told(self, values: Sequence[float]) -> list[list[float]]:
-        """What each process said, in order of rank, the same everywhere to the last bit."""
+        """The values of each process, in order of rank, equal everywhere to the last bit."""
         own = torch.tensor(values, dtype=torch.float64)
         return [own.tolist()] if self.world == 1 else [piece.tolist() for piece in self._gathered(own)]
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, alike in shape, one after the other along their first dimension, on the CPU."""
+        """The equally shaped tensors of all processes, concatenated along the first dimension, on the CPU."""
         tensor = tensor.cpu()
         return tensor if self.world == 1 else torch.cat(self._gathered(tensor.contiguous()))
 
     def collect(self, tensor: Tensor) -> Tensor:
-        """What ``gather`` gives, in the first process alone; the others get none of it, and hold none of it."""
+        """As ``gather``, but only in the first process; the others get no rows."""
         tensor = tensor.cpu().contiguous()
         if self.world == 1:
             return tensor
@@ -83,22 +83,17 @@ class Ranks:
         return pieces
 
     def decided(self, action: Callable[[], T]) -> T:
-        """What comes of an action that the first process takes: its value, or what it raised, is everyone's."""
+        """Run an action in the first process; all return its value, or raise its error."""
         if self.world == 1:
             return action()
-        outcome: list[Any] = [None, None]
-        if self.first:
-            try:
-                outcome[0] = action()
-            except Exception as error:
-                outcome[1] = _portable(error)
+        outcome: list[Any] = [*_tried(action)] if self.first else [None, None]
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
 
     def together(self, action: Callable[[], T]) -> T:
-        """What comes of an action that each process takes; what one of them raised is raised by all."""
+        """Run an action in each process; if one raises an error, all do."""
         if self.world == 1:
             return action()
         value, error = _tried(action)
@@ -106,31 +101,31 @@ class Ranks:
         return value
 
     def all(self, value: T) -> list[T]:
-        """The values of all processes, in order of rank: plain things, not tensors."""
+        """The values of all processes, in order of rank; picklable objects, not tensors."""
         values: list[Any] = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
 
     def spread(self, actions: Sequence[Callable[[], T]]) -> list[T]:
-        """The values of actions, in order, of which each process takes some: plain things, not tensors."""
+        """Divide actions among the processes; all get all values, in order: picklable objects, not tensors."""
         own = {i: actions[i]() for i in range(self.rank, len(actions), self.world)}
         every = {i: value for some in self.all(own) for i, value in some.items()}
         return [every[i] for i in range(len(actions))]
 
     def share(self, count: int) -> range:
-        """The numbers, of so many, that are this process's to do; all have as many, so some may go beyond the count."""
+        """This process's share of ``range(count)``. All are equally long, so the last may go beyond it."""
         each = math.ceil(count / self.world)
         return range(self.rank * each, (self.rank + 1) * each)
 
     def agree(self, facts: Callable[[], Mapping[str, object]]) -> None:
-        """See that all processes are at the same thing.
+        """Check that all processes were started alike.
 
         Args:
-            facts: gives what has to be the same, by name; the values are compared as text.
+            facts: returns what must be equal, by name; values are compared as text.
 
         Raises:
-            InputError: they are not, in every process; some of what differs is named.
+            InputError: something differs; raised in every process, with the first differences.
         """
         if self.world == 1:
             return
@@ -152,14 +147,14 @@ class Ranks:
         )
 
     def at_length(self, name: str, action: Callable[[], T], beat: Callable[[], None] = lambda: None) -> T:
-        """``together`` for what may take longer than the processes have patience for otherwise.
+        """``together`` for actions that may take longer than the timeout of collectives.
 
-        They meet in the store, where nothing is said of time: whoever dies meanwhile, the launcher ends the others.
+        The processes wait for each other in the store, without a timeout: if one dies, the launcher ends the others.
 
         Args:
-            name: of this meeting, of which there is one in a job.
+            name: names this wait, uniquely in a job.
             action: what each process does.
-            beat: is called now and then while the others are waited for.
+            beat: called again and again while waiting.
         """
         if self.store is None:
             return action()
@@ -177,7 +172,7 @@ def _short(facts: Mapping[str, str], name: str) -> str:
 
 
 def _tried(action: Callable[[], T]) -> tuple[T, None] | tuple[Any, Exception]:
-    """What comes of an action, or what it raised, as another process can read it."""
+    """The value of an action and its error, the error in a form that can be pickled."""
     try:
         return action(), None
     except Exception as error:
@@ -185,14 +180,14 @@ def _tried(action: Callable[[], T]) -> tuple[T, None] | tuple[Any, Exception]:
 
 
 def _raise_first(own: Exception | None, errors: Sequence[Exception | None]) -> None:
-    """Raise a process's own error or, if it has none, the first of the others'."""
+    """Raise this process's own error, or else the first one of the others, if there is any."""
     first = next((error for error in errors if error is not None), None)
     if first is not None:
         raise first if own is None else own
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same where it cannot be sent to another process."""
+    """The error, or one with the same message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -208,30 +203,29 @@ def _warn(message: str) -> None:
 
 
 def join(device: str = "auto", patience: float = 1800.0, say: Callable[[str], None] = _warn) -> Ranks:
-    """Connect with the other processes of this job, for as long as this one lasts: they part when it ends.
+    """Connect with the other processes of this job, until this one exits.
 
-    Nothing is taken down before. While it is, a thread of gloo's that still holds a tensor waits for Python's lock, and
-    whoever has that for the thread (torch 2.13).
+    The process group is never destroyed: that can deadlock between a gloo thread that still holds a tensor and the
+    holder of Python's lock (torch 2.13).
 
     Args:
-        device: a configuration's; on CUDA each process takes the GPU of its LOCAL_RANK.
-        patience: seconds that one may keep the others waiting, in a step for example.
-        say: is told after ten seconds which of them are missing, and by any but the first process why it cannot join.
+        device: the configured device; on CUDA each process takes the GPU of its LOCAL_RANK.
+        patience: seconds that a process may keep the others waiting.
+        say: called with a line that names missing processes, after ten seconds, or says why this one cannot join.
 
     Raises:
-        InputError: the environment says that there are others, but not where; one of them did not come; or there is no
-            GPU for each.
+        InputError: variables are missing from the environment, a process did not arrive, or has no GPU of its own.
     """
     try:
         return _joined(device, patience, say)
     except InputError as error:
-        if not speaks():  # what keeps this one away, the first one does not hear of
+        if not speaks():  # the command line prints the error of the first process only
             say(str(error))
         raise
 
 
 def _joined(device: str, patience: float, say: Callable[[str], None]) -> Ranks:
-    """Connect, or raise what keeps this process from it."""
+    """``join`` without the report."""
     world = _number("WORLD_SIZE", 1)
     if world == 1:
         return ALONE
@@ -248,7 +242,7 @@ def _joined(device: str, patience: float, say: Callable[[str], None]) -> Ranks:
         torch.cuda.set_device(local)
     limit, rank = min(2 * patience + MARGIN, LONGEST), _number("RANK", 0)
     if rank >= world:
-        raise InputError(f"RANK={rank} in the environment is none of WORLD_SIZE={world}: start with torchrun")
+        raise InputError(f"RANK={rank} in the environment is not below WORLD_SIZE={world}: start with torchrun")
     try:
         shared = meet(rank, world, limit, say)
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
@@ -256,49 +250,46 @@ def _joined(device: str, patience: float, say: Callable[[str], None]) -> Ranks:
     except InputError:
         raise
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"the {world} processes of this job cannot be joined: {str(error).splitlines()[0]}") from None
+        raise InputError(f"the {world} processes of this job cannot be joined: {first_line(error)}") from None
     return Ranks(rank, world, PrefixStore("notes", shared))
 
 
 def _number(name: str, otherwise: int) -> int:
-    """A number in the environment.
+    """A whole number from the environment.
 
     Raises:
-        InputError: it is none.
+        InputError: the variable holds something else.
     """
     text = os.environ.get(name, str(otherwise))
     if not text.isdecimal():
-        raise InputError(f"{name}={text} in the environment is no number: start with torchrun")
+        raise InputError(f"{name}={text} in the environment is not a number: start with torchrun")
     return int(text)
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an error is that of a process that waited in vain for another."""
+    """Whether an error says that another process was lost, or did not answer in time."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     return isinstance(error, dist.DistError) or LOST.search(str(error)) is not None
 
 
-# ---- how a network is spread
-
-
 def _is_shared(tensor: Tensor | None) -> TypeGuard[DTensor]:
-    """Whether it is a ``DTensor``, told without importing what takes a second to import."""
+    """Whether it is a ``DTensor``, whose module takes a second to import."""
     return hasattr(tensor, "full_tensor")
 
 
 def full(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process may have a share."""
+    """The whole of a tensor that may be sharded."""
     return tensor.full_tensor() if _is_shared(tensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor, or all of one that is not shared."""
+    """This process's shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if _is_shared(tensor) else tensor
 
 
 def own_rows(tensor: Tensor) -> tuple[int, int]:
-    """The first row of this process's share of a tensor, and how many it has; all rows of one that is not shared."""
+    """First row and number of rows of this process's shard of a tensor; all rows if it is not sharded."""
     if not _is_shared(tensor):
         return 0, len(tensor)
     (piece,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
@@ -306,12 +297,9 @@ def own_rows(tensor: Tensor) -> tuple[int, int]:
 
 
 def shared_like(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """This process's share of a tensor that all processes have, if ``like`` is shared."""
+    """This process's shard of a tensor that all processes have, if ``like`` is sharded."""
     if not _is_shared(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-# ---- how its blocks run

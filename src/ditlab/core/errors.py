@@ -1,4 +1,4 @@
-"""Errors that are for people: their text is all that the command line prints of them."""
+"""Errors whose text is all that the command line prints, and how to print text safely."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ import shlex
 
 
 class InputError(ValueError):
-    """What the user asked for cannot be done; the message says what was given and what to type instead."""
+    """The user's input is wrong; the message says what was given and what to type instead."""
 
 
 class Missing(InputError):
-    """What was asked for is not there."""
+    """Something that the user named does not exist."""
 
 
 class ConfigError(Exception):
-    """A configuration is refused; the message names the field.
+    """An invalid configuration; the message names the field.
 
-    Not a ``ValueError``: pydantic and tyro collect those into reports of their own, and let this one pass as it is.
+    Not a ``ValueError``, because pydantic and tyro would wrap that in a report of their own.
     """
 
 
 class DamagedCheckpoint(InputError):
-    """A checkpoint that is not as it was saved; ``reason`` says what is wrong with it."""
+    """A checkpoint differs from what was saved; ``reason`` says how."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}; use an older checkpoint")
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[DamagedCheckpoint], tuple[str]]:
-        return DamagedCheckpoint, (self.reason,)  # on its way to another process; by default the advice is given twice
+        return DamagedCheckpoint, (self.reason,)  # pickled by default, the message would repeat the advice
 
 
 class Caution(UserWarning):
-    """What a person should know though the work goes on; the command line says it in one line."""
+    """A warning that the command line prints in one line."""
 
 
 class AutoencoderWarning(Caution):
-    """Latents are decoded by another autoencoder than they were made by."""
+    """Latents are decoded by another autoencoder than the one that encoded them."""
 
 
 class CheckpointWarning(Caution):
@@ -45,15 +45,15 @@ class CheckpointWarning(Caution):
 
 
 class DamagedMetrics(Caution):
-    """Lines of a run's metrics cannot be read, and are set aside."""
+    """Unreadable lines of a run's metrics were set aside."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says what happened and what to try."""
+    """Training cannot continue; the message says what happened and what to try."""
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, after it finished its step and saved it."""
+    """A signal stopped training, after the current step was finished and saved."""
 
     def __init__(self, signal_number: int, run: str, step: int, steps: int) -> None:
         left = f"; go on with: ditlab train --resume {run}" if step < steps else f", the last one, in {run}"
@@ -62,7 +62,7 @@ class Interrupted(Exception):
 
 
 def printable(text: str) -> str:
-    """A message in one line, with everything escaped that a terminal would act upon."""
+    """Text in one line, with control characters escaped, so that a terminal does not act on them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -76,18 +76,15 @@ def first_line(error: BaseException, most: int = 200, kind: bool = False) -> str
 
 
 def pasted(path: object) -> str:
-    """A path as a shell reads it, in one line of characters that a terminal does not act upon."""
+    """A path quoted for the shell, in one line and without control characters."""
     text = str(path)
     if text.isprintable():
         return shlex.quote(text)
-    plain = (c if c.isprintable() and c not in "\\'" else _escaped(c) for c in text)
+    escaped = ("".join(f"\\x{byte:02x}" for byte in os.fsencode(c)) for c in text)
+    plain = (c if c.isprintable() and c not in "\\'" else code for c, code in zip(text, escaped, strict=True))
     return f"$'{''.join(plain)}'"
 
 
-def _escaped(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
-
-
 def speaks() -> bool:
-    """Whether this is the only process of its job, or the first: the others say nothing that it says too."""
+    """Whether this process prints: the only one of its job, or the one of rank 0."""
     return os.environ.get("RANK", "0") == "0"

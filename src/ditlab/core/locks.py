@@ -1,4 +1,4 @@
-"""Locks that the system lets go of when the process that holds them ends, however it does."""
+"""File locks, which the system releases when the process that holds them ends, however it ends."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ditlab.core.errors import Caution, InputError
 if TYPE_CHECKING:
     from filelock import FileLock
 
-BEFORE_A_WORD = 1.0  # seconds that a lock is waited for in silence
+SILENT = 1.0  # seconds of waiting before a warning
 
 
 def lock(path: Path, patience: float = -1) -> FileLock:
-    """A lock in a file.
+    """A lock on a file.
 
     Args:
-        path: of the file.
-        patience: seconds that whoever acquires it waits for another; -1 is for ever.
+        path: the file.
+        patience: seconds to wait for another holder; -1 waits for ever.
 
     Raises:
-        InputError: something else than a plain file is in its place.
+        InputError: the path exists and is not a plain file.
     """
-    if os.path.lexists(path):  # what it opens it also empties
+    if os.path.lexists(path):  # filelock truncates what it opens
         must_be_file(path, path.parent)
     from filelock import FileLock
 
@@ -38,7 +38,7 @@ def lock(path: Path, patience: float = -1) -> FileLock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds a lock; asking leaves nothing behind."""
+    """Whether a process holds a lock. Asking creates no file."""
     if sys.platform == "win32":
         from filelock import Timeout
 
@@ -52,7 +52,7 @@ def is_held(path: Path) -> bool:
     import fcntl
 
     try:
-        with opened(path, path.parent) as stream:  # closing lets go of it
+        with opened(path, path.parent) as stream:  # closing it releases the lock
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -63,26 +63,24 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def alone(lock_file: Path, what: str, patience: float = math.inf) -> Iterator[None]:
-    """Hold a lock.
-
-    A warning says after a second for whom it is waited.
+    """Hold a lock within the block; a warning after a second names the process that is waited for.
 
     Args:
-        lock_file: which one.
-        what: what is being done by whoever holds it, such as "the same images are being prepared".
-        patience: seconds that it is waited for.
+        lock_file: the file of the lock.
+        what: what its holder is doing, such as "the same images are being prepared".
+        patience: seconds to wait.
 
     Raises:
-        InputError: another process holds it for longer than ``patience``; it is named.
+        InputError: another process, which is named, held it for longer than ``patience``.
     """
     from filelock import Timeout
 
     held = lock(lock_file)
     try:
-        held.acquire(timeout=min(patience, BEFORE_A_WORD))
+        held.acquire(timeout=min(patience, SILENT))
     except Timeout:
         holder = holder_of(lock_file)
-        if patience <= BEFORE_A_WORD:
+        if patience <= SILENT:
             raise InputError(f"{what} by {holder}: wait for it, or stop it") from None
         warnings.warn(f"{what} by {holder}: waiting for it", Caution, 3)
         held.acquire()
@@ -93,14 +91,14 @@ def alone(lock_file: Path, what: str, patience: float = math.inf) -> Iterator[No
 
 
 def holder_of(lock_file: Path) -> str:
-    """Who holds a lock, as far as the system tells: "process 1234", that it is stopped, or "another process"."""
+    """The holder of a lock in words: "process 1234", also if it is stopped, or "another process" if unknown."""
     try:
         file = lock_file.stat()
         entries = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
         holders = (entry[4] for entry in entries if entry[1] == "FLOCK" and entry[5].endswith(f":{file.st_ino}"))
         process = next(Path("/proc", pid) for pid in holders if _has_open(Path("/proc", pid), file))
         state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, StopIteration, IndexError):  # no Linux, another machine or user, or it has just ended
+    except (OSError, StopIteration, IndexError):  # not Linux, another machine or user, or it has just ended
         return "another process"
     known = f"process {process.name}"
     return f"{known} (which is stopped: kill -CONT {process.name} lets it go on)" if state in "Tt" else known

@@ -1,4 +1,4 @@
-"""Memory of a CPU that steps of training or sampling use again and again: kept between them, and in large pages."""
+"""Memory of a CPU: keep what steps free for the next step, and put it into huge pages."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ HUGE = 2**21  # bytes of a huge page on x86-64, and on ARM with pages of 4 KiB
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # linux/mman.h; the second since Linux 6.1
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
-KEPT = {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0}  # give nothing back, and take nothing that would be given back
-USUAL = {M_TRIM_THRESHOLD: 2**26, M_MMAP_THRESHOLD: 2**25, M_MMAP_MAX: 2**16}  # the most that glibc itself grows to
+KEPT = {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0}  # never trim the heap, never allocate by mmap
+USUAL = {
+    M_TRIM_THRESHOLD: 2**26,
+    M_MMAP_THRESHOLD: 2**25,
+    M_MMAP_MAX: 2**16,
+}  # the most glibc adapts to
 
 _lock = threading.Lock()
-_keeping = 0  # blocks that are entered
+_keeping = 0  # blocks of freed_memory_kept that are active
 
 
 def must_have_room(what: str, numbers: int) -> None:
-    """Refuse what this machine's memory cannot hold, before the system ends whoever asks for it.
+    """Refuse what exceeds this machine's memory, before the system kills the process.
 
     Args:
-        what: it is, and how to make it smaller, for people.
-        numbers: of 4 bytes.
+        what: the thing, and how to make it smaller, in words.
+        numbers: how many numbers of 4 bytes it takes.
 
     Raises:
-        InputError: there is less memory than that.
+        InputError: the machine has less memory.
     """
     there = physical()
     if 4 * numbers > there:
@@ -44,14 +48,13 @@ def must_have_room(what: str, numbers: int) -> None:
 
 @contextmanager
 def freed_memory_kept(device: str) -> Iterator[None]:
-    """Within it memory that is freed stays with the process, for the next tensor; after the last it is given back.
+    """Keep freed memory in the process within the block, for the next tensor; the last block to end returns it.
 
-    glibc gives large blocks back to Linux at once, and Linux hands out pages of zeros: a step whose activations come
-    and go takes thousands of page faults (docs/decisions/0016). Of the process as a whole; without glibc nothing
-    happens.
+    glibc returns large blocks to Linux at once, and Linux hands out zeroed pages, so each step takes thousands of page
+    faults (docs/decisions/0016). The setting applies to the whole process, and does nothing without glibc.
 
     Args:
-        device: the kind that computes, such as "cpu"; for others nothing happens.
+        device: the type of device that computes; anything but "cpu" does nothing.
     """
     global _keeping
     if device != "cpu":
@@ -81,10 +84,10 @@ def _set(options: dict[int, int]) -> None:
 
 
 def use_huge_pages() -> None:
-    """Ask Linux to gather the memory this process has now into pages of 2 MiB.
+    """Ask Linux to move this process's present memory into pages of 2 MiB.
 
-    Activations of a step come and go through the same few hundred megabytes; in pages of 4 KiB every pass over them
-    misses the translation cache. A hint: where the system does not offer huge pages, or is not Linux, nothing happens.
+    Every step passes over the same few hundred megabytes, and with pages of 4 KiB it keeps missing the translation
+    cache. This is a hint: without huge pages, or on another system, nothing happens.
     """
     if sys.platform != "linux":
         return
@@ -97,11 +100,10 @@ def use_huge_pages() -> None:
 
 
 def _private_memory() -> list[tuple[int, int]]:
-    """Addresses of the heap and of the anonymous memory that can be written."""
+    """Start and end addresses of the heap and of writable anonymous memory."""
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, permissions, *_, inode = line.split()[:5]
-        name = line.split()[5:]
+        addresses, permissions, _, _, inode, *name = line.split()
         if permissions == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
             start, _, end = addresses.partition("-")
             found.append((int(start, 16), int(end, 16)))
@@ -109,7 +111,7 @@ def _private_memory() -> list[tuple[int, int]]:
 
 
 def physical() -> float:
-    """Bytes of main memory of this machine; infinite where the system does not tell."""
+    """Bytes of main memory of this machine; infinite if the system does not tell."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):

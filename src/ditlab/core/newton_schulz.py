@@ -1,4 +1,4 @@
-"""Matrices made orthogonal by Newton-Schulz iterations, many at a time."""
+"""Orthogonalise batches of matrices by Newton-Schulz iterations."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import torch
 from torch import Tensor
 
 Coefficients = tuple[float, float, float]  # a, b, c of the Newton-Schulz iteration
-
-
-MOST_BY_GRAM = 7  # steps, after which rounded eigenvalues below 0 would have grown by a² in each
+MOST_BY_GRAM = 7  # steps; with more, eigenvalues rounded to below 0 blow up, as each step multiplies them by a²
 
 
 def orthogonal_by_gram(matrices: list[Tensor], coefficients: Coefficients, steps: int, eps: float) -> list[Tensor]:
-    """The matrices with singular values pushed towards 1, by a quintic Newton-Schulz iteration in fp32 (Jordan 2024).
+    """Push singular values towards 1, by a quintic Newton-Schulz iteration in fp32 (Jordan 2024).
 
-    X ← P·X with P = a + b·G + c·G² and G = X Xᵀ, from X / ‖X‖. All of these commute, so it is enough to follow
-    G ← P·G·P and the product Q of all P, which are as small as the shorter side: X ← Q·X comes last.
+    Starting from X / ‖X‖, X ← P·X with P = a + b·G + c·G² and G = X Xᵀ. All these matrices commute, so it is enough
+    to iterate G ← P·G·P and the product Q of all P, as small as the shorter side, and to compute Q·X at the end.
 
     Args:
-        matrices: (rows, columns) each, whose shorter sides are as long as one another.
+        matrices: (rows, columns) each, with shorter sides of equal length.
         coefficients: a, b and c.
-        steps: of the iteration.
-        eps: the least norm that a matrix is divided by.
+        steps: number of iterations.
+        eps: lower bound of the norms that matrices are divided by.
     """
     a, b, c = coefficients
     wide = [m.float() for m in matrices]
@@ -41,10 +39,9 @@ def orthogonal_by_gram(matrices: list[Tensor], coefficients: Coefficients, steps
 def orthogonal_by_matrix(
     matrices: list[Tensor], coefficients: Coefficients, steps: int, eps: float, dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """The same, by the iteration on the matrices themselves, in bf16 unless said: (rows, columns) or the transpose."""
+    """The same, iterating on the matrices themselves, in bf16 by default."""
     a, b, c = coefficients
-    kind = dtype or torch.bfloat16
-    x = torch.stack([(m.mT if _tall(m) else m).to(kind) for m in matrices])  # (n, short, long)
+    x = torch.stack([(m.mT if _tall(m) else m).to(dtype or torch.bfloat16) for m in matrices])  # (n, short, long)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT

@@ -26,7 +26,7 @@ class Registry(Mapping[str, Any]):
         self.parts: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Made], Made]:
-        """A decorator that makes a part known by name; registered again, as by a notebook's cell, the latest counts.
+        """A decorator that registers a part under a name. The latest counts, so a notebook's cell can be run again.
 
         Raises:
             ValueError: the name is that of one of ditlab's own parts.

@@ -1,4 +1,4 @@
-"""How the processes of a job find one another; whoever is missed is named while it is waited for."""
+"""How the processes of a job find one another; while they wait, the missing ones are named."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from ditlab.core.errors import InputError
 
-FIRST_WORD = 10.0  # seconds until it is said who is missing; then after six times as long, and so on
+FIRST_WORD = 10.0  # seconds before the missing ones are named; then again after 60 s, 360 s, ...
 AGAIN = 6
 BETWEEN_LOOKS = 0.05  # seconds
-NAMED = 8  # processes in a message
+NAMED = 8  # most processes listed in a message
 
 
 class Waiting:
-    """Speaks now and then while something is waited for, and refuses to wait for longer than a limit."""
+    """Reports now and then what is being waited for, and gives up after ``limit`` seconds."""
 
     def __init__(self, limit: float, say: Callable[[str], None]) -> None:
         self.limit, self.say = limit, say
         self.begun, self.due, self.speaks = time.monotonic(), FIRST_WORD, True
 
     def on(self, missing: str) -> None:
-        """Still waiting, for what ``missing`` says.
+        """Wait a moment longer for what ``missing`` describes.
 
         Raises:
-            InputError: for too long.
+            InputError: the limit is over.
         """
         waited = time.monotonic() - self.begun
         if waited > self.limit:
@@ -43,15 +43,16 @@ class Waiting:
 
 
 def meet(rank: int, world: int, limit: float, say: Callable[[str], None]) -> Store:
-    """The store at MASTER_ADDR and MASTER_PORT that all processes of a job share, once all of them are there.
+    """Wait until all processes of a job have arrived at the store at MASTER_ADDR:MASTER_PORT, and return it.
 
     Args:
-        rank, world: which one this is, of how many.
-        limit: seconds that the others are waited for.
-        say: is told after ten seconds who is missing.
+        rank: rank of this process.
+        world: number of processes.
+        limit: seconds to wait for the others.
+        say: called after ten seconds with a line that names the missing ones.
 
     Raises:
-        InputError: somebody did not come, or the address is none.
+        InputError: a process did not arrive, or the port is invalid.
     """
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     if not (port.isdecimal() and int(port) < 2**16):
@@ -77,7 +78,7 @@ def meet(rank: int, world: int, limit: float, say: Callable[[str], None]) -> Sto
 
 
 def _reach(host: str, port: int, missing: str, waiting: Waiting) -> None:
-    """Wait until somebody listens there."""
+    """Wait until a process listens at an address."""
     while True:
         try:
             socket.create_connection((host, port), timeout=FIRST_WORD / 2).close()
@@ -87,6 +88,6 @@ def _reach(host: str, port: int, missing: str, waiting: Waiting) -> None:
 
 
 def _named(ranks: list[int]) -> str:
-    """Some of the processes, by number."""
+    """At most ``NAMED`` processes, in words."""
     shown = ", ".join(map(str, ranks[:NAMED])) + (", ..." if len(ranks) > NAMED else "")
     return f"process {shown}" if len(ranks) == 1 else f"processes {shown}"

@@ -1,6 +1,6 @@
-"""What this machine's processor does best, measured in a second or two and kept in the cache.
+"""Which kernels and precisions are fastest on this processor, measured in a second or two and cached.
 
-All is measured on one thread, what is compared in turns, so that other work on the machine slows all alike.
+Everything runs on one thread, and candidates take turns, so that other work on the machine slows them equally.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -28,13 +28,12 @@ from ditlab.core.newton_schulz import orthogonal_by_gram, orthogonal_by_matrix
 from ditlab.machine.threads import limit, threads
 from ditlab.networks.kernels import ONEDNN, Kernels, written_out
 
-VERSION = 1  # of what is measured
-UNKEPT = "what this processor does best cannot be kept, so each process measures it: set DITLAB_CACHE to a folder"
-TURN = 0.05  # seconds after which two that are compared take no further turns
-TURNS = 7  # at most
-CLEARLY = 1.1  # times as quick that a choice has to be which costs precision or memory
+VERSION = 1  # of the measurements
+UNKEPT = "the profile of this processor cannot be cached, so each process measures it: set DITLAB_CACHE to a folder"
+TURN, TURNS = 0.05, 7  # seconds after which a comparison ends, and its most turns
+CLEARLY = 1.1  # speed-up required of a choice that costs precision or memory
 SIDES = ((16, 64, 64), (128, 64, 64), (512, 64, 64), (2048, 64, 64), (2048, 64, 256), (2048, 384, 384))  # by size
-VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # that play another processor
+VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # emulate another processor
 
 Work = Callable[[], object]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -42,17 +41,17 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Profile:
-    """How many times as quick one way is as the other, on this processor, on one thread.
+    """Speed-ups of one implementation over another on this processor, on one thread.
 
     Args:
-        processor: its name, and what torch takes it for.
+        processor: its name, and the capability that torch detects.
         threads: how many it runs at once (``threads.limit``).
-        bf16: products of (2048, 64) · (64, 256) in bf16, beside fp32.
-        muon_bf16: Muon's iteration in bf16, beside that on Gram matrices in fp32.
-        onednn: fp32 products by oneDNN, beside MKL, by multiply-accumulates.
-        written_out: attention in three steps, beside the fused kernel, of 16 and of 256 tokens: "16", "256" without
+        bf16: products (2048, 64) · (64, 256) in bf16 over fp32.
+        muon_bf16: Muon's iteration in bf16 over the iteration on Gram matrices in fp32.
+        onednn: fp32 products by oneDNN over MKL, by number of multiply-accumulates.
+        written_out: attention in three steps over the fused kernel, with 16 and 256 tokens: "16", "256" without
             gradients, "16 training" with them, and "16 bf16", "256 bf16" with them under autocast.
-        seconds: that measuring took.
+        seconds: time the measurement took.
     """
 
     processor: str
@@ -65,17 +64,17 @@ class Profile:
 
     @property
     def precision(self) -> str:
-        """Of a network's products."""
+        """The faster precision of a network's products."""
         return "bf16" if self.bf16 > CLEARLY else "fp32"
 
     @property
     def muon(self) -> str:
-        """Of Muon's products."""
+        """The faster precision of Muon's products."""
         return "bf16" if self.muon_bf16 > CLEARLY else "fp32"
 
     @property
     def kernels(self) -> Kernels:
-        """The quicker ones."""
+        """The faster kernels."""
         return Kernels(
             onednn_from=self._onednn_from(),
             written_out=self._keys("16", "256"),
@@ -84,7 +83,7 @@ class Profile:
         )
 
     def _onednn_from(self) -> int | None:
-        """The size from which oneDNN gains the most, all larger ones taken together; None if it never gains."""
+        """The size from which using oneDNN gains the most in total; None if it never gains."""
         sizes = sorted(map(int, self.onednn))
         logs = [math.log(max(self.onednn[str(size)], 1e-9)) for size in sizes]
         gains = {size: sum(logs[i:]) for i, size in enumerate(sizes)}
@@ -92,17 +91,17 @@ class Profile:
         return best if best is not None and gains[best] > 0 else None
 
     def _keys(self, few: str, many: str | None = None) -> int:
-        """Keys up to which attention is written out: 512, 32 or none; a machine without bf16 has not measured some."""
+        """Most keys for which attention is written out: 512, 32 or none. Without bf16 some entries are missing."""
         if many is not None and self.written_out.get(many, 0) > CLEARLY:
             return 512
         return 32 if self.written_out.get(few, 0) > 1 else 0
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """The profile as text."""
         yield f"{self.processor}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"
         yield f"products: {in_words(self.bf16, 'bf16')}; Muon: {in_words(self.muon_bf16, 'bf16')}"
-        yield "fp32 products by oneDNN, beside MKL, by multiply-accumulates: " + _listed(self.onednn)
-        yield "attention in three steps, beside the fused kernel, by tokens: " + _listed(self.written_out)
+        yield "fp32 products, oneDNN over MKL, by multiply-accumulates: " + _listed(self.onednn)
+        yield "attention in three steps over the fused kernel, by tokens: " + _listed(self.written_out)
         chosen = self.kernels
         onednn = "never" if chosen.onednn_from is None else f"from {chosen.onednn_from:,} multiply-accumulates on"
         yield f"chosen: {self.precision} products, Muon in {self.muon}, oneDNN {onednn}"
@@ -115,11 +114,14 @@ def _up_to(tokens: int) -> str:
 
 
 def in_words(gain: float, name: str) -> str:
-    """How fast a precision is beside fp32."""
+    """A precision's speed compared with fp32."""
     if gain == 0:
-        return f"there is no {name}"
-    beside = f"{gain:.1f} times as fast as" if gain >= 1 else f"{1 / gain:.1f} times slower than"
-    return f"{name} is {beside} fp32"
+        return f"{name} is not available"
+    return (
+        f"{name} is {gain:.1f} times as fast as fp32"
+        if gain >= 1
+        else f"{name} is {1 / gain:.1f} times slower than fp32"
+    )
 
 
 def _listed(gains: dict[str, float]) -> str:
@@ -128,7 +130,7 @@ def _listed(gains: dict[str, float]) -> str:
 
 @cache
 def profile() -> Profile:
-    """This machine's, from the cache or measured now; where nothing can be kept it is measured by every process."""
+    """This machine's profile, from the cache or measured now. Without a cache, every process measures it."""
     if (kept := _kept()) is not None:
         return kept
     found = measure()
@@ -138,7 +140,7 @@ def profile() -> Profile:
 
 
 def keep(found: Profile) -> bool:
-    """Write a profile into the cache; False where that cannot be."""
+    """Write a profile into the cache; False if that is impossible."""
     try:
         disk.cache_for("machine")
         disk.write_atomically(_file(), lambda path: path.write_text(json.dumps(asdict(found), indent=1) + "\n"))
@@ -156,7 +158,7 @@ def _kept() -> Profile | None:
 
 
 def _file() -> Path:
-    """Named after all that decides what is quick."""
+    """The cached file, named after everything that decides which choice is fast."""
     variables = [os.environ.get(name) for name in VARIABLES]
     facts = [VERSION, _name(), torch.__version__, limit(), *variables]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -164,14 +166,14 @@ def _file() -> Path:
 
 
 def cpuinfo(key: str) -> str | None:
-    """What Linux says of the first processor, or None."""
+    """An entry of Linux's /proc/cpuinfo for the first processor, or None."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
 def processor() -> str:
-    """Its name."""
+    """The processor's name."""
     return cpuinfo("model name") or platform.processor() or platform.machine()
 
 
@@ -180,7 +182,7 @@ def _name() -> str:
 
 
 def measure() -> Profile:
-    """Measure this machine's processor, in a second or two."""
+    """Measure this machine's processor, which takes a second or two."""
     begun = time.perf_counter()
     with (
         threads(1),
@@ -203,10 +205,10 @@ def measure() -> Profile:
 
 
 def _gain(candidate: Work, other: Work) -> float:
-    """How many times as quick one is as the other, by their quickest calls; 0 where it fails."""
+    """Speed-up of a candidate over another, by their fastest calls; 0 if the candidate fails."""
     try:
         candidate()
-    except RuntimeError:  # the library has no such product for this processor
+    except RuntimeError:  # the library does not support this product here
         return 0.0
     other()
     quickest, begun = [float("inf"), float("inf")], time.perf_counter()
@@ -237,23 +239,15 @@ def _onednn() -> Iterator[tuple[str, float]]:
     for rows, width, out in SIDES:
         x, w, b = torch.randn(rows, width), torch.randn(out, width), torch.randn(out)
 
-        def by_onednn(x: Tensor = x, w: Tensor = w, b: Tensor = b) -> object:
-            return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
-
-        def by_torch(x: Tensor = x, w: Tensor = w, b: Tensor = b) -> object:
-            return F.linear(x, w, b)
-
-        yield str(rows * width * out), _gain(_repeated(by_onednn, rows), _repeated(by_torch, rows))
+        by_onednn = partial(torch.ops.mkldnn._linear_pointwise, x, w, b, "none", [], "")
+        repeats = max(1, 512 // rows)  # so that the clock resolves small products
+        gain = _gain(partial(_repeat, by_onednn, repeats), partial(_repeat, partial(F.linear, x, w, b), repeats))
+        yield str(rows * width * out), gain
 
 
-def _repeated(work: Work, rows: int) -> Work:
-    """Often enough for the clock."""
-
-    def repeated() -> None:
-        for _ in range(max(1, 512 // rows)):
-            work()
-
-    return repeated
+def _repeat(work: Work, times: int) -> None:
+    for _ in range(times):
+        work()
 
 
 def _attention(in_bf16: bool) -> Iterator[tuple[str, float]]:
@@ -269,7 +263,7 @@ def _attention(in_bf16: bool) -> Iterator[tuple[str, float]]:
 
 
 def _forward(attention: Attention, qkv: Tensor) -> Callable[[], Tensor]:
-    """As ``networks.layers.Attention`` does it."""
+    """Attention as ``networks.layers.Attention`` computes it."""
 
     def work() -> Tensor:
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))

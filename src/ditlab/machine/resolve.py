@@ -1,4 +1,4 @@
-"""From a configuration to one that says what this machine does best, so that a run goes on as it began."""
+"""Replace "auto" in a configuration by this machine's fastest choices, so that a run continues as it began."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ditlab.machine.profile import in_words, profile
 from ditlab.machine.threads import limit, quickest, threads
 from ditlab.networks import kernels
 
-BUSY = 2.0  # times as fast that fewer threads have to be, to be worth a word
+BUSY = 2.0  # speed-up by fewer threads that is worth a message
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``"auto"`` is what this machine was measured to do best on a CPU, and ``accelerator_precision`` of others."""
+    """Resolve ``"auto"``: the faster precision measured on a CPU, ``accelerator_precision`` on other devices."""
     if precision != "auto":
         return precision
     return profile().precision if device.type == "cpu" else accelerator_precision(device)
 
 
 def resolved(config: Config) -> Config:
-    """The configuration with this machine's choices in the place of "auto" and None, but for threads and compiling."""
+    """The configuration with "auto" and None replaced by this machine's choices, except for threads and compiling."""
     device = resolve_device(config.device)
     update: dict[str, object] = {"precision": resolve_precision(config.precision, device)}
     if isinstance(config.optimizer, MuonConfig) and config.optimizer.precision == "auto":
@@ -38,12 +38,12 @@ def resolved(config: Config) -> Config:
 
 
 def settled(config: Config, shape: tuple[int, ...], world: int = 1) -> tuple[Config, list[str]]:
-    """``resolved``, with the number of threads that is the quickest now; and what there is to say of it, in lines.
+    """``resolved``, with the currently fastest number of threads, and lines that report the choices.
 
     Args:
-        config: as asked for, or as a run has kept it.
-        shape: of a sample.
-        world: how many processes train together; on this machine as many unless LOCAL_WORLD_SIZE says otherwise.
+        config: as requested, or as recorded in a run.
+        shape: shape of a sample.
+        world: number of training processes, all on this machine unless LOCAL_WORLD_SIZE says otherwise.
     """
     asked, config = config, resolved(config)
     if resolve_device(config.device).type != "cpu":
@@ -55,7 +55,7 @@ def settled(config: Config, shape: tuple[int, ...], world: int = 1) -> tuple[Con
 
 
 def _lines(asked: Config, config: Config, number: int, best: int, gain: float) -> Iterator[str]:
-    """What is computed with, and what could be better, ``gain`` being that of the best number of threads over all."""
+    """The choices, and better ones; ``gain`` is the speed-up of the best number of threads over all threads."""
     measured = profile()
     muon = ""
     if isinstance(config.optimizer, MuonConfig):
@@ -63,19 +63,19 @@ def _lines(asked: Config, config: Config, number: int, best: int, gain: float) -
     noun = "thread" if number == 1 else "threads"
     yield f"{number} {noun}, {config.precision} products ({in_words(measured.bf16, 'bf16')} here){muon}"
     if asked.threads is not None and number < asked.threads:
-        yield f"{asked.threads} threads were asked for, and {number} can run at once"
+        yield f"{asked.threads} threads were requested, but only {number} can run at once"
     if gain > BUSY and number == best:
         yield f"other work keeps the processor busy: more threads would be {gain:.0f} times slower"
     elif gain > BUSY and number > best:
         yield f"other work keeps the processor busy: --threads {best} would be {gain:.0f} times as fast"
     elif number < best:
-        yield f"this run keeps to {number} of {best} threads; --resume with --threads {best} goes on with all of them"
+        yield f"this run uses {number} of {best} threads; --resume with --threads {best} uses them all"
     if asked.precision == "bf16" and measured.bf16 < 1:
         yield f"{in_words(measured.bf16, 'bf16')} on this processor: a new run is faster with --precision fp32"
 
 
 def products_of(config: Config, shape: tuple[int, ...], batch: int) -> tuple[int, int]:
-    """Rows and width of a network's products, about: what ``quickest`` is to try."""
+    """Approximate number of rows and width of a network's products, for ``quickest``."""
     match config.network:
         case DiTConfig(patch_size=patch, dim=dim):
             return batch * math.prod(side // patch for side in shape[1:]), dim
@@ -86,7 +86,7 @@ def products_of(config: Config, shape: tuple[int, ...], batch: int) -> tuple[int
 
 @contextmanager
 def computing_as(config: Config) -> Iterator[None]:
-    """The threads and kernels of a settled configuration, within the block."""
+    """Use the threads and kernels of a settled configuration within the block."""
     chosen = config.kernels
     with (
         nullcontext() if config.threads is None else threads(config.threads),
@@ -96,13 +96,13 @@ def computing_as(config: Config) -> Iterator[None]:
 
 
 def use_quickest(config: Config, shape: tuple[int, ...], batch: int, device: torch.device) -> None:
-    """In a program of its own: as many threads as are the quickest now, to run a network of that configuration.
+    """Set this program's number of threads to the currently fastest one for running a network.
 
     Args:
-        config: of the network.
-        shape: of a sample.
-        batch: samples at a time.
-        device: where the network is; on a GPU the threads stay as they are.
+        config: the network's configuration.
+        shape: shape of a sample.
+        batch: number of samples at a time.
+        device: device of the network; on a GPU the threads stay as they are.
     """
     if device.type == "cpu":
         torch.set_num_threads(quickest(*products_of(config, shape, batch), limit())[0])

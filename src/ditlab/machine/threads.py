@@ -1,4 +1,4 @@
-"""How many threads a CPU's work gets: what the process may use, and what pays beside other work."""
+"""How many threads to use on a CPU: how many may run, and how many are fastest beside other work."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 
 import torch
 
-CHAIN = 8  # products of a trial
-TRIALS = 3, 24  # of each number of threads, at least and at most
-LONGEST = 0.3  # seconds of all trials, after which no further one begins
-WIDTH, OPERATIONS = 512, 2**24  # of a product, at most: its width and, but for the narrowest, multiply-accumulates
-CLEARLY = 1.1  # times as quick that fewer threads have to be, so that chance does not decide a run's bytes
+CHAIN = 8  # products in a trial
+TRIALS = 3, 24  # least and most trials of each number of threads
+LONGEST = 0.3  # seconds after which no further trial begins
+WIDTH, OPERATIONS = 512, 2**24  # largest width of a product, and most multiply-accumulates of all but the narrowest
+CLEARLY = 1.1  # speed-up required of fewer threads, so that chance does not decide a run's bytes
 
 
 def limit() -> int:
-    """Threads that the process can run at once: its cores, physical ones, and no more than a container's share.
+    """How many threads the process can run at once: its physical cores, within the quota of its container.
 
-    torch knows of the first alone, and two threads that share a core, or the time of one, wait for each other.
+    torch only knows the cores; threads that share a core, or its time, wait for each other.
     """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     return int(max(1, min(_cores(cpus), share())))
 
 
 def _cores(cpus: set[int]) -> int:
-    """Physical cores among these logical ones."""
+    """Number of physical cores among these logical ones."""
     found = set()
     for cpu in cpus:
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
@@ -40,10 +40,10 @@ def _cores(cpus: set[int]) -> int:
 
 
 def share(root: Path = Path("/")) -> float:
-    """The processor time a control group grants, in cores: the least of its own and of those around it, or infinity.
+    """The CPU quota of the control group, in cores: the least of its own and its parents', or infinity.
 
     Args:
-        root: of the file system.
+        root: root of the file system.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -67,32 +67,33 @@ def share(root: Path = Path("/")) -> float:
 
 
 def _quota(folder: Path) -> float:
-    """What one control group grants: "200000 100000" of cpu.max, or the same in two files of the older version."""
+    """Quota of one control group: "200000 100000" in cpu.max, or the same in two files (version 1)."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
         else:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return float(quota) / float(period) if float(quota) > 0 else float("inf")
-    except (OSError, ValueError):  # there is none, or it is "max"
+    except (OSError, ValueError):  # no quota, or "max"
         return float("inf")
 
 
 def chosen_by_user() -> bool:
-    """Whether the environment says how many threads there are to be."""
+    """Whether environment variables set the number of threads."""
     return any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
 
 
 def quickest(rows: int, width: int, most: int) -> tuple[int, float]:
-    """The number of threads that is the quickest now, and how many times as quick it is as all that there are.
+    """The currently fastest number of threads, and its speed-up over the largest number.
 
-    All are taken on a quiet machine. Where others compute, the threads of a product wait for the one whose core is
-    taken, and fewer threads, or one, are many times as quick.
+    On a quiet machine that is the largest. If other programs compute, all threads of a product wait for the one whose
+    core is taken, and fewer threads, or one, can be many times faster.
 
     Args:
-        rows, width: of the products that are to come, (rows, width) · (width, width).
-        most: how many there may be. What the environment says, or ``torch.set_num_threads`` did, is not exceeded; where
-            OMP_NUM_THREADS or MKL_NUM_THREADS is set, it is what is used.
+        rows: rows of the products (rows, width) · (width, width) to come.
+        width: see rows.
+        most: most threads to use, also limited by ``torch.get_num_threads``. If OMP_NUM_THREADS or MKL_NUM_THREADS is
+            set, it decides.
     """
     if chosen_by_user():
         return torch.get_num_threads(), 1.0
@@ -106,7 +107,7 @@ def quickest(rows: int, width: int, most: int) -> tuple[int, float]:
     x, w = torch.zeros(min(rows, max(64, OPERATIONS // width**2)), width), torch.zeros(width, width)
     seconds: defaultdict[int, float] = defaultdict(float)
     for number in numbers:
-        _trial(number, x, w)  # threads and kernels are made
+        _trial(number, x, w)  # creates threads and kernels
     begun = time.perf_counter()
     for turn in range(TRIALS[1]):
         if turn >= TRIALS[0] and time.perf_counter() - begun > LONGEST:
@@ -119,7 +120,7 @@ def quickest(rows: int, width: int, most: int) -> tuple[int, float]:
 
 
 def _trial(number: int, x: torch.Tensor, w: torch.Tensor) -> float:
-    """Seconds of a few products and sums with so many threads."""
+    """Seconds of ``CHAIN`` products with so many threads."""
     with threads(number), torch.no_grad():
         begun = time.perf_counter()
         for _ in range(CHAIN):
@@ -129,7 +130,7 @@ def _trial(number: int, x: torch.Tensor, w: torch.Tensor) -> float:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """So many threads within the block."""
+    """Use so many threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ditlab.core import disk
 from ditlab.core.distributed import Ranks
-from ditlab.core.errors import CheckpointWarning, DamagedCheckpoint, InputError
+from ditlab.core.errors import CheckpointWarning, DamagedCheckpoint, InputError, first_line
 from ditlab.runs import sharded as shards
 
 LATEST = "LATEST"
@@ -292,12 +292,7 @@ def damage(file: Path) -> Iterator[None]:
     except ODD as error:
         if refused := REFUSED.search(str(error)):  # such as too many open files, or no memory: the file is whole
             raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(file)) from None
-        raise DamagedCheckpoint(f"{file} is damaged: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """An error's kind and what it says, short."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise DamagedCheckpoint(f"{file} is damaged: {first_line(error, 120, kind=True)}") from None
 
 
 def verified(folder: Path, step: int) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ditlab.config import Config, DiTConfig
 from ditlab.core.device import resolve_device
 from ditlab.core.disk import HOST, cache_folder, write_atomically
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, first_line
 from ditlab.data.dataset import Dataset
 from ditlab.networks.costs import multiply_accumulates, on_meta
 from ditlab.runs.build import build_network
@@ -41,11 +41,6 @@ def why_not(device: torch.device) -> str | None:
     except Exception as error:  # whatever is wanting: torch has no common type for it
         return first_line(error)
     return None
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says, or what it is."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _tried(x: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ditlab.config import Config
 from ditlab.core.device import HALVES, autocast, moved, resolve_device
 from ditlab.core.distributed import ALONE, Ranks, full
-from ditlab.core.errors import InputError, TrainingError
+from ditlab.core.errors import InputError, TrainingError, first_line
 from ditlab.core.malloc import freed_memory_kept, use_huge_pages
 from ditlab.core.rng import generator_for
 from ditlab.data.dataset import Batch, Dataset
 from ditlab.runs.build import GivenNetwork, GivenProcess, auxiliary_losses, build_process, initial_network
 from ditlab.runs.weights import differences
-from ditlab.training.compilation import compile_network, first_line, is_whole, leave_uncompiled, uncompiled
+from ditlab.training.compilation import compile_network, is_whole, leave_uncompiled, uncompiled
 from ditlab.training.ema import EMA, PowerAverages, saved_buffers
 from ditlab.training.loader import batches
 from ditlab.training.optim import Optimizers

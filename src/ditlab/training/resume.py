@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from ditlab.core.distributed import shared_like
-from ditlab.core.errors import DamagedCheckpoint, InputError
+from ditlab.core.errors import DamagedCheckpoint, InputError, first_line
 from ditlab.runs import sharded as shards
 from ditlab.runs.checkpoint import (
     damage,
     describe_part,
     files_of,
-    first_line,
     place_of,
     read_facts,
     read_part,
@@ -66,7 +65,7 @@ def _take_facts(checkpoint: Path, facts: dict[str, Any], state: TrainState) -> N
     except InputError:
         raise
     except Exception as error:
-        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {first_line(error)}") from None
+        raise DamagedCheckpoint(f"{checkpoint / 'state.json'} is damaged: {first_line(error, kind=True)}") from None
 
 
 def _seen(checkpoint: Path, name: str, state: TrainState) -> dict[str, Tensor]:

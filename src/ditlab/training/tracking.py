@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from ditlab.config import Config
 from ditlab.core import disk
-from ditlab.core.errors import InputError, printable
+from ditlab.core.errors import InputError, first_line, printable
 from ditlab.runs.folder import RunFolder
 
 Kind = Literal["tensorboard", "wandb"]
@@ -139,7 +139,7 @@ class Guarded:
             act()
         except Exception as error:  # whatever it is, it is not worth a training
             self.tracker = None
-            why = printable(f"{type(error).__name__}: {error}".splitlines()[0][:200])
+            why = printable(first_line(error, kind=True))
             self.notice(f"{self.kind} is left out from here on ({why}); metrics.jsonl has it all")
 
     def line(self, line: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ditlab.core.disk import forbidden, read_json
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, first_line
 from ditlab.data.images.source import HUB_NAME, pinned
 from ditlab.data.latents.index import full_path
 
@@ -105,7 +105,7 @@ def load_vae(path: str | Path, fetch: bool = True) -> Autoencoder:
         load: Any = AutoencoderKL.from_pretrained
         model = load(folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
     except Exception as error:  # whatever diffusers, safetensors or torch says of a damaged folder
-        raise InputError(f"the autoencoder in {folder} cannot be read: {str(error).splitlines()[0][:200]}") from None
+        raise InputError(f"the autoencoder in {folder} cannot be read: {first_line(error)}") from None
     if own := [name for name in ("latents_mean", "latents_std") if getattr(model.config, name, None) is not None]:
         raise InputError(
             f"{folder / 'config.json'} gives {' and '.join(own)}, a number for each channel, which is not done here: "

@@ -10,9 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ditlab.core.errors import InputError, Missing
+from ditlab.core.errors import InputError, Missing, first_line
 from ditlab.lab.server.live import Remembered
-from ditlab.runs.checkpoint import first_line
 from ditlab.runs.folder import RunFolder
 
 
@@ -93,7 +92,7 @@ class _Entry:
                     return None
                 kinds: dict[str, str] | str = self._config()
             except Exception as error:  # whatever is in a folder of somebody else, the others are shown
-                kinds = str(error) if isinstance(error, InputError) else first_line(error)
+                kinds = str(error) if isinstance(error, InputError) else first_line(error, 120, kind=True)
             return Found(None, {}, kinds) if isinstance(kinds, str) else Found(step, kinds)
 
     def _read(self) -> dict[str, str] | str:
