@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import ditlab
-from ditlab.doctor.losses import by_bin, squared_errors, training_trials
 from ditlab.doctor.reference import curve_name
+from ditlab.doctor.trials import by_bin, squared_errors, training_trials
 from ditlab.runs.build import build_dataset
 from ditlab.runs.checkpoint import saved_steps
 from ditlab.runs.folder import RunFolder

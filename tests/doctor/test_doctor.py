@@ -139,7 +139,7 @@ def test_labels_that_were_shuffled_in_training(tmp_path, monkeypatch):
     assert "they look shuffled" in check(still, "labels").reason
     assert marks(still, "bad") == {"labels"}
     mended = examine(tmp_path / "run")  # the data have their own labels again
-    assert "does not go by these labels" in check(mended, "labels").reason
+    assert "does not use these labels" in check(mended, "labels").reason
     assert marks(mended, "bad") == {"labels"}
 
 
@@ -176,7 +176,7 @@ def test_a_data_set_of_one_image(tmp_path):
     fit(small(data=data, batch_size=1, steps=60), RunFolder(tmp_path / "run"), watcher=Nobody())
     report = examine(tmp_path / "run", n=64)
     assert marks(report, "bad") == {"data"}
-    assert check(report, "data").reason == "the data are one sample"
+    assert check(report, "data").reason == "all samples are the same"
     assert check(report, "data").value["seen"] == 60
 
 
@@ -199,7 +199,7 @@ def test_a_training_that_hung_is_ill_until_it_has_gone_on(healthy, tmp_path):
     os.utime(folder.metrics_file, (newest + 9, newest + 9))
     found = check(examine(folder.path, n=64), "interruptions")
     assert found.mark == "ok"
-    assert found.figure == f"it hung before, and has gone on since: {stacks}"
+    assert found.figure == f"it hung before, but continued since: {stacks}"
 
 
 def test_a_run_in_training_is_neither_stopped_nor_changed(tmp_path):

@@ -110,7 +110,7 @@ def test_damage_that_checksums_agree_with_is_found_by_what_should_be_there(run, 
     status, found = checked(capsys, run)
     assert status == 1
     assert "model does not fit the configuration" in found["checkpoint 2"]["reason"]
-    assert "is of another run" in found["snapshots"]["reason"]
+    assert "belongs to another run" in found["snapshots"]["reason"]
 
 
 def test_what_is_no_recording_or_snapshot_of_this_run_is_named(run, capsys):

@@ -16,8 +16,8 @@ from ditlab.data.points import Points
 from ditlab.doctor.checks import Check, verdict
 from ditlab.doctor.evidence import Weights
 from ditlab.doctor.labels import told_by_samples
-from ditlab.doctor.losses import bounds, squared_errors, training_trials, trials
 from ditlab.doctor.metrics import Course, from_metrics, gates, skipped_steps, training_curve
+from ditlab.doctor.trials import bounds, squared_errors, training_trials, trials
 from ditlab.doctor.weights import LITTLE, expected_lag, gradient_noise
 from ditlab.networks.mlp import MLPDenoiser
 from ditlab.runs.build import build_process

@@ -1,31 +1,32 @@
-"""What a check says, and what all of them come to."""
+"""The result of a check, the verdict on all of them, and common advice."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
+
+from ditlab.config import Config
+from ditlab.recipes import RECIPES
 
 Mark = Literal["ok", "info", "warning", "bad", "unknown"]
 Verdict = Literal["healthy", "warning", "ill", "unknown"]
-
-
-OF_LEARNING = ("training curve", "loss by time", "loss against the recipe's")
+ABOUT_LEARNING = ("training curve", "loss by time", "loss against the recipe's")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        name: what.
-        mark: "ok", "warning" or "bad"; "info" where there is nothing to judge, "unknown" where it cannot be known.
-        figure: what was found, in words for a line.
-        value: what was found, for a program: numbers, lists and dictionaries of them.
+        name: what was checked.
+        mark: "ok", "warning" or "bad"; "info" without a judgement, "unknown" if the check could not be made.
+        figure: the finding in words.
+        value: the finding for programs: numbers, lists and dictionaries of them.
         expected: what a healthy run has.
-        reason: what makes it a warning or bad, or why it is not known.
-        advice: what to do.
+        reason: why it is a warning, bad or unknown.
+        advice: what to do about it.
     """
 
     name: str
@@ -36,21 +37,18 @@ class Check:
     reason: str | None = None
     advice: str | None = None
 
+    def marked(self, mark: Mark, reason: str, advice: str | None = None) -> Check:
+        """The check with another mark and the reason for it."""
+        return replace(self, mark=mark, reason=reason, advice=advice)
+
     def as_json(self) -> dict[str, Any]:
-        """The check for a program."""
-        return {
-            "name": self.name,
-            "verdict": self.mark,
-            "value": _plain(self.value),
-            "figure": self.figure,
-            "expected": self.expected,
-            "reason": self.reason,
-            "advice": self.advice,
-        }
+        """The check as a JSON object."""
+        fields = asdict(self)
+        return {"name": fields.pop("name"), "verdict": fields.pop("mark"), **fields, "value": _plain(self.value)}
 
 
 def _plain(value: Any) -> Any:
-    """Numbers that JSON has, and words for those that it has not."""
+    """The value with NaN and infinities as text, which JSON cannot represent otherwise."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -59,16 +57,31 @@ def _plain(value: Any) -> Any:
 
 
 def unknown(name: str, why: str) -> Check:
-    """A check that cannot be made, and why."""
+    """A check that could not be made, and why."""
     return Check(name, "unknown", "not known", reason=why)
 
 
 def verdict(checks: Sequence[Check]) -> Verdict:
-    """What the checks come to: the worst of those that could be judged, one at least of what was learned."""
+    """The worst mark decides; a healthy run also needs at least one good mark for learning."""
     marks = {check.mark for check in checks}
     if "bad" in marks:
         return "ill"
     if "warning" in marks:
         return "warning"
-    learned = any(check.mark == "ok" and check.name in OF_LEARNING for check in checks)
+    learned = any(check.mark == "ok" and check.name in ABOUT_LEARNING for check in checks)
     return "healthy" if learned else "unknown"
+
+
+def recipe_of(config: Config) -> Config | None:
+    """The recipe for the same data; None for images and latents, whose recipes depend on the user's data."""
+    make = RECIPES.get(config.data.kind)
+    return None if make is None or config.data.kind in ("images", "latents") else make()
+
+
+def smaller_lr(config: Config) -> str:
+    """Advice to lower a learning rate that is too high."""
+    recipe = recipe_of(config)
+    if recipe is not None and config.lr > recipe.lr:
+        times = config.lr / recipe.lr
+        return f"--lr {config.lr:g} is {times:.3g} × the recipe's: train anew with --lr {recipe.lr:g}"
+    return f"train anew with a smaller learning rate, such as --lr {config.lr / 10:g}, or a longer --warmup-steps"

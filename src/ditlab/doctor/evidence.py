@@ -1,4 +1,4 @@
-"""What is examined: a run as it lies on the disk, read and never written to, nor locked: it may be training."""
+"""Read all that is examined of a run, without writing to it or locking it: it may be training."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from ditlab.runs.weights import foresee, load_weights
 class Weights:
     """The networks of a checkpoint, in evaluation mode, without gradients, on the device.
 
-    ``earlier`` are the averaged weights of the checkpoint before it, with its step, where there is one; ``sigma_rel``
-    is the relative width of an average that ``ditlab ema`` made.
+    ``earlier`` are step, averaged and raw weights of the checkpoint before, if there is one; ``sigma_rel`` is the
+    relative width of an average made by ``ditlab ema``.
     """
 
     step: int
     averaged: Process
     raw: Process
-    initial: nn.Module  # as training began
-    earlier: tuple[int, dict[str, Tensor], dict[str, Tensor]] | None  # step, averaged, raw
+    initial: nn.Module  # at the start of training
+    earlier: tuple[int, dict[str, Tensor], dict[str, Tensor]] | None
     sigma_rel: float | None = None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run; ``weights`` and ``dataset`` are None where they cannot be had, and ``problems`` says why."""
+    """A run; ``weights`` and ``dataset`` are None if they cannot be read, and ``problems`` says why."""
 
     folder: RunFolder
     config: Config
-    course: Course  # what the metrics tell
+    course: Course  # summary of the metrics
     dataset: Dataset | None
     weights: Weights | None
-    problems: dict[str, str]  # of "metrics", "data", "checkpoint"
-    passed_over: list[str]  # damaged checkpoints
+    problems: dict[str, str]  # by "metrics", "data" or "checkpoint"
+    passed_over: list[str]  # warnings of damaged checkpoints
 
     @property
     def step(self) -> int:
-        """How far training has come, as far as is known."""
+        """The latest known step."""
         return max(self.course.step, self.weights.step if self.weights else 0)
 
 
@@ -63,7 +63,7 @@ def read_subject(name: str | Path, device: str) -> Subject:
     """Read a run.
 
     Raises:
-        InputError: there is none, or its configuration is damaged; the device is not there.
+        InputError: there is no such run, its configuration is damaged, or the device does not exist.
     """
     folder = RunFolder.find(name)
     config, problems, course = folder.read_config(), dict[str, str](), Course()
@@ -73,21 +73,21 @@ def read_subject(name: str | Path, device: str) -> Subject:
     except InputError as error:
         problems["metrics"] = str(error)
     dataset = _prepared(config, problems)
-    weights, passed_over = None, list[str]()
+    weights = None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", CheckpointWarning)
         try:
             weights = _read_weights(folder, config, device)
         except InputError as error:
             problems["checkpoint"] = str(error)
-    passed_over += [str(warning.message) for warning in said if issubclass(warning.category, CheckpointWarning)]
+    passed_over = [str(warning.message) for warning in said if issubclass(warning.category, CheckpointWarning)]
     if weights is None:
         problems.setdefault("checkpoint", "no checkpoint yet")
     return Subject(folder, config, course, dataset, weights, problems, passed_over)
 
 
 def _prepared(config: Config, problems: dict[str, str]) -> Dataset | None:
-    """The data that the run is trained on."""
+    """The data of the run, ready to be read; None, with an entry in ``problems``, if that fails."""
     if isinstance(config.data, ExternalData):
         problems["data"] = "it was trained elsewhere: its data are not here"
         return None
@@ -102,7 +102,7 @@ def _prepared(config: Config, problems: dict[str, str]) -> Dataset | None:
 
 
 def _read_weights(folder: RunFolder, config: Config, device: str) -> Weights | None:
-    """The newest whole checkpoint's networks, or None without any."""
+    """The networks of the newest whole checkpoint, or None."""
     dataset = build_dataset(config)
 
     def take(step: int) -> tuple[int, nn.Module, list[nn.Module]]:
@@ -132,7 +132,7 @@ def _read_weights(folder: RunFolder, config: Config, device: str) -> Weights | N
 
 
 def _earlier(folder: RunFolder, step: int) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
-    """The checkpoint before that step's, if it is whole, and still there: who trains may delete it meanwhile."""
+    """The newest whole checkpoint before a step, if any; a training process may delete it meanwhile."""
     for before in reversed([s for s in saved_steps(folder.checkpoints) if s < step]):
         with contextlib.suppress(InputError):
             checkpoint = verified(folder.checkpoints, before)

@@ -1,4 +1,4 @@
-"""Whether everything that a run left is as it was written: what ``ditlab check`` says. Nothing is changed."""
+"""Check that every file of a run is as it was written (``ditlab check``), without changing any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,14 @@ from ditlab.training.ema import PowerAverages
 from ditlab.training.optim import Optimizers
 from ditlab.training.posthoc_ema import read_snapshot
 
-NAMED = 3  # damaged files in a line
-READABLE = "make it a folder that can be read"
+NAMED = 3  # most damaged files listed
+READABLE = "make it a readable folder"
 PARTS = ("model", "ema", "optimizer", "averages")
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found in a run."""
+    """All checks of a run's files."""
 
     run: str
     checks: list[Check]
@@ -60,29 +60,31 @@ class Verified:
         return [check.name for check in self.checks if check.mark == "bad"]
 
     def as_json(self) -> dict[str, Any]:
-        """The report for a program."""
+        """The report as a JSON object."""
         head = {"run": self.run, "verdict": "damaged" if self.damaged else "whole"}
         return head | {"checks": [check.as_json() for check in self.checks]}
 
 
 def verify(run: str | Path, progress: Progress | None = None) -> Verified:
-    """Compare all that a run left with what its checksums and formats say; it may be training meanwhile.
+    """Compare the files of a run with their checksums and formats; it may be training.
 
     Args:
         run: its folder, or its name in ``runs/``.
-        progress: told how much of how much of its data was read.
+        progress: called with how much of its data was read, and how much there is.
 
     Raises:
         InputError: there is no such run.
     """
     folder = RunFolder.find(run)
     config, network, configuration = _configuration(folder)
-    checks = [configuration]
-    checks.append(_metrics(folder))
-    checks += _checkpoints(folder, config, network)
-    checks.append(_each("snapshots", folder, "averages", lambda file: _snapshot(file, config, network)))
-    checks.append(_each("recordings", folder, "probes", _recording))
-    checks.append(_each("pictures", folder, "samples", _picture))
+    checks = [
+        configuration,
+        _metrics(folder),
+        *_checkpoints(folder, config, network),
+        _each("snapshots", folder, "averages", lambda file: _snapshot(file, config, network)),
+        _each("recordings", folder, "probes", _recording),
+        _each("pictures", folder, "samples", _picture),
+    ]
     if (folder.path / FILE).exists():
         checks.append(_evaluations(folder))
     if config is not None:
@@ -91,24 +93,24 @@ def verify(run: str | Path, progress: Progress | None = None) -> Verified:
 
 
 def said(error: Exception) -> str:
-    """What an error says of the file that it is about."""
+    """An error in words, with the file it is about."""
     if isinstance(error, DamagedCheckpoint):
         return error.reason
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _configuration(folder: RunFolder) -> tuple[Config | None, nn.Module | None, Check]:
-    """The configuration, and on the "meta" device the network that it asks for, as far as there are any."""
+    """The configuration and its network on the "meta" device, each None if it cannot be read or built."""
     name = "configuration"
     try:
         config = folder.read_config()
     except (InputError, OSError) as error:
-        advice = f"bring {folder.config_file} back from a copy"
+        advice = f"restore {folder.config_file} from a copy"
         return None, None, Check(name, "bad", "damaged", reason=said(error), advice=advice)
     try:
         network = on_meta(lambda: build_network(config, build_dataset(config)))
     except (InputError, OSError) as error:
-        return config, None, unknown(name, f"no network can be made of it: {said(error)}")
+        return config, None, unknown(name, f"its network cannot be built: {said(error)}")
     return config, network, Check(name, "ok", f"{config.network.kind} on {config.data.kind}")
 
 
@@ -116,16 +118,13 @@ def _metrics(folder: RunFolder) -> Check:
     try:
         lines = sum(1 for _ in metrics.read(folder.metrics_file, whole=True))
     except (InputError, OSError) as error:
-        advice = "bring the line or the file back from a copy, or delete it"
+        advice = "restore the line or the file from a copy, or delete it"
         return Check("metrics", "bad", "damaged", reason=said(error), advice=advice)
     return Check("metrics", "ok", f"{lines:,} {'line' if lines == 1 else 'lines'}", {"lines": lines})
 
 
-# ---- checkpoints
-
-
 def _checkpoints(folder: RunFolder, config: Config | None, network: nn.Module | None) -> Iterator[Check]:
-    """A check of each, and of what names the newest."""
+    """A check of each checkpoint, and of the file that names the newest."""
     try:
         steps = saved_steps(folder.checkpoints)
     except (InputError, OSError) as error:
@@ -133,17 +132,17 @@ def _checkpoints(folder: RunFolder, config: Config | None, network: nn.Module | 
         return
     named = folder.checkpoints / LATEST
     if not steps and os.path.lexists(named):
-        reason, advice = f"{named} is there, but no checkpoint", "bring the checkpoints back from a copy"
+        reason, advice = f"{named} exists, but no checkpoint", "restore the checkpoints from a copy"
         yield Check("checkpoints", "bad", "missing", reason=reason, advice=advice)
     elif not steps:
         yield unknown("checkpoints", "there is none yet")
     for step in steps:
-        check = _checkpoint(folder, step, config, network)
-        if check is not None:
+        if (check := _checkpoint(folder, step, config, network)) is not None:
             yield check
     if steps and not _names_one(named, steps):
-        advice = f"ditlab train --resume {folder.path} writes it anew"
-        yield Check("newest", "bad", "not named", reason=f"{named} names no checkpoint that is there", advice=advice)
+        advice = f"ditlab train --resume {folder.path} rewrites it"
+        reason = f"{named} names a checkpoint that does not exist"
+        yield Check("newest", "bad", "not named", reason=reason, advice=advice)
 
 
 def _names_one(file: Path, steps: list[int]) -> bool:
@@ -153,7 +152,7 @@ def _names_one(file: Path, steps: list[int]) -> bool:
 
 
 def _checkpoint(folder: RunFolder, step: int, config: Config | None, network: nn.Module | None) -> Check | None:
-    """Every byte against the manifest, every tensor against its pieces and the configuration; None if it went away."""
+    """Check every byte against the manifest and every tensor against the configuration; None if it was deleted."""
     name, checkpoint = f"checkpoint {step:,}", folder.checkpoints / step_name(step)
     try:
         verified(folder.checkpoints, step)
@@ -163,9 +162,9 @@ def _checkpoint(folder: RunFolder, step: int, config: Config | None, network: nn
         if config is not None and network is not None:
             _must_fit(likes, config, network)
     except (InputError, OSError) as error:
-        if not checkpoint.exists():  # whoever trains has deleted it
+        if not checkpoint.exists():  # the training process deleted it
             return None
-        advice = "remove it, or bring it back from a copy: an older or a newer one is used"
+        advice = "remove it, or restore it from a copy; another checkpoint is used meanwhile"
         return Check(name, "bad", "damaged", reason=said(error), advice=advice)
     files = [file for part in parts for file in files_of(checkpoint, part)]
     size, tensors = sum(file.stat().st_size for file in files), sum(map(len, parts.values()))
@@ -174,28 +173,25 @@ def _checkpoint(folder: RunFolder, step: int, config: Config | None, network: nn
 
 
 def _must_fit(parts: Mapping[str, Mapping[str, Tensor]], config: Config, network: nn.Module) -> None:
-    """See that the tensors of a checkpoint are those that the configuration asks for, as to names, shapes and types.
+    """Check names, shapes and dtypes of a checkpoint's tensors against the configuration.
 
     Raises:
-        InputError: they are not; the first difference is named.
+        InputError: they differ; the first difference is named.
     """
     wanted = {"model": network.state_dict(), "ema": network.state_dict()}
     if config.averages:
         wanted["averages"] = PowerAverages(network, config.averages).state_dict()
     for part, own in wanted.items():
         if part not in parts:
-            raise InputError(f"it has no {part}, which the configuration asks for")
+            raise InputError(f"it has no {part}, which the configuration requires")
         if problems := differences(parts[part], own):
             raise InputError(f"{part} does not fit the configuration: {problems[0][:160]}")
     if problems := Optimizers(network, config).differences(dict(parts.get("optimizer", {}))):
         raise InputError(f"optimizer does not fit the configuration: {problems[0][:160]}")
 
 
-# ---- what else a run leaves
-
-
 def _each(name: str, folder: RunFolder, kind: str, look: Callable[[Path], object]) -> Check:
-    """Whether each file of a step in one of a run's folders can be read, and is no link."""
+    """Check that each file of a step in one of a run's folders can be read and is not a link."""
     place = folder.path / kind
     try:
         found = [place / entry for entry in disk.names(place, folder.path) if re.fullmatch(STEP + MADE[kind], entry)]
@@ -206,7 +202,7 @@ def _each(name: str, folder: RunFolder, kind: str, look: Callable[[Path], object
         try:
             disk.must_be_file(file, folder.path)
             look(file)
-        except Exception as error:  # whatever a damaged file makes a reader raise
+        except Exception as error:  # readers raise all kinds of errors for damaged files
             if os.path.lexists(file):
                 named = "" if isinstance(error, InputError) else f"{file} is damaged: "
                 wrong.append(f"{named}{said(error)}"[:240])
@@ -223,7 +219,7 @@ def _snapshot(file: Path, config: Config | None, network: nn.Module | None) -> N
     if config is not None and network is not None:
         own = {name: tensor.half() for name, tensor in PowerAverages(network, config.averages).state_dict().items()}
         if problems := differences(tensors, own):
-            raise InputError(f"{file} is of another run: {problems[0][:160]}")
+            raise InputError(f"{file} belongs to another run: {problems[0][:160]}")
 
 
 def _recording(file: Path) -> None:
@@ -250,17 +246,14 @@ def _evaluations(folder: RunFolder) -> Check:
     return Check("evaluations", "ok", f"{len(found):,}", {"evaluations": len(found)})
 
 
-# ---- data
-
-
 def prepared(folder: RunFolder, config: Config, progress: Progress | None = None, most: float = math.inf) -> Check:
-    """Whether what was prepared of the data is as it was, and is what the run was trained on.
+    """Check that prepared data are undamaged, and the same as the run was trained on.
 
     Args:
-        folder: of the run.
-        config: of the run.
-        progress: told how much of how much was read.
-        most: bytes that are read; of more it is not known.
+        folder: the run's folder.
+        config: the run's configuration.
+        progress: called with how much was read, and how much there is.
+        most: most bytes to read; larger data are not checked.
     """
     name = "prepared data"
     if isinstance(config.data, ExternalData):
@@ -273,18 +266,18 @@ def prepared(folder: RunFolder, config: Config, progress: Progress | None = None
             return _latents(name, folder, dataset, progress, most)
     except (InputError, OSError) as error:
         if isinstance(dataset, Latents) and Path(dataset.path).exists():
-            return Check(name, "bad", "damaged", reason=said(error), advice="bring the store back from a copy")
+            return Check(name, "bad", "damaged", reason=said(error), advice="restore the store from a copy")
         return unknown(name, said(error))
-    return Check(name, "ok", "none: they are made as they are needed")
+    return Check(name, "ok", "none: samples are made when needed")
 
 
 def _images(name: str, folder: RunFolder, dataset: Images, progress: Progress | None, most: float) -> Check:
     found = dataset.examine(progress, most)
     if found is None:
-        return unknown(name, "these images are not prepared here: training does it")
+        return unknown(name, "these images are not prepared here; training does that")
     figure, value = f"{found.bytes / 1e6:,.1f} MB", {"folder": str(found.folder), "bytes": found.bytes}
     if found.damaged:
-        advice = f"remove {found.folder}: what is needed again is prepared again"
+        advice = f"remove {found.folder}: the data are then prepared again when needed"
         return Check(name, "bad", "damaged", value, "its checksums", "; ".join(found.damaged), advice)
     if found.unknown is not None:
         return unknown(name, f"{found.folder}: {found.unknown}")
@@ -294,21 +287,21 @@ def _images(name: str, folder: RunFolder, dataset: Images, progress: Progress | 
 def _latents(name: str, folder: RunFolder, dataset: Latents, progress: Progress | None, most: float) -> Check:
     size = sum(shard.bytes for shard in dataset.index.shards)
     if size > most:
-        return unknown(name, f"{size / 1e9:,.1f} GB were not read: ditlab check does")
+        return unknown(name, f"{size / 1e9:,.1f} GB were not read; ditlab check reads them")
     found = check_store(dataset.path, progress)
     value = {"folder": dataset.path, "bytes": size}
     if found.damaged:
-        reason, advice = found.damaged[0], "bring it back from a copy, or encode it anew with the same command"
+        reason, advice = found.damaged[0], "restore it from a copy, or encode it again with the same command"
         return Check(name, "bad", f"{len(found.damaged):,} shards damaged", value, "its checksums", reason, advice)
     return _trained_on(Check(name, "ok", f"{size / 1e6:,.1f} MB", value), folder, dataset.fingerprint)
 
 
 def _trained_on(check: Check, folder: RunFolder, fingerprint: str) -> Check:
-    """The check, or a warning where the newest checkpoint was trained on other data."""
+    """The check, or a warning if the newest checkpoint was trained on other data."""
     then = None
     with suppress(InputError, OSError):
         then = read_facts(folder.checkpoints / step_name(folder.step or 0)).get("fingerprint")
     if then in (None, fingerprint):
         return check
-    reason = f"they are not those that were trained on: their fingerprint was {str(then)[:80]} and is {fingerprint}"
-    return replace(check, mark="warning", reason=reason, advice="bring those back before you go on with this run")
+    reason = f"the run was trained on other data: their fingerprint was {str(then)[:80]} and is {fingerprint}"
+    return check.marked("warning", reason, "restore those before you continue this run")

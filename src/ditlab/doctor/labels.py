@@ -1,4 +1,4 @@
-"""Does a network use its labels, and are they worth it?"""
+"""Does a network use its labels, and do the labels describe the samples?"""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ditlab.data.conditions import num_classes
 from ditlab.data.dataset import Dataset
 from ditlab.doctor.checks import Check, unknown
 from ditlab.doctor.evidence import Weights
-from ditlab.doctor.losses import Trials, squared_errors
 from ditlab.doctor.metrics import EARLY
+from ditlab.doctor.trials import Trials, squared_errors
 
-USED = 0.03  # rise of the loss with other labels over the loss
-LEARNED = 0.97  # loss over that of the best line
+USED = 0.03  # relative rise of the loss with other labels
+LEARNED = 0.97  # loss over that of the linear fit
 SURE = 4.0  # standard errors
 FOLDS, LARGEST_SIDE, FEWEST = 5, 16, 100  # of the cross-validation; pixels of its pictures; samples
 
@@ -30,16 +30,16 @@ class Effect(NamedTuple):
 
     rise: float
     standard_error: float
-    share: float  # of the loss with the own label
+    share: float  # of the loss with the sample's own label
 
     @property
     def seen(self) -> bool:
-        """Whether there is one to speak of."""
+        """Whether the effect is large and significant."""
         return self.share > USED and self.rise > SURE * self.standard_error
 
 
 def label_effect(weights: Weights, drawn: Trials, errors: Tensor, classes: int) -> Effect:
-    """Measure it on the trials whose losses with their own labels are ``errors``; every other label is as likely."""
+    """Replace labels by uniformly drawn others; ``errors`` are the losses with the samples' own labels."""
     label = drawn.cond["label"]
     away = torch.randint(1, classes, label.shape, generator=generator_for("doctor", "labels"))
     rise = squared_errors(weights.averaged, drawn.labelled((label + away) % classes)) - errors
@@ -48,7 +48,7 @@ def label_effect(weights: Weights, drawn: Trials, errors: Tensor, classes: int) 
 
 
 class Told(NamedTuple):
-    """How often a linear classifier, tried on samples it was not fitted to, is right, and how often a guess is."""
+    """Cross-validated accuracy of a linear classifier, accuracy of guessing, and number of samples."""
 
     accuracy: float
     chance: float
@@ -61,7 +61,7 @@ class Told(NamedTuple):
 
 
 def told_by_samples(x0: Tensor, label: Tensor) -> Told | None:
-    """Whether labels can be told from samples at all; None where there are too few of each label."""
+    """Can a linear classifier tell labels from samples? None if there are too few samples of each label."""
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import cross_val_score
 
@@ -76,15 +76,15 @@ def told_by_samples(x0: Tensor, label: Tensor) -> Told | None:
     return Told(float(accuracy), float(np.bincount(names).max() / len(names)), len(names))
 
 
-def labels(dataset: Dataset, weights: Weights, drawn: Trials, errors: Tensor, line: float) -> Check:
-    """Do labels help the network, and do samples tell them?
+def labels(dataset: Dataset, weights: Weights, drawn: Trials, errors: Tensor, linear: float) -> Check:
+    """Do labels help the network, and can they be told from the samples?
 
     Args:
-        dataset: with labels or without.
-        weights: of the run.
+        dataset: the data, with labels or without.
+        weights: the weights of the run.
         drawn: training samples.
-        errors: the averaged network's at these.
-        line: the mean error of the best line at these, which a network that has learned anything is well below.
+        errors: errors of the averaged network on these.
+        linear: mean error of the linear fit on these; a network that has learned anything is clearly below.
     """
     name = "labels"
     if (classes := num_classes(dataset.conditions)) is None or "label" not in drawn.cond:
@@ -98,19 +98,19 @@ def labels(dataset: Dataset, weights: Weights, drawn: Trials, errors: Tensor, li
     figure = f"the loss is {effect.share:+.1%} with others (± {effect.standard_error / float(errors.mean()):.1%})"
     if told is not None:
         figure += f"; a linear classifier is right in {told.accuracy:.0%}, a guess in {told.chance:.0%}"
-    learned = weights.step >= EARLY and float(errors.mean()) < LEARNED * line
-    expected = f"the loss is at least {USED:.0%} higher with other labels"
-    if effect.seen and (told is None or told.more_than_chance):
-        return Check(name, "ok", figure, value, expected)
+    found = Check(name, "ok", figure, value, f"the loss is at least {USED:.0%} higher with other labels")
+    early = weights.step < EARLY
     if told is not None and not told.more_than_chance:
         if effect.seen:
-            reason = "samples do not tell their labels, and the network uses them: it may know them by heart"
-            return Check(name, "warning", figure, value, expected, reason, "look at samples of each label")
-        reason = "samples do not tell their labels, and the network has no use for them: they look shuffled"
-        advice = "look at samples of each label; mend the labels, or train without"
-        return Check(name, "bad" if weights.step >= EARLY else "warning", figure, value, expected, reason, advice)
-    if not learned:
-        return unknown(name, f"{figure}; it is too early: the network has learned too little")
-    reason = "the network does not go by these labels: it was trained with others, with shuffled ones or without"
-    advice = "see that each sample has its own label in training, and that process.condition_dropout is below 1"
-    return Check(name, "bad" if told is not None else "warning", figure, value, expected, reason, advice)
+            reason = "the network uses labels that cannot be told from the samples: it may have memorised them"
+            return found.marked("warning", reason, "look at samples of each label")
+        reason = "labels cannot be told from the samples, and the network ignores them: they look shuffled"
+        advice = "look at samples of each label; correct the labels, or train without them"
+        return found.marked("warning" if early else "bad", reason, advice)
+    if effect.seen:
+        return found
+    if early or not float(errors.mean()) < LEARNED * linear:
+        return unknown(name, f"{figure}; too early: the network has learned too little")
+    reason = "the network does not use these labels: it was trained with other or shuffled ones, or without"
+    advice = "check that each sample has its own label in training, and that process.condition_dropout is below 1"
+    return found.marked("bad" if told is not None else "warning", reason, advice)

@@ -1,4 +1,4 @@
-"""What metrics.jsonl tells: whether the loss falls, steps that were skipped, gradients, gates and speed."""
+"""Checks of metrics.jsonl: training curve, skipped steps, gradients, gates and speed."""
 
 from __future__ import annotations
 
@@ -12,34 +12,33 @@ from typing import Any
 import numpy as np
 
 from ditlab.config import Config
-from ditlab.doctor.advice import smaller_lr
-from ditlab.doctor.checks import Check, Mark, unknown
+from ditlab.doctor.checks import Check, smaller_lr, unknown
 
 NUMBERS = ("loss", "grad_norm", "images_per_s")
-EARLY = 200  # steps before which little can be said of a network
-FEWEST = 4  # lines with a figure, to say anything of its course
-RISEN, DIVERGED = 1.3, 2.0  # loss now over its least; 1.00 to 1.04 in healthy runs
+EARLY = 200  # steps before which a network can hardly be judged
+FEWEST = 4  # lines needed to judge a curve
+RISEN, DIVERGED = 1.3, 2.0  # loss now over its minimum; 1.00 to 1.04 in healthy runs
 SPIKE = 3.0  # times the median of the five lines before
-BORNE, TOO_MANY = 0.005, 0.05  # share of steps that were not learned from
+MANY, TOO_MANY = 0.005, 0.05  # share of skipped steps
 STEEP = 100.0  # norm of the gradient over the clip; at most 2 in healthy runs
 CLOSED, OPEN_WIDE, BURST = 1e-3, 3.0, 10.0  # mean |gate|; 0.02 to 0.5 in healthy runs
-DEAD = 0.1  # the wider gate of a block over the median of all; 0.74 at the least in healthy runs
-SLOWED = 0.3  # speed of the last fifth over the best fifth's; 0.46 at the least in runs beside other work
+DEAD = 0.1  # the wider gate of a block over the median of all; at least 0.74 in healthy runs
+SLOWED = 0.3  # speed of the last fifth over that of the best; at least 0.46 in runs beside other work
 
 
 @dataclass
 class Course:
-    """What is looked at of a run's metrics: numbers of each name, where a line has one, and little of the rest."""
+    """Summary of a run's metrics: the curves of ``NUMBERS``, skipped steps and the last gates."""
 
     step: int = 0  # of the last line
     numbers: dict[str, array[float]] = field(default_factory=lambda: {name: array("d") for name in NUMBERS})
-    skipped: array[int] = field(default_factory=lambda: array("q"))  # steps that were not learned from
-    objection: str | None = None  # to the last of these
-    gates: Mapping[str, Any] | None = None  # the last line that has some
+    skipped: array[int] = field(default_factory=lambda: array("q"))  # steps
+    objection: str | None = None  # reason for skipping the last one
+    gates: Mapping[str, Any] | None = None  # the last line with gates
 
     @classmethod
     def of(cls, lines: Iterable[Mapping[str, Any]]) -> Course:
-        """What lines tell; they are looked at one by one, and not kept."""
+        """Summarise lines, one at a time, without keeping them."""
         course = cls()
         for line in lines:
             course.step = int(line["step"])
@@ -56,7 +55,7 @@ class Course:
 
 
 def from_metrics(config: Config, course: Course) -> list[Check]:
-    """All checks that need the metrics alone."""
+    """All checks that only need the metrics."""
     return [
         training_curve(config, course),
         skipped_steps(config, course),
@@ -67,15 +66,15 @@ def from_metrics(config: Config, course: Course) -> list[Check]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Exactly summed, so that one large value spoils none of the others."""
+    """The mean by an exact sum, in which one large value spoils no other."""
     return math.fsum(values) / len(values)
 
 
 def _least_mean(values: np.ndarray, width: int) -> float:
-    """The least mean of ``width`` neighbours.
+    """The least mean over windows of ``width`` values.
 
-    Each sum is one of the rest of a block of that many and one of the beginning of the next, and nothing is taken away
-    again: so one huge value spoils no sum but those that it is in.
+    A window is the tail of one block of ``width`` values and the head of the next, so nothing is ever subtracted, and a
+    huge value only spoils the windows that contain it.
     """
     count = len(values) - width + 1
     blocks = np.pad(values, (0, width - len(values) % width)).reshape(-1, width)
@@ -86,7 +85,7 @@ def _least_mean(values: np.ndarray, width: int) -> float:
 
 
 def _spikes(losses: np.ndarray) -> int:
-    """How many are more than ``SPIKE`` times the median of the five before, or of as many as there are."""
+    """Number of losses above ``SPIKE`` times the median of the five before, or of fewer at the start."""
     early = sum(losses[i] > SPIKE * np.median(losses[:i]) for i in range(1, min(5, len(losses))))
     below = sum((SPIKE * losses[k : k - 5] < losses[5:]).astype(np.int8) for k in range(5))
     return int(early + np.count_nonzero(np.asarray(below) >= 3))
@@ -98,50 +97,46 @@ def training_curve(config: Config, course: Course) -> Check:
     if config.process.steady is not None:
         return unknown(name, config.process.steady)
     if len(losses) < FEWEST:
-        return unknown(name, f"{len(losses)} lines with a loss so far: it takes {FEWEST}")
+        return unknown(name, f"{len(losses)} lines with a loss so far: {FEWEST} are needed")
     width = max(2, len(losses) // 10)
     last, least, first = _mean(losses[-width:]), _least_mean(losses, width), float(losses[0])
     if least <= 0:
-        return unknown(name, "the loss is not above 0: it is no mean of squares")
+        return unknown(name, "the loss is not above 0, as a mean of squares would be")
     spikes = _spikes(losses)
     value = {"first": first, "least": least, "last": last, "over_least": last / least, "spikes": spikes}
     figure = f"loss {first:.3g} at first, {last:.3g} now, {last / least:.2f} × its least"
-    expected = f"below its first value and {RISEN} × its least"
-    advice = smaller_lr(config)
+    found = Check(name, "ok", figure, value, f"below its first value and {RISEN} × its least")
     if last > DIVERGED * least or last >= first:
         why = "the loss diverged" if last > DIVERGED * least else "the loss does not fall"
-        return Check(name, "bad", figure, value, expected, f"{why}: the learning rate may be too high", advice)
+        return found.marked("bad", f"{why}: the learning rate may be too high", smaller_lr(config))
     if last > RISEN * least:
-        return Check(name, "warning", figure, value, expected, "the loss has risen again", advice)
+        return found.marked("warning", "the loss has risen again", smaller_lr(config))
     if spikes > 0.05 * len(losses):
         reason = f"{spikes} of {len(losses)} lines are spikes of more than {SPIKE:g} × those before"
-        return Check(name, "warning", figure, value, expected, reason, advice)
-    return Check(name, "ok", figure, value, expected)
+        return found.marked("warning", reason, smaller_lr(config))
+    return found
 
 
 def skipped_steps(config: Config, course: Course) -> Check:
-    """How many steps could not be learned from?"""
+    """How many steps were skipped?"""
     name, steps, count = "skipped steps", course.step, len(course.skipped)
     if not steps:
         return unknown(name, "no steps so far")
     share = count / steps
     value = {"skipped": count, "share": share, "last": course.objection}
-    figure, expected = f"{count} of {steps:,}", f"at most {BORNE:.1%}"
+    found = Check(name, "ok", f"{count} of {steps:,}", value, f"at most {MANY:.1%}")
     at_end = 0
     while at_end < count and course.skipped[-1 - at_end] == steps - at_end:
         at_end += 1
     reason = f"the last of them: {course.objection}"
     advice = f"see the lines with 'skipped' in metrics.jsonl, and failures/; {smaller_lr(config)}"
     if at_end >= config.bad_steps:
-        reason = f"training ended after {at_end} in a row; {reason}"
-        return Check(name, "bad", figure, value, expected, reason, advice)
-    if share > BORNE:
-        return Check(name, "bad" if share > TOO_MANY else "warning", figure, value, expected, reason, advice)
-    return Check(name, "ok", figure, value, expected)
+        return found.marked("bad", f"training ended after {at_end} in a row; {reason}", advice)
+    return found.marked("bad" if share > TOO_MANY else "warning", reason, advice) if share > MANY else found
 
 
 def gradient_norm(config: Config, course: Course) -> Check:
-    """How large is the gradient beside what it is clipped to, in the second half?"""
+    """How large is the gradient norm in the second half, compared with the clip?"""
     name, norms = "gradient norm", np.array(course.numbers["grad_norm"])
     if not len(norms):
         return unknown(name, "no lines with a gradient so far")
@@ -149,52 +144,50 @@ def gradient_norm(config: Config, course: Course) -> Check:
     typical, clipped = float(np.median(late)), float(np.mean(late > config.grad_clip))
     value = {"median": typical, "clip": config.grad_clip, "clipped": clipped}
     figure = f"{typical:.3g} in the median, clipped to {config.grad_clip:g} in {clipped:.0%} of the lines"
-    expected = f"below {STEEP:g} × the clip"
+    found = Check(name, "ok", figure, value, f"below {STEEP:g} × the clip")
     if typical > STEEP * config.grad_clip:
-        reason = f"it is {typical / config.grad_clip:.3g} × what it is clipped to: training runs away"
-        return Check(name, "bad", figure, value, expected, reason, smaller_lr(config))
-    return Check(name, "ok", figure, value, expected)
+        reason = f"it is {typical / config.grad_clip:.3g} × the clip: training runs away"
+        return found.marked("bad", reason, smaller_lr(config))
+    return found
 
 
 def gates(config: Config, course: Course) -> Check:
-    """Do the gates of adaLN-Zero open, all of them, and not beyond bounds?"""
+    """Do all gates of adaLN-Zero open, but not too far?"""
     name, line = "gates", course.gates
     if line is None:
-        return unknown(name, "this network has none, or none are recorded yet")
+        return unknown(name, "this network has none, or none were recorded yet")
     step, last = int(line["step"]), line["gates"]
     blocks = list(zip(last["attn"], last["mlp"], strict=True))
     every = [gate for block in blocks for gate in block]
     value = {"step": step, "attn": last["attn"], "mlp": last["mlp"], "effective_depth": line["effective_depth"]}
     figure = f"mean |gate| {min(every):.3g} to {max(every):.3g}, effective depth {value['effective_depth']:.1f}"
-    expected = f"from 0 to between {CLOSED:g} and {OPEN_WIDE:g}, in all blocks"
+    found = Check(name, "ok", figure, value, f"from 0 to between {CLOSED:g} and {OPEN_WIDE:g}, in all blocks")
     if max(every) > OPEN_WIDE:
-        mark: Mark = "bad" if max(every) > BURST else "warning"
         reason = f"the gates blow up, to {max(every):.3g}"
-        return Check(name, mark, figure, value, expected, reason, smaller_lr(config))
+        return found.marked("bad" if max(every) > BURST else "warning", reason, smaller_lr(config))
     if step < EARLY:
         return unknown(name, f"they were last recorded at step {step}, and open in the first {EARLY}")
     if max(every) < CLOSED:
-        advice = "raise --lr, or --warmup-steps is longer than the run"
-        return Check(name, "bad", figure, value, expected, "they stay closed: the blocks do nothing", advice)
+        advice = "raise --lr, and check that --warmup-steps is shorter than the run"
+        return found.marked("bad", "they stay closed: the blocks do nothing", advice)
     dead = [i for i, block in enumerate(blocks) if max(block) < DEAD * np.median(every)]
     if dead:
         reason = f"blocks that do next to nothing, counted from 0: {', '.join(map(str, dead))}"
-        return Check(name, "warning", figure, value, expected, reason, "a smaller --network.depth may do as well")
-    return Check(name, "ok", figure, value, expected)
+        return found.marked("warning", reason, "a smaller --network.depth may do as well")
+    return found
 
 
 def throughput(course: Course) -> Check:
     """Is training as fast as it was?"""
     name, speeds = "throughput", np.array(course.numbers["images_per_s"])
     if len(speeds) < 2 * FEWEST:
-        return unknown(name, f"{len(speeds)} lines with a speed so far: it takes {2 * FEWEST}")
+        return unknown(name, f"{len(speeds)} lines with a speed so far: {2 * FEWEST} are needed")
     cuts = [len(speeds) * i // 5 for i in range(6)]
     fifths = [float(np.median(speeds[a:b])) for a, b in pairwise(cuts)]
     typical = float(np.median(speeds))
     value = {"median": typical, "fifths": fifths}
-    figure, expected = f"{typical:,.0f} samples/s", f"{SLOWED:g} × its best or more"
+    found = Check(name, "ok", f"{typical:,.0f} samples/s", value, f"{SLOWED:g} × its best or more")
     if fifths[-1] < SLOWED * max(fifths):
         reason = f"{fifths[-1]:,.0f} samples/s at the end, {max(fifths):,.0f} before"
-        advice = "see whether other work shares the machine; where batches come slowly, add --workers"
-        return Check(name, "warning", figure, value, expected, reason, advice)
-    return Check(name, "ok", figure, value, expected)
+        return found.marked("warning", reason, "check for other work on the machine; if loading is slow, add --workers")
+    return found

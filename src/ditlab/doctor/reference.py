@@ -1,6 +1,6 @@
-"""The loss by time of each recipe, as it was measured on the recipe's own training: what a run is compared with.
+"""The loss by time of each recipe during its own training, to compare runs with.
 
-``reference.json`` is written by ``benchmarks/reference.py``, which says how.
+``benchmarks/reference.py`` writes ``reference.json``, and says how.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from ditlab.config import Config, PointsData
 
 
 class Reference(NamedTuple):
-    """Where a run should be: the loss by bin of the time that the recipe's training had ``step`` steps in."""
+    """The loss by bin of the time that the recipe's training had at ``step``."""
 
     step: float
     loss: list[float]
-    like: bool  # whether the run's network, optimizer and process are the recipe's
+    like: bool  # whether the run has the recipe's network, optimizer and process
 
 
 @cache
 def curves() -> dict[str, dict[str, Any]]:
-    """All that was measured, by name of the recipe."""
+    """The measured curves, by name of the recipe."""
     told: dict[str, dict[str, Any]] = json.loads(files("ditlab.doctor").joinpath("reference.json").read_text())
     return told
 
 
 def curve_name(config: Config) -> str:
-    """The name that the curve of a configuration's data has, if there is one."""
+    """The name of the curve for a configuration's data."""
     return f"points {config.data.name}" if isinstance(config.data, PointsData) else config.data.kind
 
 
 def reference_for(config: Config, step: int) -> Reference | str:
-    """Where a run of this configuration should be after ``step`` steps; or, in words, why that is not known.
+    """The reference for a run of this configuration after ``step`` steps; or, in words, why there is none.
 
-    The recipe's training is looked at where it had taken as many steps, seen as many samples and done the same share
-    of its schedule, whichever is the earliest: its learning rate falls to 0 at the end, and a longer one's has not yet.
-    Between two measured steps the loss is taken along a line.
+    It is taken where the recipe had done as many steps, seen as many samples or completed the same share of its
+    schedule, whichever is earliest (the learning rate falls to 0 at the end, so longer runs are behind). The loss is
+    interpolated linearly between measured steps.
     """
     curve = curves().get(curve_name(config))
     if curve is None:
         return f"there is no reference for {config.data.kind}"
     process = config.process.model_dump(mode="json")
     if any(process[key] != curve["process"].get(key) for key in ("kind", "path") if key in process):
-        return "the reference is of another process, whose loss means something else"
+        return "the recipe has another process, whose loss means something else"
     recipe = curve["recipe"]
     at = min(step, step * config.batch_size / recipe["batch_size"], step / config.steps * recipe["steps"])
     steps = curve["steps"]
     if at < steps[0]:
-        return f"it is too early: the reference begins at step {steps[0]}"
+        return f"too early: the reference begins at step {steps[0]}"
     right = min(bisect_right(steps, at), len(steps) - 1)
     left = right - 1
     share = min(1.0, (at - steps[left]) / (steps[right] - steps[left]))

@@ -1,4 +1,4 @@
-"""The loss of a network at each time, and what is known of it beforehand."""
+"""The loss of a network at each time on fixed samples, and that of predictors without training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ditlab.diffusion.process import Process
 from ditlab.diffusion.targets import compose
 
 BINS = 8  # of [0, 1]
-AT_ONCE = 256  # samples that a network is given
+AT_ONCE = 256  # samples in a batch
 
 
 class Trials(NamedTuple):
-    """Samples with times and noise, the same whenever they are drawn: what networks are compared on."""
+    """Samples with times and noise, always the same, to compare networks on."""
 
     x0: Float[Tensor, "n ..."]
     cond: dict[str, Tensor]
@@ -29,7 +29,7 @@ class Trials(NamedTuple):
 
     @property
     def bins(self) -> Int[Tensor, " n"]:
-        """The bin of each sample."""
+        """The bin of each sample's time."""
         return (self.t * BINS).long().clamp(max=BINS - 1)
 
     def labelled(self, label: Tensor) -> Trials:
@@ -38,7 +38,7 @@ class Trials(NamedTuple):
 
 
 def trials(batches: Iterable[Batch]) -> Trials:
-    """Samples with a time and noise each; those of the first batches are the same however many follow."""
+    """Draw a time and noise for each sample; those of the first batches do not depend on how many follow."""
     pieces = []
     for number, (x0, cond) in enumerate(batches):
         generator, n = generator_for("doctor", "trials", number), len(x0)
@@ -50,12 +50,12 @@ def trials(batches: Iterable[Batch]) -> Trials:
 
 
 def training_trials(dataset: Dataset, n: int) -> Trials:
-    """``n`` samples as training sees them, the same for all runs on the same data."""
+    """``n`` training samples, the same for all runs on the same data."""
     return trials(dataset.batch(0, first, min(AT_ONCE, n - first)) for first in range(0, n, AT_ONCE))
 
 
 def held_out_trials(dataset: HeldOut, n: int) -> Trials:
-    """Up to ``n`` samples that training does not see."""
+    """Up to ``n`` held-out samples."""
     x0, cond = dataset.held_out(0, n)
     cuts = [slice(first, first + AT_ONCE) for first in range(0, len(x0), AT_ONCE)]
     return trials(Batch(x0[cut], {name: value[cut] for name, value in cond.items()}) for cut in cuts)
@@ -63,7 +63,7 @@ def held_out_trials(dataset: HeldOut, n: int) -> Trials:
 
 @torch.no_grad()
 def squared_errors(process: Process, drawn: Trials) -> Float[Tensor, " n"]:
-    """Mean squared error of the target at each of the trials, with their own conditions and without any weight."""
+    """Unweighted mean squared error of the target for each trial."""
     device, pieces = process.like().device, []
     for first in range(0, len(drawn.t), AT_ONCE):
         here = slice(first, first + AT_ONCE)
@@ -82,17 +82,17 @@ def by_bin(values: Float[Tensor, " n"], bins: Int[Tensor, " n"]) -> list[float]:
 
 
 class Bounds(NamedTuple):
-    """Mean squared errors, at the same trials, of predictors that need no training; by bin of the time."""
+    """Mean squared errors of predictors without training on the same trials, by bin of the time."""
 
-    nothing: list[float]  # 0, whatever x_t
-    linear: list[float]  # the best line through each coordinate of x_t
+    nothing: list[float]  # always predicts 0
+    linear: list[float]  # the least-squares line through each coordinate of x_t
 
 
 def bounds(process: Process, drawn: Trials) -> Bounds:
-    """What a network has to be better than.
+    """The errors that a network has to be below.
 
-    With x_t = a·x0 + s·eps and the target y = p·x0 + q·eps, of a coordinate whose mean is m and whose variance is v,
-    the best line in x_t is that of least squares,
+    For x_t = a·x0 + s·eps, the target y = p·x0 + q·eps and a coordinate of x0 with mean m and variance v, the
+    least-squares line is
 
         y = p·m + Cov(y, x_t)/Var x_t · (x_t − a·m),    Cov(y, x_t) = a·p·v + s·q,    Var x_t = a²·v + s².
     """
