@@ -87,7 +87,7 @@ def test_facebook_to_diffusers_to_facebook(tmp_path):
     state = small()
     import_checkpoint(saved(tmp_path, state), "facebook-dit", tmp_path / "run", heads=4)
     notes = export_run(tmp_path / "run", "diffusers", tmp_path / "pipe").notes
-    assert "over half − 1" in notes[2]
+    assert "half − 1" in notes[2]
     assert "%" in notes[2]
     theirs = DiTTransformer2DModel.from_pretrained(tmp_path / "pipe", subfolder="transformer")
     expected = diffusers_state(state)

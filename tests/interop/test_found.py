@@ -66,7 +66,7 @@ def test_one_state_dict_is_found_wherever_a_trainer_put_it(tmp_path, name):
     for weights in ("raw", "ema"):
         network = ditlab.load(tmp_path / "run", weights=weights).process.network
         assert torch.equal(network.final.linear.weight, RAW["final_layer.linear.weight"])
-    assert ("left out" in " ".join(made.imported.notes)) == (name not in ("alone", "an average alone"))
+    assert ("is removed" in " ".join(made.imported.notes)) == (name not in ("alone", "an average alone"))
 
 
 def test_the_wrappers_prefixes_are_those_of_torch():
@@ -101,7 +101,7 @@ def test_a_sit_of_repa_is_itself_without_its_projectors(tmp_path):
     """Its time is ours unscaled, with the noise at 1, and its prediction eps − x0 is ours (Yu et al. 2025, eq. 3)."""
     state = with_projectors()
     made = import_checkpoint(saved(tmp_path, {"ema": state}), "repa", tmp_path / "run", heads=4)
-    assert "projectors of REPA, 6 tensors that only its training needs, are left out" in made.imported.notes[0]
+    assert "projectors of REPA, 6 tensors" in made.imported.notes[0]
     t, label = torch.tensor([0.0, 0.01, 0.4, 0.5, 0.9, 1.0]), torch.tensor([0, 1, 5, 9, 10, 10])
     run = ditlab.load(tmp_path / "run")
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_a_sit_of_repa_is_refused_as_another_kind_of_sit(tmp_path, capsys):
     path = saved(tmp_path, with_projectors())
     for format in ("sit", "facebook-dit"):
         assert main(["import", str(path), "--format", format, "--heads", "4", "--out", str(tmp_path / "run")]) == 2
-        assert "whose time runs from the data to the noise: give --format repa" in capsys.readouterr().err
+        assert "whose time runs from the data to the noise: use --format repa" in capsys.readouterr().err
 
 
 def test_a_run_of_repas_becomes_a_sit_that_says_the_same(tmp_path):
@@ -170,7 +170,7 @@ def test_ten_classes_without_a_null_row_stay_ten(tmp_path):
     made = import_checkpoint(saved(tmp_path, small(rows=10)), "facebook-dit", tmp_path / "run", heads=4)
     config = made.imported.config
     assert (config.data.num_classes, config.network.null_label, config.sampling.guidance) == (10, False, 1)
-    assert made.imported.notes[-1].endswith("give --num-classes 9 if the last one is it")
+    assert made.imported.notes[-1].endswith("use --num-classes 9")
     assert ditlab.load(tmp_path / "run").sample(10, steps=2, solver="ddim").isfinite().all()
     told = import_checkpoint(tmp_path / "weights.pt", "facebook-dit", tmp_path / "nine", heads=4, num_classes=9)
     assert (told.imported.config.data.num_classes, told.imported.notes) == (9, ())

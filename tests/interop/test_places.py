@@ -62,7 +62,7 @@ def test_places_that_cannot_be(tmp_path, capsys):
         (tmp_path / "link", "is a symbolic link"),
         (tmp_path / "file" / "out", f"cannot use {tmp_path}/file/out: Not a directory"),
         ("/proc/x", "cannot use /proc/x: No such file"),
-        ("a\0b", "is no name of a file"),
+        ("a\0b", "is not a valid file name"),
         (tmp_path / ("n" * 256), "File name too long"),
         (tmp_path / "new" / ("n" * 256), "File name too long"),
     ):

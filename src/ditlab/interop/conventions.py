@@ -1,4 +1,4 @@
-"""What others' networks can say, and our weights turned so that they say it in others' conventions, exactly."""
+"""Which of our networks others can represent, and the exact conversion of weights to their conventions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from ditlab.runs.run import Run
 
 @dataclass(frozen=True)
 class Convention:
-    """What a network of others takes and returns.
+    """The inputs and outputs of another project's network.
 
     Args:
-        name: whose it is.
-        process: settings of ours that it stands for, with the values that are possible.
-        network: settings of our DiT that it fixes. All that is named neither here nor in ``CARRIED`` must be as it is
-            in a default DiT.
-        scale: its sinusoid sees scale · t + offset, t in our direction; None is the number of DDPM steps.
+        name: the project.
+        process: possible values of our process settings.
+        network: possible values of our DiT settings; those in neither this nor ``CARRIED`` must have their defaults.
+        scale: its sinusoid sees scale · t + offset, with our t; None is the number of DDPM steps.
         offset: see scale.
-        sign: of its prediction over ours.
+        sign: 1, or −1 if its prediction has the opposite sign.
     """
 
     name: str
@@ -74,18 +73,17 @@ DIFFUSERS = Convention(
     scale=None,
     offset=-1.0,
 )
-_ANY_RATIO = (FACEBOOK, SIT)  # the ratio is an argument of theirs
+_ANY_RATIO = (FACEBOOK, SIT)  # their MLP ratio is an argument
 
 
 def expressed(run: Run, convention: Convention) -> dict[str, Tensor]:
-    """The weights of a run's DiT, turned so that another's code computes with them what ours does.
+    """The weights of a run's DiT, converted so that the other project's code computes the same function.
 
     Raises:
-        InputError: the other cannot; the settings are named.
+        InputError: it cannot; the settings are named.
     """
-    problems = _obstacles(run, convention)
-    if problems:
-        raise InputError(f"{convention.name} cannot say what {run.folder.path} is: {'; '.join(problems)}")
+    if problems := _obstacles(run, convention):
+        raise InputError(f"{convention.name} cannot represent {run.folder.path}: {'; '.join(problems)}")
     network = run.config.network
     assert isinstance(network, DiTConfig)
     tensors = {name: tensor.detach().cpu() for name, tensor in run.process.network.state_dict().items()}
@@ -101,16 +99,15 @@ def expressed(run: Run, convention: Convention) -> dict[str, Tensor]:
 
 
 def rotated(weight: Tensor, rates: Tensor, direction: int, delta: float) -> Tensor:
-    """The first layer behind [cos, sin] of angles α = direction·β + delta·rate, as a layer behind those of β.
+    """Convert a linear layer on [cos α, sin α], α = direction·β + delta·rate, to one on [cos β, sin β].
 
-    cos α and sin α are a rotation of cos β and ± sin β by delta · rate, so the layer takes it in exactly. Computed in
-    float64.
+    cos α and sin α are a rotation of cos β and ± sin β by delta · rate, which the layer absorbs exactly (in float64).
 
     Args:
         weight: (D, 2·half), on [cos α, sin α].
         rates: (half,), the frequencies.
         direction: 1 or −1.
-        delta: what α is ahead of β, in units of the time that the sinusoid sees.
+        delta: offset of α from β, in units of the sinusoid's time.
     """
     cosines, sines = weight.double().chunk(2, dim=1)
     c, s = torch.cos(delta * rates), torch.sin(delta * rates)
@@ -129,7 +126,7 @@ def _scale(run: Run, convention: Convention) -> float:
 
 
 def _obstacles(run: Run, convention: Convention) -> list[str]:
-    """The settings of a run that another cannot have."""
+    """The settings of a run that the other project does not support."""
     network, process = run.config.network, run.config.process
     if not isinstance(network, DiTConfig):
         return [f"network={network.kind}, not dit"]

@@ -1,4 +1,4 @@
-"""A run's DiT as the folder of diffusers' ``DiTPipeline``, written without diffusers."""
+"""Write a run's DiT as the folder of a diffusers ``DiTPipeline``, without needing diffusers."""
 
 from __future__ import annotations
 
@@ -17,33 +17,31 @@ from ditlab.core.rng import SampleNoise
 from ditlab.data.latents.vae import vae_folder
 from ditlab.diffusion.paths import named_betas
 from ditlab.interop.conventions import DIFFUSERS, expressed
-from ditlab.interop.diffusers_read import GELU
+from ditlab.interop.diffusers_read import GELU, AutoencoderSettings
 from ditlab.interop.diffusers_scheduler import SCHEDULES, TARGETS
-from ditlab.interop.safe_load import whole
+from ditlab.interop.safe_load import validated
 from ditlab.networks.keymaps import diffusers_names, to_theirs, with_own_embedders
 from ditlab.runs.checkpoint import save_tensors
 from ditlab.runs.run import Run
 
 VERSION = {"_diffusers_version": "0.35.0"}  # the oldest that reads these folders
-NULL_CLASS = 1000  # of DiTPipeline, whatever the network
-LATENT_CHANNELS = 4  # of an AutoencoderKL that does not say
-LEAST_NOTED = 0.001  # of the output
-COMPARED_AT = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the steps
+NULL_CLASS = 1000  # hard-coded in DiTPipeline
+LEAST_NOTED = 0.001  # relative difference of the outputs
+COMPARED_AT = (0.0, 0.01, 0.1, 0.5, 1.0)  # shares of the steps
 
 
 def write_pipeline(run: Run, folder: Path, vae: str | Path | None) -> tuple[str, ...]:
-    """``model_index.json``, ``transformer``, ``scheduler`` and, where there is one, ``vae``; notes are returned.
+    """Write ``model_index.json``, ``transformer``, ``scheduler`` and, if available, ``vae``; return notes.
 
     Raises:
-        InputError: diffusers cannot say what the run is, or there is no autoencoder in ``vae``.
+        InputError: diffusers cannot represent the run, or ``vae`` holds no autoencoder.
     """
     tensors = expressed(run, DIFFUSERS)
     network, space = run.config.network, run.config.latent_space
     assert isinstance(network, DiTConfig)
     if network.embedders == "shared":
         tensors = with_own_embedders(tensors, network.depth)
-    own = None if space is None else space.vae
-    autoencoder = vae if vae is not None else own
+    autoencoder = space.vae if vae is None and space is not None else vae
     source = None if autoencoder is None else _autoencoder(autoencoder, run)
 
     model = folder / "transformer"
@@ -80,7 +78,7 @@ def _model_config(run: Run, network: DiTConfig) -> dict[str, Any]:
 
 
 def _scheduler_config(config: Config) -> dict[str, Any]:
-    """DDIM on the run's betas, from noise to clean data, without clipping."""
+    """DDIM on the run's betas, to clean data, without clipping."""
     process = config.process
     assert isinstance(process, DDPMConfig)
     settings: dict[str, Any] = {
@@ -113,11 +111,11 @@ def _autoencoder(path: str | Path, run: Run) -> Path:
     """The folder of the autoencoder.
 
     Raises:
-        InputError: it is not there, or is one for other latents.
+        InputError: it does not exist, or has another number of latent channels.
     """
     source = vae_folder(path)
     file = source / "config.json"
-    channels = whole({"latent_channels": LATENT_CHANNELS} | read_json(file), "latent_channels", file, 1, 2**20)
+    channels = validated(AutoencoderSettings, read_json(file), file).latent_channels
     if channels != run.shape[0]:
         raise InputError(
             f"the autoencoder in {path} has {channels} latent channels; {run.folder.path} has {run.shape[0]}"
@@ -128,7 +126,7 @@ def _autoencoder(path: str | Path, run: Run) -> Path:
 
 
 def _copy_autoencoder(source: Path, target: Path, space: LatentSpace | None) -> None:
-    """The autoencoder's safetensors, and its configuration with the run's scale and shift."""
+    """Copy the safetensors, and the configuration with the run's scale and shift."""
     target.mkdir()
     for file in (*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")):
         shutil.copyfile(file, target / file.name)
@@ -149,18 +147,18 @@ def _notes(run: Run, network: DiTConfig, model: Path, vae: Path | None) -> tuple
     notes = []
     if vae is None:
         notes.append(
-            "there is no autoencoder in it, which DiTPipeline needs: give --vae FOLDER, or load it with "
+            "it has no autoencoder, which DiTPipeline needs: give --vae FOLDER, or load it with "
             "DiTPipeline.from_pretrained(PATH, vae=AutoencoderKL.from_pretrained(...))"
         )
     if run.num_classes != NULL_CLASS:
         notes.append(
-            f"DiTPipeline takes {NULL_CLASS} for no label, which here is {run.num_classes}: pass guidance_scale=1"
+            f"DiTPipeline uses {NULL_CLASS} as the null label, but here it is {run.num_classes}: pass guidance_scale=1"
         )
     difference = _difference(run, model) if network.time_frequency_shift == 0 else 0.0
     if difference is None or difference >= LEAST_NOTED:
         size = "" if difference is None else f", which changes its output by up to {difference:.1%}"
         notes.append(
-            f"diffusers spaces the frequencies of the time over half − 1 and this network over half{size}; mend it "
+            f"diffusers divides the time frequencies by half − 1, this network by half{size}; correct that "
             "after loading: for block in pipe.transformer.transformer_blocks: "
             "block.norm1.emb.time_proj.downscale_freq_shift = 0"
         )
@@ -169,7 +167,7 @@ def _notes(run: Run, network: DiTConfig, model: Path, vae: Path | None) -> tuple
 
 @torch.no_grad()
 def _difference(run: Run, model: Path) -> float | None:
-    """The largest relative difference between diffusers' output and ours; None where diffusers is not installed."""
+    """Largest relative difference between diffusers' output and ours; None if diffusers is not installed."""
     if find_spec("diffusers") is None:
         return None
     from diffusers import DiTTransformer2DModel

@@ -1,9 +1,9 @@
 """The state dicts of facebookresearch/DiT and of SiT: one layout, two meanings.
 
-A DiT (Peebles & Xie 2023) predicts the noise at the published index k, which it is given as it is. A SiT (Ma et al.
-2024) is given a time in [0, 1] with the data at 1 and predicts the velocity towards the data, so it is our network at
-1 − t with the sign turned; with a learned variance it has 2C channels out, of which it never uses the second half. The
-SiT of REPA (Yu et al. 2025) is given a time in [0, 1] with the noise at 1 and predicts eps − x0, as ours does.
+A DiT (Peebles & Xie 2023) takes the published index k and predicts the noise. A SiT (Ma et al. 2024) takes a time in
+[0, 1] with the data at 1 and predicts the velocity towards the data, so it is our network at 1 − t with the sign
+reversed; with a learned variance it has 2C output channels, and never uses the second half. The SiT of REPA (Yu et al.
+2025) takes a time in [0, 1] with the noise at 1 and predicts eps − x0, as ours does.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ditlab.networks.presets import PRESETS, preset
 HEADS = {preset(name)["dim"]: preset(name)["heads"] for name in PRESETS}
 TIME = {"facebook-dit": (1000.0, -1.0), "sit": (-1.0, 1.0), "repa": (1.0, 0.0)}  # time_scale, time_offset
 Layout = Literal["facebook-dit", "sit", "repa"]
-ROUND = (10, 100, 1000)  # rows of a label table that are as many classes, none of them for no label
-OTHERS = {  # parts of names that other networks than these have
-    "transformer_blocks.": "a network of diffusers, whose DiT --format diffusers reads as a folder",
+ROUND = (10, 100, 1000)  # label tables with so many rows have no null label
+OTHERS = {  # tensor names that identify other networks
+    "transformer_blocks.": "a diffusers network; import its DiT as a folder with --format diffusers",
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "Flux",
     "input_blocks.": "a U-Net",
@@ -39,18 +39,18 @@ OTHERS = {  # parts of names that other networks than these have
 
 
 def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | None, classes: int | None) -> Imported:
-    """A state dict, or a training checkpoint with one or two in it, as a run that speaks our conventions.
+    """Read a state dict, or a training checkpoint with one or two of them, in our conventions.
 
     Args:
         path: a file of ``torch.save`` or of safetensors.
-        layout: which of the meanings it has; the file does not say.
-        name: a preset such as "DiT-XL/2", that the weights are to fit; it tells the number of heads.
-        heads: the number of heads, which no tensor tells; None is the published one for the width.
-        classes: number of labels; None is what the checkpoint's own arguments say, else as many as the label table has
-            rows where these are 10, 100 or 1000, else one less, the last being the null label.
+        layout: how to interpret it, which the file does not tell.
+        name: a preset such as "DiT-XL/2" that the weights must fit; it decides the number of heads.
+        heads: number of heads, which no tensor tells; None is the published one for the width.
+        classes: number of labels. None is the checkpoint's own argument; otherwise the number of rows of the label
+            table if it is 10, 100 or 1000, or one less, as the last row is the null label.
 
     Raises:
-        InputError: whatever is wrong with the file, in its own words.
+        InputError: what is wrong with the file.
     """
     wanted = None if name is None else _preset(name)
     heads = heads if wanted is None else wanted["heads"]
@@ -61,11 +61,11 @@ def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | Non
         classes, notes = _told_classes(len(first["conditioner.labels.table.weight"]), read)
     network = _network(first, layout, path, heads, classes, read.rounding)
     if wanted is not None:
-        _must_fit(network, wanted, f"{path} is no {name}")
+        _must_fit(network, wanted, f"{path} is not a {name}")
     data = _data(first, network, path, classes)
     process, sampling = _process(layout, network)
     if layout == "sit":
-        weights = {part: _turned(tensors, data.shape[0], network.patch_size) for part, tensors in weights.items()}
+        weights = {part: _reversed(tensors, data.shape[0], network.patch_size) for part, tensors in weights.items()}
     for tensors in weights.values():
         check_shapes(tensors, network, data, facebook_names(network.depth), path)
     config = Config(data=data, network=network, process=process, sampling=sampling, steps=1)
@@ -74,7 +74,7 @@ def read_facebook(path: Path, layout: Layout, name: str | None, heads: int | Non
 
 
 class _Read(NamedTuple):
-    """Sets of weights under our names, notes, by how much they are rounded, and how many classes their trainer had."""
+    """Weights under our names, notes, their relative rounding error, and the trainer's number of classes."""
 
     weights: dict[Part, dict[str, Tensor]]
     notes: tuple[str, ...]
@@ -89,16 +89,16 @@ def _read(path: Path, layout: Layout) -> _Read:
     found = state_dicts(content, path)
     notes, named = [], {}
     if found.prefixes:
-        notes.append(f"{' and '.join(found.prefixes)} in front of all names, which wrappers add, is left out")
+        notes.append(f"the prefix {' and '.join(found.prefixes)}, which wrappers add to all names, is removed")
     for part, tensors in found.parts.items():
         named[part] = {name: tensor for name, tensor in tensors.items() if not name.startswith("projectors.")}
         if (left := len(tensors) - len(named[part])) and layout != "repa":
             raise InputError(
-                f"{path} has projectors, so it is a SiT of REPA, whose time runs from the data to the noise: give "
+                f"{path} has projectors, so it is a SiT of REPA, whose time runs from the data to the noise: use "
                 f"--format repa"
             )
         if left and part == next(iter(found.parts)):
-            notes.append(f"the projectors of REPA, {left} tensors that only its training needs, are left out")
+            notes.append(f"the projectors of REPA, {left} tensors needed only in training, are left out")
     depths = {part: block_count(tensors, FACEBOOK_BLOCK) for part, tensors in named.items()}
     if len(set(depths.values())) > 1:
         raise InputError(f"{path}: its model has {depths['model']} blocks and its ema {depths['ema']}")
@@ -109,13 +109,13 @@ def _read(path: Path, layout: Layout) -> _Read:
 
 
 def _told_classes(rows: int, read: _Read) -> tuple[int | None, tuple[str, ...]]:
-    """How many rows of a label table are classes: as its trainer says, or all of a round number; None: all but one."""
+    """The number of classes, as its trainer says, or all rows of a round number; None if all rows but one."""
     if read.num_classes in (rows, rows - 1):
         return read.num_classes, read.notes
     if rows not in ROUND:
         return None, read.notes
-    note = f"all {rows} rows of the label table are taken as classes, and none as the null label: give --num-classes"
-    return rows, (*read.notes, f"{note} {rows - 1} if the last one is it")
+    note = f"all {rows} rows of the label table are taken as classes; if the last one is the null label, use"
+    return rows, (*read.notes, f"{note} --num-classes {rows - 1}")
 
 
 def _ours(tensors: dict[str, Tensor], path: Path, held: int) -> dict[str, Tensor]:
@@ -136,9 +136,9 @@ def _ours(tensors: dict[str, Tensor], path: Path, held: int) -> dict[str, Tensor
 def _network(
     tensors: dict[str, Tensor], layout: Layout, path: Path, heads: int | None, classes: int | None, rounding: float
 ) -> DiTConfig:
-    """What the shapes tell of the network; that they agree with one another is checked later.
+    """Derive the network's settings from the shapes, whose consistency is checked later.
 
-    ``rounding`` is by how much positions may be off the table of sines and cosines.
+    ``rounding`` is the tolerance for recognising sine-cosine positions.
     """
     projection, positions = tensors["patch_embed.projection.weight"], tensors["positions"]
     table, hidden = tensors["conditioner.labels.table.weight"], tensors["blocks.0.mlp.0.weight"]
@@ -156,10 +156,10 @@ def _network(
     dim, channels, patch = projection.shape[0], projection.shape[1], projection.shape[2]
     outputs = len(tensors["final.linear.weight"]) // patch**2
     if heads is None and dim not in HEADS:
-        raise InputError(f"no published DiT has the width {dim}, and no tensor tells the number of heads: give --heads")
+        raise InputError(f"no published DiT has the width {dim}, and no tensor tells the number of heads: use --heads")
     rows, scale_offset = len(table), TIME[layout]
     if classes not in (None, rows, rows - 1):
-        raise InputError(f"--num-classes {classes}: the label table has {rows} rows, with or without one for no label")
+        raise InputError(f"--num-classes {classes}: the label table has {rows} rows, with or without a null label")
     side = math.isqrt(positions.shape[1])
     table_fits = side**2 == positions.shape[1] and dim % 4 == 0 and positions.shape[2] == dim
     sincos = table_fits and torch.allclose(positions, sincos_positions((side, side), dim), rtol=0, atol=rounding)
@@ -187,12 +187,12 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def _must_fit(network: DiTConfig, wanted: dict[str, Any], refusal: str) -> None:
-    """Say what the weights look like when they are not of the size wanted."""
+    """Refuse weights of another size, and say which size they have."""
     sizes = ("depth", "dim", "patch_size")
     own = [getattr(network, size) for size in sizes]
     if own != [wanted[size] for size in sizes]:
         same = [other for other in PRESETS if [preset(other)[size] for size in sizes] == own]
-        looks = f"--preset {same[0]}" if same else "no published size: leave --preset out and give --heads"
+        looks = f"--preset {same[0]}" if same else "not a published size: leave out --preset and use --heads"
         raise InputError(
             f"{refusal}: it has {own[0]} blocks of width {own[1]} and patches of {own[2]}, which is {looks}"
         )
@@ -202,19 +202,18 @@ def _data(tensors: dict[str, Tensor], network: DiTConfig, path: Path, classes: i
     tokens = tensors["positions"].shape[1]
     side = math.isqrt(tokens)
     if side**2 != tokens:
-        raise InputError(f"{path}: pos_embed has {tokens} positions, which make no square image")
+        raise InputError(f"{path}: pos_embed has {tokens} positions, which is not a square number")
     channels = tensors["patch_embed.projection.weight"].shape[1]
     size = side * network.patch_size
     rows = len(tensors["conditioner.labels.table.weight"])
     classes = rows - network.null_label if classes is None else classes
     if classes < 1:
-        raise InputError(f"{path}: the label table has a single row; with --num-classes 1 it is a class")
+        raise InputError(f"{path}: the label table has a single row; use --num-classes 1 if it is a class")
     return external_data((channels, size, size), classes)
 
 
 def _process(layout: Layout, network: DiTConfig) -> tuple[ProcessConfig, SamplingConfig]:
-    """How the network was trained, and how its authors draw: 250 evaluations, guidance 4 on three channels; of REPA 1.8
-    on all, up to t = 0.7."""
+    """The process, and its authors' sampling: 250 evaluations, guidance 4 on three channels (REPA: 1.8, t ≤ 0.7)."""
     guidance = SamplingConfig(guidance=4.0, guidance_channels=3) if network.null_label else SamplingConfig()
     if layout == "repa" and network.null_label:
         guidance = SamplingConfig(guidance=1.8, guidance_interval=(0.0, 0.7))
@@ -223,11 +222,8 @@ def _process(layout: Layout, network: DiTConfig) -> tuple[ProcessConfig, Samplin
     return DDPMConfig(), guidance.model_copy(update={"solver": "ancestral", "steps": 250})
 
 
-def _turned(tensors: dict[str, Tensor], channels: int, patch: int) -> dict[str, Tensor]:
-    """A SiT's last layer without its dead half, and with the sign of our velocity, eps − x0.
-
-    Its rows run in the order (p, q, c); those of the channels c ≥ C are never used.
-    """
+def _reversed(tensors: dict[str, Tensor], channels: int, patch: int) -> dict[str, Tensor]:
+    """Remove the unused half of a SiT's last layer, rows (p, q, c) with c ≥ C, and reverse its sign to eps − x0."""
     turned = dict(tensors)
     for name in ("final.linear.weight", "final.linear.bias"):
         rows = tensors[name]

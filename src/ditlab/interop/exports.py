@@ -1,4 +1,4 @@
-"""Runs into what facebookresearch/DiT, SiT, diffusers and onnxruntime read, and into runs of their weights alone."""
+"""Export runs for facebookresearch/DiT, SiT, diffusers and onnxruntime, or as runs with their weights alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Format = Literal["ditlab", "diffusers", "facebook-dit", "onnx"]
 
 
 class Exported(NamedTuple):
-    """What was written, and what a person should know about it."""
+    """The file or folder written, and notes for the user."""
 
     path: Path
     notes: tuple[str, ...]
@@ -38,21 +38,19 @@ def export_run(
     weights: Literal["ema", "raw"] | float = "ema",
     vae: str | Path | None = None,
 ) -> Exported:
-    """Write a run's network in a form that others read; nothing half-written is left behind.
+    """Export a run's network; on failure nothing is left behind.
 
     Args:
         run: a run's folder, its name in ``runs/``, or a loaded run.
-        format: ``"facebook-dit"`` is a state dict, of DiT for a DDPM run and of SiT for a flow-matching run;
-            ``"diffusers"`` the folder of a ``DiTPipeline``; ``"onnx"`` a file with the inputs x, t in [0, 1] and, with
-            labels, label, for any number of samples; ``"ditlab"`` a run's folder that holds these weights in one file,
-            however many processes trained them, and nothing that only training needs.
-        out: file or folder, which must not be there yet.
-        weights: averaged weights, the last ones, or an average that is tracked; of a loaded run, those it was loaded
-            with.
-        vae: for ``"diffusers"``: folder of an autoencoder to copy into the pipeline; None is the run's own.
+        format: ``"facebook-dit"``, a state dict of DiT (DDPM runs) or SiT (flow matching); ``"diffusers"``, the folder
+            of a ``DiTPipeline``; ``"onnx"``, a file with inputs x, t in [0, 1] and, with labels, label, for any batch
+            size; ``"ditlab"``, a run folder with only the weights, in one file.
+        out: file or folder, which must not exist yet.
+        weights: averaged weights, raw weights, or the width of a tracked average; ignored for a loaded run.
+        vae: for ``"diffusers"``, the folder of an autoencoder to copy into the pipeline; None is the run's own.
 
     Raises:
-        InputError: the format cannot say what the run is; the settings are named.
+        InputError: the format cannot represent the run; the settings are named.
     """
     writers: dict[str, Callable[[Run, Path], tuple[str, ...]]] = {
         "ditlab": _write_run,
@@ -64,7 +62,7 @@ def export_run(
     if format not in writers:
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(writers)}")
     if vae is not None and format != "diffusers":
-        raise InputError(f"--vae goes with --format diffusers alone: {format} holds the network only")
+        raise InputError(f"--vae goes with --format diffusers only: {format} holds just the network")
     must_be_free(out)
     loaded = run if isinstance(run, Run) else load(run, weights=weights, device="cpu")
     with made_whole(out) as path:
@@ -73,7 +71,7 @@ def export_run(
 
 
 def _write_run(run: Run, path: Path) -> tuple[str, ...]:
-    """A run of these weights alone."""
+    """Write a run with these weights only."""
     folder, weights = RunFolder(path), run.process.network.state_dict()
     folder.write_config(run.config.model_copy(update={"averages": ()}))
     parts: dict[str, dict[str, Tensor]] = {"model": weights, "ema": weights, "optimizer": {}}
@@ -82,7 +80,7 @@ def _write_run(run: Run, path: Path) -> tuple[str, ...]:
 
 
 def _write_facebook(run: Run, path: Path) -> tuple[str, ...]:
-    """A state dict in the layout of facebookresearch/DiT, or of SiT."""
+    """Write a state dict in the layout of facebookresearch/DiT or SiT."""
     flow = run.config.process.kind == "flow"
     tensors = expressed(run, SIT if flow else FACEBOOK)
     network = run.config.network
@@ -90,11 +88,7 @@ def _write_facebook(run: Run, path: Path) -> tuple[str, ...]:
     with path.open("wb") as stream:
         try:
             torch.save(to_theirs(tensors, facebook_names(network.depth)), stream)
-        except RuntimeError as error:  # the archive's end cannot be written either, and says so in its own way
+        except RuntimeError as error:  # raised by closing the archive, and hides the cause
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    if not flow:
-        return ()
-    return (
-        "this is SiT's layout, as flow matching is: build SiT with learn_sigma=False, for the half of its last layer "
-        "that it never uses is not there",
-    )
+    note = "this is a SiT: build it with learn_sigma=False, as the unused half of its last layer is left out"
+    return (note,) if flow else ()

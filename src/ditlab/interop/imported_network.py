@@ -1,4 +1,4 @@
-"""What every format becomes: a configuration and two sets of weights that fit it."""
+"""The result of reading any format: a configuration and two sets of weights that fit it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ditlab.networks.costs import on_meta
 from ditlab.networks.keymaps import Names
 from ditlab.runs.build import build_dataset, build_network
 
-STABLE_DIFFUSION_SCALE = 0.18215  # of the autoencoder whose latents published DiT and SiT were trained on
+STABLE_DIFFUSION_SCALE = 0.18215  # latent scale of the autoencoder that published DiT and SiT use
 
 
 class Imported(NamedTuple):
-    """A network from elsewhere in our names and conventions; without averaged weights both sets are the same."""
+    """An imported network in our conventions; without averaged weights both sets are the same."""
 
     config: Config
     model: dict[str, Tensor]
@@ -30,7 +30,7 @@ class Imported(NamedTuple):
 def external_data(
     shape: tuple[int, int, int], classes: int | None, scale: float | None = None, vae: Path | None = None
 ) -> ExternalData:
-    """Data of that shape; one and three channels are images, others latents, of Stable Diffusion's autoencoder if 4."""
+    """Data of a shape: images for 1 or 3 channels, otherwise latents; 4 channels have Stable Diffusion's scale."""
     if scale is None and shape[0] not in (1, 3):
         scale = STABLE_DIFFUSION_SCALE if shape[0] == 4 else 1.0
     return ExternalData(
@@ -45,10 +45,10 @@ def ratio(hidden: int, dim: int) -> float:
 
 
 def check_shapes(tensors: dict[str, Tensor], network: DiTConfig, data: ExternalData, names: Names, path: Path) -> None:
-    """Compare each tensor with what the network has in its place, before anything is made of them.
+    """Compare the shapes of tensors with the network's.
 
     Raises:
-        InputError: they differ; some are listed, by the names they have in the file.
+        InputError: they differ; some are listed, by their names in the file.
     """
     config = Config(data=data, network=network)
     try:
@@ -62,4 +62,4 @@ def check_shapes(tensors: dict[str, Tensor], network: DiTConfig, data: ExternalD
         if own[name].shape != tensors[name].shape
     ]
     if wrong:
-        raise InputError(f"{path} does not agree with itself: {shortened(wrong)}")
+        raise InputError(f"{path} has inconsistent shapes: {shortened(wrong)}")

@@ -1,4 +1,4 @@
-"""Published checkpoints into runs."""
+"""Make runs of published checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ditlab.core.disk import made_whole, must_be_free
-from ditlab.core.errors import ConfigError, InputError
+from ditlab.core.errors import ConfigError, InputError, first_line
 from ditlab.interop.diffusers_read import read_diffusers
 from ditlab.interop.dit_sit import read_facebook
 from ditlab.interop.imported_network import Imported
@@ -20,7 +20,7 @@ Format = Literal["facebook-dit", "sit", "repa", "diffusers"]
 
 
 class ImportedRun(NamedTuple):
-    """A new run folder, what it holds, and what a person should know about it."""
+    """A new run folder, and what was imported into it."""
 
     folder: RunFolder
     imported: Imported
@@ -36,31 +36,30 @@ def import_checkpoint(
     num_classes: int | None = None,
     time_frequency_shift: Literal[0, 1] | None = None,
 ) -> ImportedRun:
-    """Make a run of a published checkpoint. Nothing in the file is executed, and no half of a run is left behind.
+    """Make a run of a published checkpoint. No code in the file runs, and on failure nothing is left behind.
 
     Args:
         path: a state dict of torch.save or safetensors (``"facebook-dit"``, ``"sit"``, ``"repa"``), or a model's or
             pipeline's folder (``"diffusers"``).
-        format: what it is; the three kinds of state dict look alike and mean different things.
-        out: folder of the run, which must not be there yet.
-        preset: a published size, such as "DiT-XL/2", that a state dict is to fit.
-        heads: of a state dict that has no published width; no tensor tells it.
-        num_classes: labels of a state dict; None is as the checkpoint says, or, where it does not, one less than the
-            rows of its label table, but all of 10, 100 or 1000.
+        format: how to interpret it; the three kinds of state dict look alike but mean different things.
+        out: folder of the run, which must not exist yet.
+        preset: a published size, such as "DiT-XL/2", that a state dict must fit.
+        heads: number of heads, for a state dict without a published width.
+        num_classes: number of labels of a state dict; None as in ``read_facebook``.
         time_frequency_shift: 1 (None is 1) computes a diffusers model as diffusers does; 0 as facebookresearch/DiT,
             from which the published one was converted.
 
     Raises:
-        InputError: whatever is wrong, in one line.
+        InputError: what is wrong, in one line.
     """
     path, out = Path(path), Path(out)
     must_be_free(out)
     if not path.exists():
-        raise InputError(f"there is nothing at {path}")
+        raise InputError(f"{path} does not exist")
     if format == "diffusers":
         told = {"--preset": preset, "--heads": heads, "--num-classes": num_classes}
         if given := [option for option, value in told.items() if value is not None]:
-            raise InputError(f"{', '.join(given)}: the config.json of a diffusers model says that; leave it out")
+            raise InputError(f"{', '.join(given)}: a diffusers model says that in its config.json; leave it out")
         with _reading(path, format):
             imported = read_diffusers(path, 1 if time_frequency_shift is None else time_frequency_shift)
         return ImportedRun(_write(out, imported), imported)
@@ -77,7 +76,7 @@ def import_checkpoint(
 
 @contextmanager
 def _reading(path: Path, format: Format) -> Iterator[None]:
-    """What goes wrong while a file of others is read is the file's fault, whatever it is."""
+    """Report any error while reading a foreign file as a fault of the file."""
     try:
         yield
     except (InputError, OSError, ImportError):
@@ -85,12 +84,12 @@ def _reading(path: Path, format: Format) -> Iterator[None]:
     except ConfigError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        raise InputError(f"{path} is no checkpoint of {format} that can be read: {reason}") from error
+        reason = first_line(error, 160, kind=True)
+        raise InputError(f"{path} cannot be read as a {format} checkpoint: {reason}") from error
 
 
 def _write(out: Path, imported: Imported) -> RunFolder:
-    """Write the run; it is at its place when it is whole."""
+    """Write the run atomically."""
     with made_whole(out) as path:
         folder = RunFolder(path)
         folder.write_config(imported.config)

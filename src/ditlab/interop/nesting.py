@@ -1,6 +1,6 @@
-"""State dicts as trainers save them: within what, behind which prefixes, and which of them is an average.
+"""Find state dicts in checkpoints as trainers save them: nested, with prefixes, raw or averaged.
 
-Understood are the dictionaries of DiT, SiT and REPA ("model", "ema"), of Lightning ("state_dict") and of many scripts
+Known are the dictionaries of DiT, SiT and REPA ("model", "ema"), of Lightning ("state_dict") and of many scripts
 ("model_state_dict"), and the wrappers of DataParallel, torch.compile, ``AveragedModel`` and ema_pytorch.
 """
 
@@ -20,17 +20,17 @@ NESTS: dict[str, Part] = {
     **dict.fromkeys(("model", "state_dict", "model_state_dict", "net", "network"), "model"),
     **dict.fromkeys(("ema", "ema_model", "model_ema", "ema_state_dict"), "ema"),
 }
-PREFIXES: dict[str, Part | None] = {  # None says nothing of which it is
+PREFIXES: dict[str, Part | None] = {  # None: may be either
     **dict.fromkeys(("module.", "_orig_mod.", "model.", "net.", "network."), None),
     **dict.fromkeys(("ema_model.", "model_ema.", "ema."), "ema"),
     "online_model.": "model",  # a copy that ema_pytorch keeps
 }
-COUNTERS = {"initted", "step", "n_averaged", "num_updates", "decay"}  # of what keeps an average, beside its weights
+COUNTERS = {"initted", "step", "n_averaged", "num_updates", "decay"}  # kept by averages beside the weights
 DEEPEST = 4
 
 
 class Found(NamedTuple):
-    """The sets of weights in a file; the prefixes that were in front of their names; how many classes it tells of."""
+    """The sets of weights in a file, the prefixes removed from their names, and the number of classes if known."""
 
     parts: dict[Part, dict[str, Tensor]]
     prefixes: list[str]
@@ -38,10 +38,10 @@ class Found(NamedTuple):
 
 
 def state_dicts(content: Any, path: Path) -> Found:
-    """The state dicts in what a file holds, under the names that the network itself gave its tensors.
+    """The state dicts in the content of a file, without prefixes in their names.
 
     Raises:
-        InputError: there is none, or there are several of a kind; they are named.
+        InputError: there is none, or more than one of a kind.
     """
     flat: list[tuple[str, Part, dict[str, Tensor]]] = []
     _walk(content, "", "model", path, flat)
@@ -51,8 +51,8 @@ def state_dicts(content: Any, path: Path) -> Found:
         for key, own in _by_prefix(tensors, part, prefixes).items():
             if key in groups:
                 raise InputError(
-                    f"{path} holds two state dicts of one kind, the second as {place!r}: save the one that is meant "
-                    f"alone, torch.save(model.state_dict(), ...)"
+                    f"{path} holds two state dicts of one kind, the second as {place!r}: save only the one to import, "
+                    f"torch.save(model.state_dict(), ...)"
                 )
             groups[key] = own
     if not groups:
@@ -63,7 +63,7 @@ def state_dicts(content: Any, path: Path) -> Found:
 
 
 def _walk(content: Any, place: str, part: Part, path: Path, flat: list[tuple[str, Part, dict[str, Tensor]]]) -> None:
-    """Find the dictionaries of tensors in nested ones."""
+    """Collect the dictionaries of tensors in nested dictionaries."""
     inside = dict(dict.items(content)) if isinstance(content, dict) else {}  # its own methods may have been replaced
     nests = {name: kind for name, kind in NESTS.items() if name in inside and not isinstance(inside[name], Tensor)}
     if not nests or place.count(".") >= DEEPEST:
@@ -80,7 +80,7 @@ def _walk(content: Any, place: str, part: Part, path: Path, flat: list[tuple[str
 def _by_prefix(
     tensors: dict[str, Tensor], part: Part, seen: dict[str, None]
 ) -> dict[tuple[Part, bool], dict[str, Tensor]]:
-    """A flat state dict by what its prefixes say, without them: of which part it is, and whether a copy of it."""
+    """Split a flat state dict by its prefixes, and remove them; keys say which part, and whether it is a copy."""
     groups: dict[tuple[Part, bool], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         own, kind, copied = name, part, False
@@ -94,7 +94,7 @@ def _by_prefix(
 
 
 def _classes(content: Any) -> int | None:
-    """The number of classes, where a checkpoint keeps its trainer's arguments."""
+    """The number of classes, if a checkpoint keeps its trainer's arguments."""
     inside = dict(dict.items(content)) if isinstance(content, dict) else {}
     told = inside.get("hyper_parameters")
     number = (

@@ -1,4 +1,4 @@
-"""A run's network as an ONNX file (extra ``onnx``)."""
+"""Export a run's network as an ONNX file (extra ``onnx``)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class _Plain(nn.Module):
 
 
 def write_onnx(run: Run, path: Path) -> tuple[str, ...]:
-    """A file with inputs x (B, *shape), t (B,) in [0, 1] with noise at 1, and the output prediction.
+    """Write a file with inputs x (B, *shape) and t (B,) in [0, 1], noise at 1, and the output prediction.
 
-    With labels there is an input label (B,) int64, and for a network that takes an interval one of that name, (B,).
-    A network above 2 GB keeps its weights in a second file, ``PATH.data``.
+    Depending on the network there are also inputs label (B,) int64 and interval (B,). Weights above 2 GB go to a second
+    file, ``PATH.data``.
 
     Raises:
         InputError: a library is missing.
@@ -73,7 +73,7 @@ def write_onnx(run: Run, path: Path) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing of what the exporter says of itself; what goes wrong is raised."""
+    """Silence the exporter's messages, except for errors."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
