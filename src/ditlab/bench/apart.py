@@ -1,7 +1,6 @@
-"""Contestants as their users run them: each in a process of its own, which holds the clock while it is its turn.
+"""Time contestants as their users run them: each in its own process, which measures its own turns.
 
-What malloc is told to keep, huge pages and what an allocator has learned of the sizes that come are of a process, and
-felt by all within it.
+Settings of malloc, huge pages and the state of an allocator affect everything in a process.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from ditlab.bench.sizes import Size, Task
 from ditlab.bench.training import Entry, training_turns, use_measured_kernels
 from ditlab.training import signals
 
-KILLED = -9  # by Linux, of processes that want more memory than there is
-PATIENCE = 10.0  # seconds that a process may take to end
+KILLED = -9  # return code of processes that Linux kills for their memory
+PATIENCE = 10.0  # seconds to wait for a process to end
 
 
 @contextmanager
 def apart(entries: list[Entry], task: Task, size: Size) -> Iterator[dict[Entry, Work]]:
-    """Turns of these on the CPU, each in a process that ends with the block."""
+    """Turns of these entries on the CPU, each in a process that ends with the block."""
     with ExitStack() as stack:
         yield {entry: Elsewhere(stack.enter_context(_Process(entry, task, size)).seconds) for entry in entries}
 
 
 class _Process:
-    """A process that builds an entry when it is first asked, and times it."""
+    """A process that builds an entry when first asked, and times it."""
 
     def __init__(self, entry: Entry, task: Task, size: Size) -> None:
         asked = {"entry": entry, "task": task, "size": asdict(size), "threads": torch.get_num_threads()}
@@ -52,17 +51,17 @@ class _Process:
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.close()  # at which it ends, and the compiler's processes with it
+            self.process.stdin.close()  # so it ends, along with the compiler's processes
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
 
     def seconds(self, calls: int) -> float:
-        """Of one call, the mean over so many.
+        """Mean seconds of a call.
 
         Raises:
-            MemoryError: there was not enough.
+            MemoryError: out of memory.
             RuntimeError: it failed.
         """
         assert self.process.stdin is not None
@@ -80,7 +79,7 @@ class _Process:
 
 def main() -> None:
     """Time as many calls as each line of stdin says; answers go to stdout."""
-    signals.ignore()  # of Ctrl-C the process that asks hears too, and ends this one
+    signals.ignore()  # Ctrl-C reaches the parent too, which ends this process
     answers, sys.stdout = sys.stdout, sys.stderr
     asked: dict[str, Any] = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])

@@ -1,7 +1,7 @@
-"""Attention alone on CUDA: which kernel is the fastest for a head width, and whether padding the head pays.
+"""Attention alone on CUDA: the fastest kernel for a head width, and whether padding the heads pays off.
 
-DiT-XL's heads are 72 wide. Flash kernels pad them to 80, 96 or 128, and refuse widths that are not a multiple of 8.
-Zeros added to queries, keys and values change no number of the result, if the scale stays that of 72.
+DiT-XL's heads have width 72. Flash kernels pad to 80, 96 or 128, and refuse widths that are not multiples of 8. Padding
+queries, keys and values with zeros does not change the result, if the scale stays that of 72.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ditlab.bench.rounds import Work, interleaved, median, ratios
 from ditlab.bench.sizes import Size
+from ditlab.core.errors import first_line
 
 BACKENDS = {
     "chosen by torch": None,
@@ -26,14 +27,14 @@ PADDED = (80, 96, 128)
 
 
 class Kernel(NamedTuple):
-    """A kernel, and the width that heads are padded to."""
+    """A kernel, and the padded width of the heads."""
 
     backend: str
     width: int
 
 
 def attention_work(kernel: Kernel, size: Size, device: torch.device) -> Work:
-    """Forward and backward of attention in bf16 on one part of a batch; padding and cutting count."""
+    """Forward and backward of attention in bf16 on one part of a batch, including padding and cutting."""
     own = size.dim // size.heads
     shape = (size.part, size.heads, size.tokens, own)
     q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
@@ -58,7 +59,7 @@ def attention_work(kernel: Kernel, size: Size, device: torch.device) -> Work:
 
 
 def measure_attention(size: Size, device: torch.device, rounds: int, turn: float) -> list[dict[str, Any]]:
-    """A row for each kernel and width that works here; ``ratio`` is to what torch chooses for the width as it is."""
+    """A row for each kernel and width; ``ratio`` is the speed-up over torch's own choice without padding."""
     own, turns, refused = size.dim // size.heads, {}, []
     for width in (own, *(width for width in PADDED if width > own)):
         for backend in BACKENDS:
@@ -67,7 +68,7 @@ def measure_attention(size: Size, device: torch.device, rounds: int, turn: float
             try:
                 work()
             except RuntimeError as error:
-                refused.append({"backend": backend, "width": width, "refused": str(error).splitlines()[0][:200]})
+                refused.append({"backend": backend, "width": width, "refused": first_line(error)})
                 continue
             turns[kernel] = work
     measured = interleaved(turns, rounds, turn, device)
@@ -75,13 +76,6 @@ def measure_attention(size: Size, device: torch.device, rounds: int, turn: float
     rows = []
     for kernel, times in measured.items():
         ratio = ratios(plain, times)
-        rows.append(
-            {
-                "backend": kernel.backend,
-                "width": kernel.width,
-                "seconds": median(times).value,
-                "ratio": ratio.value,
-                "ratio_interval": [ratio.low, ratio.high],
-            }
-        )
+        figures = {"seconds": median(times).value, "ratio": ratio.value, "ratio_interval": [ratio.low, ratio.high]}
+        rows.append({**kernel._asdict(), **figures})
     return rows + refused

@@ -1,4 +1,4 @@
-"""How fast the machine multiplies matrices: the limit that all else is compared with."""
+"""How fast the machine multiplies matrices: the limit that everything is compared with."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ditlab.networks.layers import Linear
 SQUARES = {"cpu": (256, 512, 1024, 2048, 4096), "mps": (2048, 4096), "cuda": (4096, 8192, 16384)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRIALS = 3
-MOST_TURNS = 16  # that a product may take, to be tried
-TELLING = 1e-3  # seconds that a product takes at least whose rate tells how long a larger one would
+MOST_TURNS = 16  # most turns that a product may take
+TELLING = 1e-3  # least seconds of a product whose rate predicts that of larger ones
 TORCH, ONEDNN = "torch.nn.functional.linear", "ditlab.networks.layers.Linear"
 
 
@@ -30,12 +30,12 @@ class Product(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """Floating-point operations: a product and a sum for each of m·k·n."""
+        """Floating-point operations: m·k·n products and sums."""
         return 2 * self.m * self.k * self.n
 
 
 def products_of(sizes: Iterable[Size], device: torch.device) -> list[Product]:
-    """Square matrices, and those of the linear layers of these sizes."""
+    """Products of square matrices, and of the linear layers of these sizes."""
     found = [Product(side, side, side) for side in SQUARES[device.type]]
     for size in sizes:
         rows, dim = size.part * size.tokens, size.dim
@@ -44,12 +44,12 @@ def products_of(sizes: Iterable[Size], device: torch.device) -> list[Product]:
 
 
 def multipliers(dtype: str, device: torch.device) -> list[str]:
-    """Who can be asked for a product: torch, and our layer where it asks another library than torch does."""
+    """Who computes a product: torch, and our layer if it may use another library."""
     return [TORCH, ONEDNN] if (dtype, device.type) == ("fp32", "cpu") else [TORCH]
 
 
 def work_of(product: Product, dtype: str, device: torch.device, by: str = TORCH) -> Work:
-    """The product as that linear layer computes it where no gradient is wanted."""
+    """The product as a linear layer computes it without gradients."""
     left = torch.randn(product.m, product.k, device=device, dtype=DTYPES[dtype])
     layer = Linear(product.k, product.n, bias=False, device=device, dtype=DTYPES[dtype]).requires_grad_(False)
     if by == ONEDNN:
@@ -58,27 +58,25 @@ def work_of(product: Product, dtype: str, device: torch.device, by: str = TORCH)
 
 
 class Ceiling(NamedTuple):
-    """The fastest product that was found, its operations a second when it was, and who multiplied."""
+    """The fastest product, its operations a second, and who computed it."""
 
     product: Product
     flops_per_s: float
     by: str = TORCH
 
     def work(self, dtype: str, device: torch.device) -> Work:
-        """The product once more."""
+        """The product, to be timed again."""
         return work_of(self.product, dtype, device, self.by)
 
 
 def find_ceiling(products: Iterable[Product], dtype: str, device: torch.device, turn: float) -> Ceiling:
-    """The fastest of these products; one that would take longer than 16 turns is left out.
-
-    How long it would take is told by the largest one so far, if that is large enough not to be mostly a call.
+    """Find the fastest of these products, leaving out those expected to take longer than 16 turns.
 
     Args:
-        products: to choose of.
-        dtype: "fp32" or "bf16"; fp32 as torch multiplies it by default.
-        device: where.
-        turn: seconds to measure each for, three times.
+        products: candidates.
+        dtype: "fp32" (as torch multiplies it by default) or "bf16".
+        device: device to measure.
+        turn: seconds to measure each candidate for, three times.
     """
     best, told = Ceiling(Product(1, 1, 1), 0.0), math.inf
     for product in sorted(products, key=lambda product: product.operations):

@@ -1,4 +1,4 @@
-"""The networks that are compared: diffusers' DiT, a plain transformer, and ours, each called in the same way."""
+"""The networks to compare: diffusers' DiT, a plain transformer, and ours, all called alike."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PEER, PLAIN, OURS = "diffusers", "encoder", "ditlab"
 
 
 class PlainDenoiser(nn.Module):
-    """What one writes first: ``torch.nn.TransformerEncoderLayer`` on patches, time and label added to the tokens.
+    """The obvious first try: ``torch.nn.TransformerEncoderLayer`` on patches, time and label added to the tokens.
 
     Args:
-        size: of the network.
+        size: size of the network.
 
     Shapes: ``net(x (B, C, H, W), t (B,), label (B,) int64) -> (B, C, H, W)``.
     """
@@ -55,26 +55,30 @@ class PlainDenoiser(nn.Module):
 
 
 class Contestant(NamedTuple):
-    """A network, and how it is asked."""
+    """A network, and how to call it."""
 
     name: str
     network: nn.Module
-    adapt: Callable[[Callable[..., Any]], Predict]  # the network, or a compiled form of it, as a prediction
+    adapt: Callable[[Callable[..., Any]], Predict]  # makes a Predict of the network, compiled or not
 
     @property
     def predict(self) -> Predict:
-        """The network as it is."""
+        """The network, not compiled."""
         return self.adapt(self.network)
 
 
 def available() -> list[str]:
-    """The contestants that can be built here: the peer is only if diffusers is installed."""
+    """The contestants that can be built here; the peer needs diffusers."""
     return [*([PEER] if find_spec("diffusers") else []), PLAIN, OURS]
 
 
 def contestant(name: str, size: Size) -> Contestant:
-    """A contestant with fresh weights, on the default device of torch."""
-    return {PEER: _peer, PLAIN: _plain, OURS: _ours}[name](size)
+    """A contestant with fresh weights, on torch's default device."""
+    return (
+        Contestant(PLAIN, PlainDenoiser(size), lambda call: call)
+        if name == PLAIN
+        else {PEER: _peer, OURS: _ours}[name](size)
+    )
 
 
 def _peer(size: Size) -> Contestant:
@@ -98,15 +102,11 @@ def _peer(size: Size) -> Contestant:
     return Contestant(PEER, network, adapt)
 
 
-def _plain(size: Size) -> Contestant:
-    return Contestant(PLAIN, PlainDenoiser(size), lambda call: call)
-
-
 def _ours(size: Size) -> Contestant:
-    """Our DiT with the peer's geometry: as many parameters, and the products of the peer but for one embedder's.
+    """Our DiT with the peer's geometry: the same parameters, and the same products except for one embedder.
 
-    The peer computes the first block's embedder of time and label a second time for its final layer, and in training
-    draws which labels to drop; ours does neither.
+    The peer computes the first block's embedder of time and label again for its final layer, and draws dropped labels
+    in training; ours does neither.
     """
     network = DiT(
         size.image_size,
@@ -124,14 +124,14 @@ def _ours(size: Size) -> Contestant:
 
 
 def our_contestant(network: nn.Module) -> Contestant:
-    """A network of ours, asked as the others are."""
+    """A network of ours, called like the others."""
     return Contestant(OURS, network, lambda call: lambda x, t, label: call(x, t, {"label": label}))
 
 
 def forward_operations(entry: Contestant, size: Size) -> int:
-    """Floating-point operations of the matrix products, convolutions and attention of a forward pass of one sample.
+    """Floating-point operations of matrix products, convolutions and attention in a forward pass of one sample.
 
-    What is not a product (norms, gates, activations) is not counted: the limit it is compared with is of products.
+    Norms, gates and activations do not count, as the limit is one of products.
     """
     shapes = entry._replace(network=as_shapes(entry.network).requires_grad_(False))
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What a measurement was made on, to be kept beside its figures. No name of the machine."""
+"""Describe the machine that a measurement was made on, without its name."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ditlab.core.disk import write_atomically
 from ditlab.core.malloc import physical
 from ditlab.machine.profile import VARIABLES, cpuinfo, processor
 
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that products are the faster for
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that speed up products
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Processor, cores, threads, GPU and versions."""
     described: dict[str, Any] = {
         "cpu": processor(),
-        "instructions": [name for name in INSTRUCTIONS if name in _flags()],
+        "instructions": [name for name in INSTRUCTIONS if name in (cpuinfo("flags") or "").split()],
         "capability": torch.backends.cpu.get_cpu_capability(),
         "played": {name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
-        "cores": _cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": round(physical() / 2**30, 1) if math.isfinite(physical()) else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -47,20 +47,6 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     return described
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory_gib() -> float | None:
-    """Of the machine; None where the system does not tell, as Windows."""
-    there = physical()
-    return round(there / 2**30, 1) if math.isfinite(there) else None
-
-
-def _flags() -> list[str]:
-    return (cpuinfo("flags") or "").split()
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -69,7 +55,7 @@ def _version(package: str) -> str | None:
 
 
 def command() -> str:
-    """The command that this program was started with, without the folder that Python lies in."""
+    """The command that started this program, without the path of Python."""
     program = Path(sys.argv[0])
     if program.suffix == ".py" and program.name != "__main__.py":
         folder = Path.cwd()
@@ -79,12 +65,12 @@ def command() -> str:
 
 
 def as_result(figures: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Figures with the command and the machine before them."""
+    """Figures, preceded by the command and the machine."""
     return {"command": command(), "machine": machine(device), **figures}
 
 
 def write_result(file: Path, result: dict[str, Any]) -> None:
-    """Write a result as JSON, a list of numbers in one line; whole, or not at all."""
+    """Write a result atomically as JSON, with lists of numbers in one line."""
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
     write_atomically(file, lambda path: path.write_text(text))

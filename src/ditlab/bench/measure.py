@@ -1,4 +1,4 @@
-"""``ditlab bench``: training steps and samplings beside peers, and both beside the limit of the machine."""
+"""``ditlab bench``: training and sampling compared with peers and with the machine's limit."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def measure(
     say: Callable[[str], None] = print,
     keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Everything, as one JSON object; docs/benchmarks.md says what is in it.
+    """Measure everything; docs/benchmarks.md describes the returned JSON object.
 
     Args:
-        sizes: which.
-        device: where.
-        effort: how long.
-        say: is told what is being done, and what could not be.
-        keep: is given what there is so far, after each table.
+        sizes: sizes to measure.
+        device: device to measure.
+        effort: how long to measure.
+        say: called with what is being done, and what could not be done.
+        keep: called with all results so far, after each table.
     """
     use_measured_kernels(device)
     names = available()
@@ -76,16 +76,16 @@ def measure(
 
 
 def _ways(names: list[str], device: torch.device, effort: Effort) -> tuple[list[str], list[str]]:
-    """How the networks are run, and why what is left out is."""
+    """How networks are run, and notes on what is left out."""
     ways, notes = [EAGER], []
     if PEER not in names:
-        notes.append("diffusers is not installed, so that its rows are left out: pip install 'ditlab[latents]'")
+        notes.append("diffusers is not installed, so its rows are left out: pip install 'ditlab[latents]'")
     if effort.compiled:
         reason = why_not(device)
         if reason is None:
             ways.append(COMPILED)
         else:
-            notes.append(f"nothing is compiled, for torch.compile does not work here: {reason}")
+            notes.append(f"nothing is compiled, as torch.compile does not work here: {reason}")
     if emulates_bf16(device):
         notes.append(f"bf16 is left out: {in_words(profile().bf16, 'bf16')} on this processor")
     return ways, notes

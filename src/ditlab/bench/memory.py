@@ -1,15 +1,13 @@
-"""Peak memory of a training step or a sampling, measured in a process of its own.
+"""Peak memory of a training step or a sampling, measured in its own process.
 
 Two figures, in bytes:
 
-    tensors     the most that tensors held at a time, weights and optimizer included: what torch's allocator was asked
-                for. On CUDA ``max_memory_allocated``; on a CPU the running sum of the profiler's allocations during one
-                more call, above what is held before it. The same in every run, and blind to what libraries take
-                for themselves.
-    resident    what the process took from the machine: on CUDA ``max_memory_reserved``; on Linux the high-water mark
-                of its resident memory above where it stood before the network was built, and after the same was
-                done with the tiniest network, compiled if the other is, so that imports and the compiler do not
-                count. Huge pages do.
+    tensors     peak of all tensors together, weights and optimizer included. On CUDA ``max_memory_allocated``; on a CPU
+                the tensors before one more call, and the running sum of the profiler's allocations in it. The same in
+                every run, but without the libraries' own memory.
+    resident    memory of the process: on CUDA ``max_memory_reserved``; on Linux the high-water mark of its resident
+                memory, minus that before the network was built. Before that, the same is done with the tiniest network
+                (compiled if the other is), so that imports and the compiler do not count. Huge pages do.
 """
 
 from __future__ import annotations
@@ -34,15 +32,15 @@ from ditlab.bench.sizes import TINY, Size, Task, size_of
 from ditlab.bench.training import Entry, PlainLoop, default_step, resolved_default, use_measured_kernels
 
 BETWEEN = 7_654_321  # bytes
-CALLS = {"train": 6, "sample": 1}  # a default step has its huge pages after the fifth
+CALLS = {"train": 6, "sample": 1}  # a default step has its huge pages after five calls
 
 
 def peak_memory(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[str, int]:
-    """Start a process that does it, and return what it found.
+    """Measure in a new process.
 
     Raises:
-        MemoryError: there was not enough.
-        RuntimeError: it failed; the message is the end of what it said.
+        MemoryError: out of memory.
+        RuntimeError: it failed; the message ends with its output.
     """
     threads = torch.get_num_threads()
     asked = {"entry": entry, "task": task, "size": asdict(size), "device": str(device), "threads": threads}
@@ -58,9 +56,9 @@ def peak_memory(entry: Entry, task: Task, size: Size, device: torch.device) -> d
 
 
 def measure(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[str, int]:
-    """The figures, of this process."""
+    """Measure in this process."""
     compiled = entry.is_our_default and resolved_default(size, device).compile is True
-    _work(entry, task, size_of(TINY, device.type), device, compiled)()  # what is imported and made ready once
+    _work(entry, task, size_of(TINY, device.type), device, compiled)()  # imports and initialises everything
     gc.collect()
     before = resident(reset=True)
     if device.type == "cuda":
@@ -79,7 +77,7 @@ def measure(entry: Entry, task: Task, size: Size, device: torch.device) -> dict[
 
 
 def _work(entry: Entry, task: Task, size: Size, device: torch.device, compiled: bool) -> Work:
-    """That entry alone; a default step compiled or not as said, for the tiniest network would not be by itself."""
+    """The work of an entry; ``compiled`` holds for default steps, as the tiniest network would not be by itself."""
     if task == "sample":
         return default_sampling(size, device) if entry.is_our_default else plain_samplings([entry], size, device)[entry]
     if entry.is_our_default:
@@ -88,10 +86,10 @@ def _work(entry: Entry, task: Task, size: Size, device: torch.device, compiled: 
 
 
 def tensors_at_peak(work: Work) -> int:
-    """The most bytes that tensors in the memory of a CPU hold at a time during a call, after another one.
+    """Peak of the bytes that tensors hold in a CPU's memory during a call, after another call.
 
-    The profiler knows the size of what is freed only if it saw it allocated, as it did then in the call before: the
-    gradients of the step before, for example. Between the two calls stands a tensor of a size that nothing else has.
+    The profiler only knows the size of freed memory if it saw the allocation, for example of the last step's gradients,
+    hence the first call. A tensor of a unique size marks the boundary.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
@@ -110,7 +108,7 @@ def tensors_at_peak(work: Work) -> int:
 
 
 def bytes_of_tensors() -> int:
-    """What all tensors of this process hold, gradients included, each storage once."""
+    """Bytes of all tensors of this process, including gradients, each storage once."""
     found: dict[int, int] = {}
     for thing in gc.get_objects():
         if type(thing) in (Tensor, nn.Parameter):
@@ -122,7 +120,7 @@ def bytes_of_tensors() -> int:
 
 
 def resident(*, peak: bool = False, reset: bool = False) -> int | None:
-    """Bytes of resident memory of this process, now or at its peak since the reset; None where Linux does not tell."""
+    """Bytes of resident memory of this process, now or the peak since the reset; None if Linux does not tell."""
     status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists():
         return None
@@ -137,7 +135,7 @@ def resident(*, peak: bool = False, reset: bool = False) -> int | None:
 
 
 def main() -> None:
-    """Measure what the argument describes, and print the figures."""
+    """Measure what the argument describes, and print the result."""
     asked: dict[str, Any] = json.loads(sys.argv[1])
     torch.set_num_threads(asked["threads"])
     use_measured_kernels(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Timing in rounds: all take turns within a round, so that a noisy machine disturbs all alike."""
+"""Time in rounds in which all take turns, so that noise on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from typing import NamedTuple, TypeVar
 import torch
 from scipy.stats import binom
 
+from ditlab.core.errors import first_line
+
 Key = TypeVar("Key")
 Work = Callable[[], object]
-WARM_UP, MOST_CALLS = 6, 1000  # a training step on a CPU has its huge pages after the fifth
+WARM_UP, MOST_CALLS = 6, 1000  # a training step on a CPU has its huge pages after five calls
 
 
 class Median(NamedTuple):
-    """A median with the interval that covers it in 95 % of cases, from order statistics: no distribution is assumed.
+    """A median with its 95 % interval from order statistics, which assumes no distribution.
 
-    Below six values nothing narrower than all of them covers so much, and the interval is from least to largest.
+    With fewer than six values the interval is from the smallest to the largest, and covers less.
     """
 
     value: float
@@ -30,27 +32,30 @@ class Median(NamedTuple):
     high: float
 
 
+def _outside(n: int) -> int:
+    """How many of n sorted values lie outside the interval on each side."""
+    return max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
+
+
 def coverage(n: int) -> float:
-    """In what share of cases the interval of ``median`` covers the median: at least 0.95 from six values on."""
-    outside = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
-    return float(1 - 2 * binom.cdf(outside, n, 0.5))
+    """The probability that the interval of ``median`` covers the median: at least 0.95 for six values or more."""
+    return float(1 - 2 * binom.cdf(_outside(n), n, 0.5))
 
 
 def median(values: Sequence[float]) -> Median:
-    """Of values that do not depend on each other."""
-    ordered, n = sorted(values), len(values)
-    outside = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
-    return Median(statistics.median(ordered), ordered[outside], ordered[n - 1 - outside])
+    """Median of independent values."""
+    ordered, outside = sorted(values), _outside(len(values))
+    return Median(statistics.median(ordered), ordered[outside], ordered[-1 - outside])
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> Median:
-    """The median over rounds of the quotient within a round."""
+    """The median of the quotients within each round."""
     return median([a / b for a, b in zip(above, below, strict=True)])
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Work that another process does: ``timed(calls)`` are its seconds of one call, the mean over so many."""
+    """Work of another process; ``timed(calls)`` returns its mean seconds per call."""
 
     timed: Callable[[int], float]
 
@@ -59,7 +64,7 @@ class Elsewhere:
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -67,7 +72,7 @@ def settle(device: torch.device) -> None:
 
 
 def seconds(work: Work, calls: int, device: torch.device) -> float:
-    """Of one call, the mean over so many."""
+    """Mean seconds per call."""
     if isinstance(work, Elsewhere):
         return work.timed(calls)
     settle(device)
@@ -86,15 +91,15 @@ def refusing(keys: Iterable[Key], refused: dict[Key, str] | None) -> Iterator[No
     except (MemoryError, RuntimeError) as error:
         if refused is None or not is_out_of_memory(error):
             raise
-        refused.update(dict.fromkeys(keys, f"out of memory: {str(error).splitlines()[0][:160] if str(error) else ''}"))
+        refused.update(dict.fromkeys(keys, f"out of memory: {first_line(error, 160)}"))
     else:
         return
     gc.collect()
-    torch.cuda.empty_cache()  # does nothing where there is none
+    torch.cuda.empty_cache()  # does nothing without CUDA
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says; the allocator of a CPU has no type for it."""
+    """Whether memory ran out; the CPU allocator has no error type for it, so the message decides."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         said in str(error)
         for said in ("can't allocate memory", "OutOfMemoryError", "MemoryError", "CUDA out of memory")
@@ -113,18 +118,18 @@ def interleaved(
     say: Callable[[Key], None] = lambda _: None,
     count: Callable[[int], None] = lambda _: None,
 ) -> dict[Key, list[float]]:
-    """Seconds of one call of each, in each round; every other round runs backwards.
+    """Seconds per call of each, in each round; every other round runs in reverse order.
 
     Args:
-        turns: what to time; what is refused is taken out of it.
-        rounds: how often.
-        turn: seconds a turn should take at least; as many calls as that needs, at least one.
-        device: that works; it is waited for.
-        warm_up: calls before the first round; the last of them says how many calls make a turn.
-        budget: the least number of rounds, and the seconds after which no further round begins; None takes all rounds.
-        refused: is told what there was not the memory for; None raises the error.
-        say: is told what is warmed up.
-        count: is told each round's number, from 1, before it begins.
+        turns: what to time; what runs out of memory is removed.
+        rounds: number of rounds.
+        turn: least seconds of a turn, which decides its number of calls.
+        device: device that is waited for.
+        warm_up: calls before the first round; the last one decides how many calls make a turn.
+        budget: least number of rounds, and seconds after which no further round begins; None runs all rounds.
+        refused: collects what ran out of memory, and the reason; None raises the error.
+        say: called with what is being warmed up.
+        count: called with each round's number, from 1, before it begins.
     """
     calls: dict[Key, int] = {}
     for key, work in list(turns.items()):

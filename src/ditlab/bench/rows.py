@@ -1,4 +1,4 @@
-"""The rows of the table: what was measured of each contestant, beside the peer and beside the machine's limit."""
+"""The rows of a table: each contestant compared with the peer and with the machine's limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from ditlab.bench.apart import apart
 from ditlab.bench.ceiling import Ceiling
-from ditlab.bench.contestants import OURS, PEER, PLAIN, Contestant, contestant, forward_operations
+from ditlab.bench.contestants import OURS, PEER, PLAIN, contestant, forward_operations
 from ditlab.bench.memory import peak_memory
 from ditlab.bench.rounds import Work, coverage, interleaved, median, ratios
 from ditlab.bench.sampling import evaluations, sampling_turns
@@ -31,7 +31,7 @@ from ditlab.core.malloc import freed_memory_kept
 from ditlab.networks.costs import parameter_count
 
 SAID_EVERY = 5.0  # seconds
-FORWARD_AND_BACKWARD = 3  # operations of a training step over those of its forward passes
+FORWARD_AND_BACKWARD = 3  # operations of a training step over those of its forward pass
 DTYPES = ["fp32", "bf16"]
 Key = Entry | str  # an entry, or a ceiling by its dtype
 
@@ -40,12 +40,12 @@ class Effort(NamedTuple):
     """How long to measure.
 
     Args:
-        rounds: at most.
-        least: rounds in any case.
-        budget: seconds after which a table takes no more of them.
-        turn: seconds of a contestant's turn in a round, at least.
+        rounds: most rounds.
+        least: least rounds.
+        budget: seconds after which a table begins no further round.
+        turn: least seconds of a contestant's turn.
         compiled: whether to compile, which takes up to a minute for each network and size.
-        processes: whether to start some: on a CPU one for each default, and one for each row's peak memory.
+        processes: whether to use a process for each row's peak memory and, on a CPU, for each default.
     """
 
     rounds: int = 12
@@ -58,32 +58,22 @@ class Effort(NamedTuple):
 
 THOROUGH = Effort()
 QUICK = Effort(rounds=3, least=3, turn=0.02, compiled=False, processes=False)
-WARM_UP = {"train": 6, "sample": 2}  # calls; a training step on a CPU has its huge pages after the fifth
-
-
-class Costs(NamedTuple):
-    """Of a contestant: its trained parameters, and the operations of a forward pass of one sample."""
-
-    parameters: int
-    forward: int
-
-
-def nobody(_: str) -> None:
-    """Is told nothing."""
+WARM_UP = {"train": 6, "sample": 2}  # calls; see rounds.WARM_UP
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one size and one task, which are measured in the same rounds.
+    """The rows of one size and task, measured in the same rounds.
 
     Args:
-        size, task: which.
-        names: of the contestants.
-        ways: "eager", and "compiled" where that works.
-        ceilings: the fastest product of each dtype; it takes its turn too.
-        device: where.
-        effort: how long.
-        say: is told what is being done.
+        size: size of the networks.
+        task: "train" or "sample".
+        names: names of the contestants.
+        ways: "eager", and "compiled" if that works.
+        ceilings: the fastest product of each dtype, which takes turns too.
+        device: device to measure.
+        effort: how long to measure.
+        say: called with what is being done.
     """
 
     size: Size
@@ -93,11 +83,11 @@ class Table:
     ceilings: dict[str, Ceiling]
     device: torch.device
     effort: Effort
-    say: Callable[[str], None] = nobody
-    limits: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each dtype, once it was measured
+    say: Callable[[str], None] = lambda _: None
+    limits: dict[str, dict[str, Any]] = field(default_factory=dict)  # by dtype, filled by ``speed``
 
     def speed(self) -> dict[str, dict[str, Any]]:
-        """Measure how fast each is; rows by "contestant way dtype". What memory ran out for is ``refused``."""
+        """Measure speeds; rows by "contestant way dtype", with ``refused`` where memory ran out."""
         refused: dict[Key, str] = {}
         measured = self._times(refused)
         self.limits.update({dtype: self._limit(dtype, measured) for dtype in self.ceilings if dtype in measured})
@@ -110,9 +100,9 @@ class Table:
         return rows
 
     def memory(self) -> dict[str, dict[str, Any]]:
-        """Measure the peak of the defaults, and of training steps also of ours and the peer eager.
+        """Measure peak memory of the defaults and, for training, of ours and the peer, eager.
 
-        What is compiled is left out, the default excepted: a compiler's own memory would be the most of it.
+        Compiled ones other than the default are left out: the compiler's own memory would dominate.
         """
         names = [name for name in self.names if name != PLAIN]
         entries = entries_of(names, self.size, [EAGER], self.device) if self.task == "train" else []
@@ -127,25 +117,24 @@ class Table:
 
     @property
     def _as_it_comes(self) -> Entry:
-        """What all are compared with: the peer's default, in fp32 where that is measured."""
+        """The baseline: the peer's default, in fp32 if that is measured."""
         return Entry(PEER, DEFAULT, self.size.dtypes[0])
 
     @property
     def _defaults(self) -> list[Entry]:
-        """What one gets who chooses nothing; of ours in training, as it would be resolved here."""
+        """What users get without options; ours in the precision chosen here for training."""
         dtype = "fp32" if self.task == "sample" else resolved_default(self.size, self.device).precision
         return [*([self._as_it_comes] if PEER in self.names else []), Entry(OURS, DEFAULT, dtype)]
 
-    def _costs(self, entry: Entry) -> Costs:
-        def built() -> Contestant:
-            return default_contestant(self.size) if entry.is_our_default else contestant(entry.contestant, self.size)
-
+    def _costs(self, entry: Entry) -> tuple[int, int]:
+        """Trainable parameters, and operations of a forward pass of one sample."""
         with torch.device("meta"):
-            of_shapes = built()
-        return Costs(parameter_count(of_shapes.network, trainable_only=True), forward_operations(of_shapes, self.size))
+            default = entry.is_our_default
+            shapes = default_contestant(self.size) if default else contestant(entry.contestant, self.size)
+        return parameter_count(shapes.network, trainable_only=True), forward_operations(shapes, self.size)
 
     def _times(self, refused: dict[Key, str]) -> dict[Key, list[float]]:
-        """Seconds of a call of each, in each round."""
+        """Seconds per call of each, in each round."""
         torch.manual_seed(0)
         alike, defaults, effort = entries_of(self.names, self.size, self.ways, self.device), self._defaults, self.effort
         build = sampling_turns if self.task == "sample" else training_turns
@@ -186,13 +175,13 @@ class Table:
                 )
         finally:
             turns.clear()
-            torch._dynamo.reset()  # or code that was compiled for one size would be tried for the next
+            torch._dynamo.reset()  # code compiled for one size would be tried for the next
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _limit(self, dtype: str, measured: dict[Key, list[float]]) -> dict[str, Any]:
-        """How fast the limit's product was within these rounds, and as a share of its best, found when it was alone."""
+        """Speed of the limit's product within these rounds, and as a share of its best speed alone."""
         operations, best = self.ceilings[dtype].product.operations, self.ceilings[dtype].flops_per_s
         middle = median(measured[dtype])
         return {
@@ -202,10 +191,10 @@ class Table:
         }
 
     def _speed(self, entry: Entry, measured: dict[Key, list[float]]) -> dict[str, Any]:
-        """What it takes, and its operations a second as a share of the limit."""
+        """Time and operations of an entry, also as a share of the limit."""
         batch, passes = self.size.batch, FORWARD_AND_BACKWARD if self.task == "train" else evaluations(self.size)
-        costs, middle = self._costs(entry), median(measured[entry])
-        operations, shares = costs.forward * batch * passes, {}
+        (parameters, forward), middle = self._costs(entry), median(measured[entry])
+        operations, shares = forward * batch * passes, {}
         if entry.dtype in measured:
             share = ratios(measured[entry.dtype], measured[entry])
             times = operations / self.ceilings[entry.dtype].product.operations
@@ -215,11 +204,9 @@ class Table:
                 "share_of_best": operations / middle.value / self.ceilings[entry.dtype].flops_per_s,
             }
         return {
-            "contestant": entry.contestant,
-            "way": entry.way,
-            "dtype": entry.dtype,
+            **entry._asdict(),
             "batch": batch,
-            "parameters": costs.parameters,
+            "parameters": parameters,
             "flops": operations,
             "seconds": middle.value,
             "seconds_interval": [middle.low, middle.high],
@@ -231,7 +218,7 @@ class Table:
         }
 
     def _beside_peer(self, entry: Entry, measured: dict[Key, list[float]]) -> dict[str, Any]:
-        """How many times as fast as the peer run in the same way, and as the peer as it comes."""
+        """Speed-up over the peer run in the same way, and over the peer's default."""
         plain = self._as_it_comes
         alike = plain if entry.way == DEFAULT else entry._replace(contestant=PEER)
         found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Samplings to time: each network by a few steps of Heun on the straight path from noise to data."""
+"""Samplings to time: a few steps of Heun's method on the straight path from noise to data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ditlab.bench.contestants import PEER, Predict, contestant
-from ditlab.bench.rounds import Work, refusing
+from ditlab.bench.rounds import Work
 from ditlab.bench.sizes import Size
-from ditlab.bench.training import Entry, default_config, predicting
+from ditlab.bench.training import Entry, default_config, predicting, turns_of
 from ditlab.config import ExternalData
 from ditlab.data.conditions import labelled
 from ditlab.data.dataset import External
@@ -22,12 +22,12 @@ from ditlab.runs.run import Run
 
 
 def evaluations(size: Size) -> int:
-    """How often a sampling asks its network: twice a step, and once in the last."""
+    """Network evaluations of a sampling: two per step, and one in the last."""
     return Heun().evaluations(size.steps)
 
 
 def peer_sampling(predict: Predict, size: Size, device: torch.device) -> Work:
-    """diffusers' own way: its network, asked by its scheduler for Heun's method."""
+    """diffusers' own way: its network with its scheduler for Heun's method."""
     from diffusers import FlowMatchHeunDiscreteScheduler
 
     label = torch.arange(size.batch, device=device) % size.num_classes
@@ -46,7 +46,7 @@ def peer_sampling(predict: Predict, size: Size, device: torch.device) -> Work:
 
 
 def plain_sampling(predict: Predict, size: Size, device: torch.device) -> Work:
-    """``FlowMatching.sample`` of a network."""
+    """``FlowMatching.sample`` with a network."""
     process = FlowMatching(lambda x, t, cond: predict(x, t, cond["label"])).to(device)
     label = torch.arange(size.batch, device=device) % size.num_classes
 
@@ -57,7 +57,7 @@ def plain_sampling(predict: Predict, size: Size, device: torch.device) -> Work:
 
 
 def default_run(size: Size, device: torch.device) -> Run:
-    """A run of such a network with fresh weights, as ``ditlab.load`` gives one."""
+    """A run with fresh weights, as ``ditlab.load`` returns it."""
     data = External(size.shape, labelled(size.num_classes))
     scale = None if size.channels in (1, 3) else 1.0
     described = ExternalData(shape=size.shape, num_classes=size.num_classes, latent_scale=scale)
@@ -68,13 +68,13 @@ def default_run(size: Size, device: torch.device) -> Run:
 
 
 def default_sampling(size: Size, device: torch.device) -> Work:
-    """What ``ditlab.load(...).sample`` does, but for the number of steps where it is another."""
+    """``ditlab.load(...).sample`` with this size's number of steps."""
     run = default_run(size, device)
     return lambda: run.sample(size.batch, steps=size.steps)
 
 
 def plain_samplings(own: list[Entry], size: Size, device: torch.device) -> dict[Entry, Work]:
-    """Samplings of one contestant, eager or compiled, in fp32 or by autocast; they share its weights."""
+    """Samplings of one contestant, eager or compiled, in fp32 or autocast, with the same weights."""
     entry = contestant(own[0].contestant, size)
     entry.network.to(device).eval()
     way = peer_sampling if entry.name == PEER else plain_sampling
@@ -94,15 +94,7 @@ def plain_samplings(own: list[Entry], size: Size, device: torch.device) -> dict[
 def sampling_turns(
     entries: list[Entry], size: Size, device: torch.device, refused: dict[Any, str] | None = None
 ) -> dict[Entry, Work]:
-    """Samplings of these; ``refused`` as of ``interleaved``."""
-    turns: dict[Entry, Work] = {}
-    plain = [entry for entry in entries if not entry.is_our_default]
-    for name in dict.fromkeys(entry.contestant for entry in plain):
-        own = [entry for entry in plain if entry.contestant == name]
-        with refusing(own, refused):
-            turns |= plain_samplings(own, size, device)
-    for entry in entries:
-        if entry.is_our_default:
-            with refusing([entry], refused):
-                turns[entry] = default_sampling(size, device)
-    return {entry: turns[entry] for entry in entries if entry in turns}
+    """The samplings of these entries; ``refused`` as of ``interleaved``."""
+    return turns_of(
+        entries, refused, lambda: default_sampling(size, device), lambda own: plain_samplings(own, size, device)
+    )

@@ -1,4 +1,4 @@
-"""The sizes that are measured: what a network is, and how large its batches are. Imports no torch."""
+"""The sizes of networks and batches to measure. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ Task = Literal["train", "sample"]
 
 @dataclass(frozen=True)
 class Size:
-    """A DiT with MLP ratio 4, which is all that diffusers' has, and the batches it is measured on.
+    """A DiT with MLP ratio 4, the only one that diffusers supports, and its batches.
 
     Args:
-        name: how it is asked for.
-        image_size, patch_size, channels: of what it denoises; square.
-        dim, depth, heads: width, number of blocks, attention heads.
+        name: its name on the command line.
+        image_size: side of the square images.
+        patch_size: side of the patches.
+        channels: channels of the images.
+        dim: width.
+        depth: number of blocks.
+        heads: attention heads.
         num_classes: number of labels.
         batch: samples of a training step, and of a sampling.
-        part: samples that a step is run on at a time; divides the batch.
-        steps: of Heun that a sampling takes.
-        published: the name of the published network it is, or None.
+        part: samples processed at a time in a step; divides the batch.
+        steps: Heun steps of a sampling.
+        published: name of the published network, or None.
     """
 
     name: str
@@ -41,17 +45,17 @@ class Size:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one sample."""
+        """Shape of one sample."""
         return self.channels, self.image_size, self.image_size
 
     @property
     def dtypes(self) -> list[str]:
-        """That products are measured in; fp32 of the largest fills a GPU and tells nobody anything."""
+        """Precisions to measure; nobody runs the largest networks in fp32."""
         return ["bf16"] if self.name.startswith("XL") else ["fp32", "bf16"]
 
     @property
     def tokens(self) -> int:
-        """N: patches of one sample."""
+        """Number of patches of one sample, N."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -59,16 +63,16 @@ LESSON, TINY = "lesson", "tiny"
 ON_CPU = (LESSON, "S/4")
 ON_CUDA = (*ON_CPU, "B/4", "XL/2")
 KNOWN = (TINY, LESSON, *(name.removeprefix("DiT-") for name in PRESETS))
-CPU_BATCHES = {"S": 32, "B": 8, "L": 2}  # for products to outweigh the weights' traffic, in seconds a step
+CPU_BATCHES = {"S": 32, "B": 8, "L": 2}  # large enough for products to dominate, at seconds a step
 CUDA_BATCH, CUDA_PART = 256, 32
-STEPS, FEW_STEPS = 25, 4  # of a sampling; few of the published sizes, whose evaluations take long on a CPU
+STEPS, FEW_STEPS = 25, 4  # of a sampling; few for published sizes, which are slow on a CPU
 
 
 def size_of(name: str, device: str) -> Size:
-    """The size of that name, with batches for that kind of device.
+    """The size of a name, with batches for a type of device.
 
     Raises:
-        InputError: an unknown name, or a size that is too large for the device.
+        InputError: unknown name, or too large for the device.
     """
     own = {
         TINY: Size(TINY, 8, 4, 1, 16, 1, 2, 10, 4, 4, STEPS),
@@ -77,9 +81,9 @@ def size_of(name: str, device: str) -> Size:
     if name in own:
         return own[name]
     if name not in KNOWN:
-        raise InputError(f"--sizes {name!r} is not known; choose of {', '.join(KNOWN)}, with commas between them")
+        raise InputError(f"--sizes {name!r} is not known; choose from {', '.join(KNOWN)}, separated by commas")
     if name.startswith("XL") and device != "cuda":
-        raise InputError(f"--sizes {name} needs a CUDA GPU: leave it out, or choose of {', '.join(ON_CPU)}")
+        raise InputError(f"--sizes {name} needs a CUDA GPU: leave it out, or choose from {', '.join(ON_CPU)}")
     sizes: dict[str, Any] = preset(f"DiT-{name}")
     chosen = {field: sizes[field] for field in ("image_size", "patch_size", "channels", "dim", "depth", "heads")}
     batch = CUDA_BATCH if device == "cuda" else CPU_BATCHES[name.partition("/")[0]]
@@ -88,7 +92,7 @@ def size_of(name: str, device: str) -> Size:
 
 
 def sizes_of(names: str | None, device: str) -> list[Size]:
-    """The sizes of those names, with commas between them; None for all that the device is measured with.
+    """The sizes of comma-separated names; None for the device's default sizes.
 
     Raises:
         InputError: as ``size_of``.

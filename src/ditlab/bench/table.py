@@ -1,4 +1,4 @@
-"""The figures of ``ditlab bench`` for people."""
+"""Print the results of ``ditlab bench``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 HEADS = ("", "ms", "images/s", "GFLOP/s", "of limit", "× peer", "× as it comes", "MiB tensors", "MiB resident")
-LEAST = 0.95  # of cases that an interval covers unless said otherwise
+LEAST = 0.95  # coverage of an interval unless stated otherwise
 TASKS = {"train": "training step", "sample": "sampling"}
 
 
 def lines(figures: dict[str, Any]) -> Iterator[str]:
-    """A table for each size and task, after what the machine is."""
+    """The machine, and a table for each size and task."""
     machine = figures["machine"]
     yield f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
     for dtype, ceiling in figures["ceilings"].items():
@@ -27,7 +27,7 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
                 rate, share = limit["flops_per_s"], limit["share_of_best"]
                 yield f"{dtype} limit within these rounds: {rate / 1e9:,.0f} GFLOP/s, {100 * share:.0f} % of the best"
             if (covered := min((row["coverage"] for row in rows.values() if "coverage" in row), default=1)) < LEAST:
-                yield f"intervals are from least to largest and cover the median in {100 * covered:.0f} % of cases"
+                yield f"intervals are from smallest to largest and cover the median in {100 * covered:.0f} % of cases"
             peaks = {key: memory.get(key, memory.get(key.rpartition(" ")[0], {})) for key in rows}
             yield from _aligned([HEADS, *(_cells(key, row, peaks[key]) for key, row in rows.items())])
     if figures.get("attention"):
@@ -63,12 +63,12 @@ def _cells(name: str, row: dict[str, Any], peaks: dict[str, Any]) -> tuple[str, 
 
 def _kernel(row: dict[str, Any]) -> tuple[str, ...]:
     if "refused" in row:
-        return row["backend"], str(row["width"]), "does not take it", ""
+        return row["backend"], str(row["width"]), "not supported", ""
     return row["backend"], str(row["width"]), f"{1e6 * row['seconds']:,.0f}", f"{row['ratio']:.2f}"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """The first column to the left, the others to the right; columns without anything are left out."""
+    """Align the first column to the left, the others to the right; empty columns are left out."""
     kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     widths = {i: max(len(row[i]) for row in rows) for i in kept}
     for row in rows:

@@ -1,7 +1,8 @@
-"""Training steps to time: any network in the loop that one writes first, and the loop of ``ditlab train``."""
+"""Training steps to time: any network in a minimal loop, and the loop of ``ditlab train``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +24,13 @@ from ditlab.training import compilation as compiled
 from ditlab.training.loop import Step, TrainState, train
 
 EAGER, COMPILED, DEFAULT = "eager", "compiled", "default"
-FOREVER = 10**7  # steps that are not reached
+FOREVER = 10**7  # more steps than are ever run
 
 
 class Entry(NamedTuple):
-    """Which network is run, and how: "eager", "compiled", or "default", as one gets it who chooses nothing.
+    """A network, and how it is run: "eager", "compiled", or "default", without any options.
 
-    The default of the peer is eager; that of ``ditlab`` has its own loop.
+    The peer's default is eager; that of ``ditlab`` has its own loop.
     """
 
     contestant: str
@@ -38,12 +39,12 @@ class Entry(NamedTuple):
 
     @property
     def is_our_default(self) -> bool:
-        """Whether it is what ``ditlab`` itself does."""
+        """Whether it is ``ditlab`` without options."""
         return (self.contestant, self.way) == (OURS, DEFAULT)
 
 
 class RandomData:
-    """The same batch again and again, so that all pay the same for their data: almost nothing."""
+    """The same batch every time, so that data cost next to nothing."""
 
     def __init__(self, size: Size, device: torch.device | str = "cpu") -> None:
         self.shape: tuple[int, ...] = size.shape
@@ -57,19 +58,19 @@ class RandomData:
 
 
 def predicting(entry: Contestant, way: str) -> Predict:
-    """The contestant's prediction, as it is or compiled."""
+    """The contestant's prediction, compiled or not."""
     return entry.adapt(torch.compile(entry.network, dynamic=False) if way == COMPILED else entry.network)
 
 
 class PlainLoop:
-    """A network in the loop that one writes first: flow matching, ``torch.optim.AdamW``, nothing else.
+    """A network in a minimal loop: flow matching and ``torch.optim.AdamW``, nothing else.
 
-    Its forms, eager or compiled, in fp32 or bf16, share one set of weights and one optimizer.
+    All steps, eager or compiled, in fp32 or bf16, share the weights and the optimizer.
 
     Args:
         entry: the network.
-        size: of the network and its batches.
-        device: where it runs.
+        size: size of the network and its batches.
+        device: device to run on.
     """
 
     def __init__(self, entry: Contestant, size: Size, device: torch.device) -> None:
@@ -79,7 +80,7 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(entry.network.parameters(), lr=1e-4)
 
     def step(self, way: str, dtype: str) -> Work:
-        """One optimizer step, as something to call; it leaves no gradients, which others could use the memory of."""
+        """A function that takes one optimizer step, and frees the gradients."""
         predict, parts = predicting(self.entry, way), self.size.batch // self.size.part
 
         def loss_of(x0: Tensor, label: Tensor) -> Tensor:
@@ -99,22 +100,18 @@ class PlainLoop:
 
 
 def default_config(size: Size, device: torch.device) -> Config:
-    """What ``ditlab train`` would train such a network with, on batches of this size."""
+    """The configuration of ``ditlab train`` for a network and batches of this size."""
     if size.published is None:
         network = DiTConfig(patch_size=size.patch_size, dim=size.dim, depth=size.depth, heads=size.heads, mlp_ratio=4.0)
         config = Config(data=DigitsData(), network=network)
     else:
         config = latents(ANY_STORE, size.published)
-    changes = {
-        "batch_size": size.batch,
-        "accumulate": size.batch // size.part,
-        "device": device.type,
-    }
+    changes = {"batch_size": size.batch, "accumulate": size.batch // size.part, "device": device.type}
     return config.model_copy(update=changes)
 
 
 def as_trained(config: Config, dataset: Dataset) -> Config:
-    """The configuration with what ``ditlab train`` would decide here, but for the number of threads."""
+    """The configuration with the choices of ``ditlab train`` on this machine, except for the number of threads."""
     device, config = resolve_device(config.device), resolved(config)
     if config.compile != "auto":
         return config
@@ -122,18 +119,18 @@ def as_trained(config: Config, dataset: Dataset) -> Config:
 
 
 def default_contestant(size: Size) -> Contestant:
-    """The network of ``default_config``: our geometry with the peer's MLP ratio."""
+    """The network of ``default_config``."""
     config = default_config(size, torch.device("cpu"))
     return our_contestant(build_network(config, External(size.shape, labelled(size.num_classes))))
 
 
 def resolved_default(size: Size, device: torch.device) -> Config:
-    """``default_config`` as it would be trained here."""
+    """``default_config`` with the choices for this machine."""
     return as_trained(default_config(size, device), External(size.shape, labelled(size.num_classes)))
 
 
 def default_step(size: Size, device: torch.device, compile: bool | None = None) -> Work:
-    """One turn of the loop of ``ditlab train``; compiled or not as said, if it is."""
+    """One step of the loop of ``ditlab train``; ``compile`` overrides its choice to compile."""
     config, data = resolved_default(size, device), RandomData(size)
     changes = {"steps": FOREVER, "average_every": FOREVER} | ({} if compile is None else {"compile": compile})
     config = config.model_copy(update=changes)
@@ -151,10 +148,10 @@ def default_step(size: Size, device: torch.device, compile: bool | None = None) 
 
 
 def entries_of(names: list[str], size: Size, ways: list[str], device: torch.device) -> list[Entry]:
-    """Everything that is timed of these contestants, but for the defaults.
+    """All entries of these contestants, except for the defaults.
 
-    Compiling takes minutes: it is done in the dtype alone that ``ditlab`` trains in here, and not for the plain
-    transformer. bf16 is left out where it is emulated (``emulates_bf16``).
+    As compiling takes minutes, it is done only in the precision that ``ditlab`` trains in here, and not for the plain
+    transformer. bf16 is left out if it is emulated.
     """
     own = resolve_precision("auto", device)
     dtypes = ["fp32"] if "fp32" in size.dtypes and emulates_bf16(device) else size.dtypes
@@ -163,32 +160,42 @@ def entries_of(names: list[str], size: Size, ways: list[str], device: torch.devi
 
 
 def use_measured_kernels(device: torch.device) -> None:
-    """All of ours compute with what this machine was measured to do best, as in ``ditlab.load``."""
+    """Use the kernels measured to be fastest on this machine, as ``ditlab.load`` does."""
     if device.type == "cpu":
         kernels.use(profile().kernels)
 
 
 def emulates_bf16(device: torch.device) -> bool:
-    """Whether a CPU multiplies bf16 so slowly that nobody would ask for it."""
+    """Whether a CPU multiplies bf16 more slowly than fp32."""
     return device.type == "cpu" and profile().bf16 < 1
 
 
 def training_turns(
     entries: list[Entry], size: Size, device: torch.device, refused: dict[Any, str] | None = None
 ) -> dict[Entry, Work]:
-    """Steps of these; ``refused`` as of ``interleaved``.
+    """The steps of these entries; ``refused`` as of ``interleaved``."""
 
-    The default's is built before anything is compiled, for it forgets what was.
-    """
+    def plain(own: list[Entry]) -> dict[Entry, Work]:
+        loop = PlainLoop(contestant(own[0].contestant, size), size, device)
+        return {entry: loop.step(entry.way, entry.dtype) for entry in own}
+
+    return turns_of(entries, refused, lambda: default_step(size, device), plain)
+
+
+def turns_of(
+    entries: list[Entry],
+    refused: dict[Any, str] | None,
+    default: Callable[[], Work],
+    plain: Callable[[list[Entry]], dict[Entry, Work]],
+) -> dict[Entry, Work]:
+    """Build the work of each entry: our default first, as it discards compiled code, then one contestant at a time."""
     turns: dict[Entry, Work] = {}
-    plain = [entry for entry in entries if not entry.is_our_default]
     for entry in entries:
         if entry.is_our_default:
             with refusing([entry], refused):
-                turns[entry] = default_step(size, device)
-    for name in dict.fromkeys(entry.contestant for entry in plain):
-        own = [entry for entry in plain if entry.contestant == name]
+                turns[entry] = default()
+    for name in dict.fromkeys(entry.contestant for entry in entries):
+        own = [entry for entry in entries if entry.contestant == name and not entry.is_our_default]
         with refusing(own, refused):
-            loop = PlainLoop(contestant(name, size), size, device)
-            turns |= {entry: loop.step(entry.way, entry.dtype) for entry in own}
+            turns |= plain(own) if own else {}
     return {entry: turns[entry] for entry in entries if entry in turns}
