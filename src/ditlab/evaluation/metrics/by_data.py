@@ -1,4 +1,4 @@
-"""What ``ditlab eval`` reports for each kind of data. Every figure comes with what real data scores: its floor."""
+"""The figures of ``ditlab eval`` for each kind of data, each with the score of real data, its floor."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ditlab.evaluation.metrics.distances import energy_distance, sliced_wasserst
 from ditlab.evaluation.metrics.intervals import share_interval
 
 REFERENCE = 2000  # data samples to compare with
-FLOOR_DRAWS = 20  # draws of data in the place of samples, for the floors
+FLOOR_DRAWS = 20  # draws of data to average a floor over
 
 Distance = Callable[[Tensor, Tensor], float]
 DISTANCES: dict[str, Distance] = {"energy_distance": energy_distance, "sliced_wasserstein": sliced_wasserstein}
 
 
 def measure_circles(samples: Float[Tensor, "n 1 16 16"], seed: int = 0) -> dict[str, Any]:
-    """Share of valid circles, mean overlap, and the energy distance of (cx, cy, r), in pixels, to 2,000 data."""
+    """Share of valid circles, mean overlap, and energy distance of (cx, cy, r), in pixels, to 2,000 data."""
     overlap = disc_overlap(samples)
     valid = (overlap >= VALID_OVERLAP).double()
     return {
@@ -45,13 +45,13 @@ def measure_points(samples: Float[Tensor, "n 2"], name: str, seed: int = 0) -> d
 
 
 def _fresh(name: str, n: int, seed: int, *purpose: int | str) -> Tensor:
-    """Data that are made as they are needed: points of that name, or the discs' parameters of circles."""
+    """Fresh data: points of that name, or the disc parameters of circles."""
     generator = generator_for(seed, "evaluation", *purpose)
     return disc_parameters(circles(n, generator).images) if name == "circles" else POINTS[name](n, generator)
 
 
 def _with_floor(key: str, samples: Tensor, name: str, seed: int) -> dict[str, float]:
-    """The distance from the samples to data, and the mean distance of fresh data, as many, to the same data."""
+    """The distance from samples to data, and the mean distance of as many fresh data to the same data."""
     reference = _fresh(name, REFERENCE, seed, "reference")
     return {key: DISTANCES[key](samples, reference), f"{key}_floor": _floor(key, name, len(samples), seed)}
 
@@ -64,10 +64,10 @@ def _floor(key: str, name: str, n: int, seed: int) -> float:
 
 
 def measure_digits(samples: Float[Tensor, "n 1 8 8"], labels: Int[Tensor, " n"]) -> dict[str, Any]:
-    """Is each sample the digit that was asked for?
+    """Is each sample the requested digit?
 
-    The generator learned from half A. The judge, a support-vector machine, learned from half B alone; its score on the
-    real half A bounds what a generator can reach.
+    The generator was trained on half A, the judge, a support-vector machine, on half B only; its accuracy on the real
+    half A is what a generator can reach at best.
     """
     judge, real = _judge()
     return {**judged(torch.from_numpy(judge.predict(_flat(samples))), labels), "accuracy_real": real}
@@ -75,8 +75,8 @@ def measure_digits(samples: Float[Tensor, "n 1 8 8"], labels: Int[Tensor, " n"])
 
 @cache
 def _judge() -> tuple[Any, float]:
-    """A support vector classifier as the judge, and how often it is right about half A."""
-    from sklearn.svm import SVC  # takes longer to import than most runs need to begin
+    """A support-vector classifier trained on half B, and its accuracy on half A."""
+    from sklearn.svm import SVC  # slow to import
 
     half_a, half_b = digit_halves()
     judge = SVC(gamma="scale").fit(_flat(half_b.images), half_b.labels.numpy())
@@ -84,7 +84,7 @@ def _judge() -> tuple[Any, float]:
 
 
 def measure_values(samples: Tensor, data: Tensor, others: Tensor | None) -> dict[str, Any]:
-    """Sliced Wasserstein distance of samples to data, all (n, *shape), and of other data, as many, as its floor."""
+    """Sliced Wasserstein distance of samples to data, all (n, *shape); that of as many other data is its floor."""
     found = {"sliced_wasserstein": sliced_wasserstein(samples.flatten(1), data.flatten(1))}
     if others is not None:
         found["sliced_wasserstein_floor"] = sliced_wasserstein(others.flatten(1), data.flatten(1))

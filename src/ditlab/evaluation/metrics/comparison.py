@@ -1,4 +1,4 @@
-"""The figures of two sets of features: of samples against data, and of data against data as their floor."""
+"""Compare features of samples with those of data, and other data with the same data as the floor."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ditlab.evaluation.metrics.intervals import Interval, around, score_interval
 from ditlab.evaluation.metrics.kid import SUBSETS, kernel_distance, kernel_interval
 from ditlab.evaluation.metrics.precision_recall import WIDE, Manifolds, manifolds, spread
 
-FEWEST = 2 * (WIDE + 1)  # of each, so that those of half of them have neighbours
-MOST = 10_000  # of each set, of which pairs are compared
+FEWEST = 2 * (WIDE + 1)  # rows of each set, so that halves of them have enough neighbours
+MOST = 10_000  # rows of each set that are compared in pairs
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of data to compare with (m, D), and of other data in the place of samples (n, D), if there are any.
+    """Features of data to compare with (m, D) and, for the floors, of other data (n, D).
 
-    Neighbours are counted among as many of each, samples, data and others, for with more of them all are nearer.
+    Neighbours are counted among equally many samples, data and others, as more rows bring neighbours closer.
     """
 
     data: Tensor
@@ -31,12 +31,12 @@ class Reference:
 
     @cached_property
     def moments(self) -> Moments:
-        """Of the data."""
+        """Mean and scatter of the data."""
         return Moments.of(self.data)
 
     @cached_property
     def floors(self) -> dict[str, float]:
-        """What real data score."""
+        """The scores of real data."""
         if self.others is None:
             return {}
         found = {}
@@ -49,7 +49,7 @@ class Reference:
         return found
 
     def figures(self, samples: Float[Tensor, "n d"], seed: int = 0) -> dict[str, Any]:
-        """All figures of samples, with their intervals and floors; those that need more samples are left out."""
+        """All figures of samples with intervals and floors, except those that need more samples."""
         found: dict[str, Any] = {}
         if _enough(samples, self.data):
             distance = frechet_interval(samples, self.data, seed)
@@ -69,7 +69,7 @@ class Reference:
             variances, freedom = spread(samples[:count], self.data[:count], seed)
             for (name, values), variance in zip(parts._asdict().items(), variances.tolist(), strict=True):
                 value = float(values.mean())
-                if name == "density":  # a sample lies in many balls or in none, all others are shares
+                if name == "density":  # an average number of balls; all others are shares
                     interval = around(value, variance, freedom)
                 else:
                     interval = _share_around(value, variance, count, freedom)
@@ -78,18 +78,18 @@ class Reference:
         return found | self.floors
 
     def _manifolds(self, samples: Tensor) -> Manifolds | None:
-        """Of as many of each, up to 10,000; None if they are too few to have neighbours."""
+        """Manifolds of equally many samples and data, at most 10,000; None if they are too few."""
         others = MOST if self.others is None else len(self.others)
         count = min(len(samples), len(self.data), others, MOST)
         return manifolds(samples[:count], self.data[:count]) if count >= FEWEST else None
 
 
 def _share_around(share: float, variance: float, n: int, freedom: int) -> Interval:
-    """Of a share of n that are not independent, for they have neighbours in common.
+    """The interval of a share of n hits that depend on each other through common neighbours.
 
-    The outer ends of Student's interval and of the score of as many independent ones as have this variance: near 0 and
-    1 hits come in clumps, and either alone is too narrow on one side. Where all are alike no variance is seen; then it
-    is that of n independent ones.
+    It spans Student's interval and the score interval of as many independent hits as have this variance: near 0 and 1
+    hits come in clusters, and each alone is too narrow on one side. If all hits are equal, the variance is that of n
+    independent ones.
     """
     alone = share * (1 - share) / n
     variance = max(variance, alone)
@@ -99,12 +99,12 @@ def _share_around(share: float, variance: float, n: int, freedom: int) -> Interv
 
 
 def _enough(samples: Tensor, data: Tensor) -> bool:
-    """Whether there are more of both than there are features, so that covariances are not singular for want of them."""
+    """Whether both have more rows than features, so that their covariances can be regular."""
     return min(len(samples), len(data)) > data.shape[1]
 
 
 def judged(found: Tensor, asked: Tensor) -> dict[str, Any]:
-    """How often a judge finds the label that was asked for, of all and of each label."""
+    """How often a judge finds the requested label, in total and for each label."""
     right = (found == asked).double()
     return {
         "accuracy": float(right.mean()),

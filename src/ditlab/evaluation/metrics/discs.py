@@ -1,4 +1,4 @@
-"""Is it a circle? Measures a 16×16 image by the disc of its own area and centroid."""
+"""Is it a circle? Compares a 16×16 image with the disc of the same area and centroid."""
 
 from __future__ import annotations
 

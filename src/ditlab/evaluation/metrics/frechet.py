@@ -1,4 +1,4 @@
-"""Mean and scatter of features in fp64, gathered a block at a time, and the Fréchet distance between two of them."""
+"""Mean and scatter of features in fp64, computed block by block, and the Fréchet distance between them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from ditlab.core.rng import generator_for
 from ditlab.evaluation.metrics.intervals import Interval, squared_interval
 
-ROWS = 1024  # of features that are turned into fp64 at a time
+ROWS = 1024  # rows converted to fp64 at a time
 TENTH = 10
-NOTHING = 1e-12  # of the largest eigenvalue: what is below comes of rounding
+NOTHING = 1e-12  # share of the largest eigenvalue below which others are rounding errors
 
 
 @dataclass(frozen=True)
 class Moments:
     """Number, mean (D,) and scatter Σ (x − mean)(x − mean)ᵀ (D, D) of rows, in fp64.
 
-    Sums of squares are never formed about zero, so that large means cost no digits (Chan, Golub & LeVeque 1983).
+    Squares are always centred, so that large means cost no precision (Chan, Golub & LeVeque 1983).
     """
 
     count: float
@@ -31,21 +31,17 @@ class Moments:
 
     @classmethod
     def of(cls, x: Float[Tensor, "n d"]) -> Moments:
-        """Those of rows; memory grows with d alone."""
+        """The moments of rows; memory grows with d alone."""
         zero = torch.zeros(x.shape[1], dtype=torch.float64)
         found = cls(0.0, zero, torch.outer(zero, zero))
         for first in range(0, len(x), ROWS):
-            found = found.merged(cls._of_block(x[first : first + ROWS].double()))
+            rows = x[first : first + ROWS].double()
+            centred = rows - rows.mean(0)
+            found = found.merged(cls(float(len(rows)), rows.mean(0), centred.T @ centred))
         return found
 
-    @classmethod
-    def _of_block(cls, rows: Tensor) -> Moments:
-        mean = rows.mean(0)
-        centred = rows - mean
-        return cls(float(len(rows)), mean, centred.T @ centred)
-
     def merged(self, other: Moments) -> Moments:
-        """Those of the rows of both."""
+        """The moments of the rows of both."""
         count = self.count + other.count
         share, shift = other.count / max(count, 1.0), other.mean - self.mean
         between = torch.outer(shift, shift) * (self.count * share)
@@ -53,7 +49,7 @@ class Moments:
 
     @cached_property
     def covariance(self) -> Tensor:
-        """The unbiased estimate (D, D)."""
+        """The unbiased covariance (D, D)."""
         return self.scatter / max(self.count - 1, 1.0)
 
     @cached_property
@@ -66,8 +62,8 @@ class Moments:
 def frechet(x: Moments, y: Moments) -> float:
     """‖μx − μy‖² + tr(Σx + Σy − 2·(Σx Σy)^½), between Gaussians of these moments (Dowson & Landau 1982).
 
-    With Σ = L Lᵀ the roots of the eigenvalues of Σx Σy are the singular values of Lxᵀ Ly: no root of a rounding error
-    is taken, as the eigenvalues of a singular product would need, and nothing is complex.
+    With Σ = L Lᵀ, the roots of the eigenvalues of Σx Σy are the singular values of Lxᵀ Ly. This avoids complex numbers,
+    and roots of rounding errors if a covariance is singular.
     """
     roots = torch.linalg.svdvals(x.factor.T @ y.factor).sum()
     traces = x.covariance.trace() + y.covariance.trace()
@@ -82,18 +78,18 @@ class Frechet(NamedTuple):
 
 
 def frechet_interval(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], seed: int = 0) -> Frechet:
-    """The distance of samples to data, and an interval of what it is on average with as many of both.
+    """The distance of samples to data, and an interval of its mean over draws of as many of both.
 
-    It is one of a squared distance. Its variance comes of influence values: what sample i adds in first order is
+    The interval is ``squared_interval``. The first-order variance is that of influence values: sample i contributes
     2(xᵢ − μx)·(μx − μy) + (xᵢ − μx)ᵀ(I − L(Lᵀ Σx L)^−½ Lᵀ)(xᵢ − μx) with Σy = L Lᵀ, up to a constant, and a datum
-    likewise (Rippl, Munk & Sturm 2016, "Limit laws of the empirical Wasserstein distance: Gaussian distributions", give
-    the derivative). The variance of second order is told by how far influence values move where another tenth of both
-    is left out, at points that stay. The interval contains the bias that all distances of so few have, which the floor
-    shows. It ends at 0, below which no distance is.
+    likewise (derivative: Rippl, Munk & Sturm 2016, "Limit laws of the empirical Wasserstein distance: Gaussian
+    distributions"). The second-order variance is estimated from the change of influence values when different tenths of
+    both are left out. The interval includes the bias of small sets, which the floor shows.
 
     Args:
-        x, y: features, more of each than there are features.
-        seed: of the tenths.
+        x: features of samples, more rows than features.
+        y: features of data, likewise.
+        seed: decides the tenths.
     """
     generator = generator_for(seed, "evaluation", "tenths")
     x, y = (z[torch.randperm(len(z), generator=generator)] for z in (x, y))
@@ -105,7 +101,7 @@ def frechet_interval(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], seed: int
         first += float(_influences(z, whole[side]).var()) / len(z)
         if out:
             one, other = (_influences(z[2 * out :], each[side]) for each in without)
-            # a mean without a share q, less one without another, has 2q/(1 − q)² times the variance of the mean
+            # the difference of means without different shares q has 2q/(1 − q)² times the variance of the mean
             second += float((one - other).var()) * (1 - out / len(z)) ** 2 / (4 * out)
     value = frechet(*moments)
     low, high = squared_interval(value, first, min(second, first / 2))
@@ -113,7 +109,7 @@ def frechet_interval(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], seed: int
 
 
 def _left(z: Float[Tensor, "n d"], i: int) -> Float[Tensor, "k d"]:
-    """All rows but the first tenth, or but the second one."""
+    """All rows except the first tenth (i = 0) or the second (i = 1)."""
     out = len(z) // TENTH
     return torch.cat([z[: i * out], z[(i + 1) * out :]])
 
@@ -127,12 +123,12 @@ class _Slope(NamedTuple):
 
 
 def _slopes(x: Moments, y: Moments) -> tuple[_Slope, _Slope]:
-    """What a sample and a datum add to the distance in first order.
+    """The first-order contributions of a sample and of a datum to the distance.
 
     With Lxᵀ Ly = U S Vᵀ, Ly(Lyᵀ Σx Ly)^−½ Lyᵀ is Ly V S⁻¹ Vᵀ Lyᵀ, and the other one Lx U S⁻¹ Uᵀ Lxᵀ.
     """
     u, roots, v = torch.linalg.svd(x.factor.T @ y.factor)
-    solid = roots > roots[0] * NOTHING**0.5  # what no sample has, none can change
+    solid = roots > roots[0] * NOTHING**0.5  # directions without variance cannot contribute
     root = torch.where(solid, roots, 1).rsqrt() * solid
     shift = x.mean - y.mean
     return _Slope(x.mean, shift, y.factor @ v.T * root), _Slope(y.mean, -shift, x.factor @ u * root)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ditlab.core.rng import generator_for
 from ditlab.evaluation.metrics.intervals import Interval, squared_interval
 
-ROWS = 1024  # of a kernel matrix that are held at a time
-SUBSETS, SUBSET = 100, 1000  # as published: so many subsets, of so many each
+ROWS = 1024  # rows of a kernel matrix in memory at a time
+SUBSETS, SUBSET = 100, 1000  # number and size of the subsets, as published
 
 
 def kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -24,8 +24,7 @@ def kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n
 def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """E k(x, x′) + E k(y, y′) − 2·E k(x, y) over different pairs (Gretton et al. 2012, equation 3).
 
-    The mean over all draws is the squared discrepancy itself, so that it may be below 0, and does not depend on how
-    many there are.
+    This estimate of the squared discrepancy is unbiased for any number of rows, and may be below 0.
     """
     x, y = x.double(), y.double()
     own, others = ((_sum(z, z) - float(_alone(z).sum())) / (len(z) * (len(z) - 1)) for z in (x, y))
@@ -33,7 +32,7 @@ def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 
 
 class Kernel(NamedTuple):
-    """A kernel distance with its interval; and mean and standard deviation over subsets, as KID is published."""
+    """A kernel distance with its interval, and mean and standard deviation over subsets, as in the publication."""
 
     value: float
     interval: Interval
@@ -43,11 +42,11 @@ class Kernel(NamedTuple):
 
 
 def kernel_interval(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], seed: int = 0) -> Kernel:
-    """The distance of samples to data over all pairs, and its interval, which is one of a squared distance.
+    """The distance of samples to data over all pairs, and its ``squared_interval``.
 
-    The variances come of the ANOVA of a U-statistic (Hoeffding 1948): that of influence values, and of pairs, of which
-    the means over either partner are taken off. The subsets are 100 of 1,000 from each set, or of half the smaller set
-    if that is less: of all of it, every subset would be the same and seem certain.
+    The variances are those of the ANOVA of a U-statistic (Hoeffding 1948): of influence values, and of pairs minus
+    their means over either partner. There are 100 subsets of 1,000 rows of each set, or of half the smaller set if that
+    is less, as subsets of the whole set would all be equal.
     """
     size = max(2, min(SUBSET, min(len(x), len(y)) // 2))
     found = torch.tensor(_of_subsets(x, y, size, seed), dtype=torch.float64)
@@ -73,7 +72,7 @@ def _sum(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 
 
 class _Pairs(NamedTuple):
-    """Kernel values of pairs: means by row and by column, over all, and of squares less what rows and columns tell."""
+    """Kernel values of pairs: means by row, by column, in total, and of the squared residuals."""
 
     rows: Tensor
     columns: Tensor
@@ -83,13 +82,13 @@ class _Pairs(NamedTuple):
 
 
 def _between(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> _Pairs:
-    """Of all pairs of a row of x and one of y, a block of rows at a time."""
+    """All pairs of a row of x and a row of y, in blocks of rows."""
     blocks = (kernel(x[first : first + ROWS], y) for first in range(0, len(x), ROWS))
     return _pairs(blocks, len(x), len(y), 0)
 
 
 def _within(x: Float[Tensor, "n d"]) -> _Pairs:
-    """Of all pairs of different rows."""
+    """All pairs of different rows."""
     blocks = (_without_self(kernel(x[first : first + ROWS], x), first) for first in range(0, len(x), ROWS))
     return _pairs(blocks, len(x), len(x), 1)
 
@@ -112,7 +111,6 @@ def _alone(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def _without_self(block: Tensor, first: int) -> Tensor:
-    """Rows of a square matrix, from the row ``first`` on, with 0 on its diagonal."""
-    rows = torch.arange(len(block))
-    block[rows, rows + first] = 0
+    """Rows of a square matrix, starting at row ``first``, with its diagonal set to 0."""
+    block.diagonal(first).zero_()
     return block

@@ -1,4 +1,4 @@
-"""What ``ditlab eval --nll`` reports: how likely held-out data are under a process."""
+"""The figures of ``ditlab eval --nll``: the likelihood of held-out data under a process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from ditlab.diffusion.likelihood import bits_per_dim, chosen_trace, log_likeliho
 from ditlab.diffusion.process import Process
 
 TOLERANCE = 1e-5  # relative and absolute, of a step
-DATA = {"nats": 1000, "bits/dim": 256}  # how many, unless told otherwise
+DATA = {"nats": 1000, "bits/dim": 256}  # default numbers of data
 AT_A_TIME = 64  # images integrated together
-
-
 Piece = Callable[[], list[float]]
 
 
 def one_by_one(pieces: Sequence[Piece]) -> list[list[float]]:
-    """What each piece of work gives, in order."""
+    """The results of each piece of work, in order."""
     return [piece() for piece in pieces]
 
 
@@ -33,12 +31,11 @@ def measure_likelihood(
     seed: int = 0,
     do_all: Callable[[Sequence[Piece]], list[list[float]]] = one_by_one,
 ) -> dict[str, Any]:
-    """Mean negative log-likelihood of n held-out data (1,000 points, 256 images), given their labels if they have any.
+    """Mean negative log-likelihood of n held-out data (by default 1,000 points or 256 images), given their labels.
 
-    In nats for continuous data; for images in bits per dimension of their quantised values, of which it is an upper
-    bound (``bits_per_dim``). ``nll_error`` is the standard error of the mean over the data. Where the density of the
-    data is known, ``nll_floor`` is what that very density scores on the same data. Images are integrated in batches
-    that are always the same; ``do_all`` sees to them, and may share them out.
+    In nats for continuous data; for images an upper bound in bits per dimension of the quantised values
+    (``bits_per_dim``). ``nll_error`` is the standard error of the mean over the data; ``nll_floor`` is the score of the
+    true density, if it is known. Images are integrated in fixed batches, which ``do_all`` may distribute.
     """
     unit = "nats" if dataset.levels is None else "bits/dim"
     x, cond = dataset.held_out(seed, DATA[unit] if n is None else n)

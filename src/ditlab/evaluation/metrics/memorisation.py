@@ -1,4 +1,4 @@
-"""Are samples copies of what was trained on? Their distances to it, beside those of data that are no copies."""
+"""Are samples copies of training data? Compares their distances to it with those of held-out data."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor
 from ditlab.evaluation.metrics.intervals import QUANTILE, Interval, added, score_interval, share_interval
 from ditlab.evaluation.metrics.precision_recall import Nearest, nearest
 
-PROBES = 2000  # of what was trained on, whose distance to the rest is measured
-NEAR = 0.01  # share of held-out data that lie as near to what was trained on as what counts as a copy
-SAME = 1e-6  # of how far the data spread: what is nearer is the same but for rounding
+PROBES = 2000  # most data whose distance to the training data is measured
+NEAR = 0.01  # share of held-out data that are as near to the training data as a copy
+SAME = 1e-6  # share of the data's spread below which distances are rounding errors
 
 
 class Bank:
-    """What was trained on, as features: rows (m, D), and the number of the datum that each is of.
+    """Features of the training data: rows (m, D), and for each row the number of its datum.
 
     Args:
-        plain, mirrored: the data, and the same data turned left to right, if that was trained on too.
-        held_out: data that were not; without, each datum is compared with all others.
+        plain: features of the data.
+        mirrored: features of the mirrored data, if those were used in training too.
+        held_out: features of held-out data; without them each datum is compared with all others.
     """
 
     def __init__(
@@ -38,10 +39,7 @@ class Bank:
 
     @cached_property
     def usual(self) -> Nearest:
-        """The two data nearest to those that are no copies: to held-out ones, or to each of the others.
-
-        Of up to 2,000; none where there is but one.
-        """
+        """The two nearest training data of up to 2,000 held-out data, or of training data among the others."""
         if self.held_out is not None:
             return self.nearest(self.held_out[:PROBES], 2)
         probes = self.plain[: PROBES if len(self.plain) > 1 else 0]
@@ -52,32 +50,32 @@ class Bank:
 
     @property
     def apart(self) -> Float[Tensor, " h"]:
-        """How far data that are no copies lie from the nearest datum."""
+        """Distances of held-out data to the nearest datum."""
         return self.usual.distances[:, 0]
 
     @cached_property
     def paired(self) -> Bool[Tensor, " h"]:
-        """Which of them are two that are nearest to each other, so that their distance is one and not two."""
+        """Which of them are mutual nearest neighbours, and so share a single distance."""
         numbers, own = self.usual.numbers[:, 0], torch.arange(len(self.usual.numbers))
         if self.held_out is not None or not len(own):
             return torch.zeros(len(own), dtype=torch.bool)
         return (numbers < len(own)) & (numbers[numbers.clamp(max=len(own) - 1)] == own)
 
     def nearest(self, samples: Float[Tensor, "n d"], k: int) -> Nearest:
-        """The k nearest data, by number, a datum and its mirror image counted as two."""
+        """The k nearest data by number; a datum and its mirror image count as two."""
         found = nearest(samples, self.rows, k)
         return Nearest(found.distances, self.names[found.numbers])
 
 
 def memorised(bank: Bank, found: Nearest) -> dict[str, Any]:
-    """What the distances of samples to the nearest datum tell, beside those of data that are no copies.
+    """Compare the distances of samples to the nearest datum with those of held-out data.
 
-    ``memorisation_ratio`` is that of their medians: below 1, samples are nearer as a whole. It does not tell a few
-    copies among many others; ``copied`` does, the share of samples that are nearer than all but 1 % of such data.
+    ``memorisation_ratio`` is the ratio of the medians: below 1, samples are nearer as a whole. A few copies among many
+    samples show in ``copied``, the share of samples that are nearer than all but 1 % of the held-out data.
 
     Args:
-        bank: what was trained on.
-        found: the two data that are nearest to each sample.
+        bank: the training data.
+        found: the two nearest data of each sample.
     """
     distances = found.distances[:, 0]
     figures: dict[str, Any] = {"nearest_training_image": float(distances.median()), "memorisation_n": len(distances)}
@@ -90,17 +88,17 @@ def memorised(bank: Bank, found: Nearest) -> dict[str, Any]:
     copies = (distances <= near).double()
     figures |= {"copied": float(copies.mean()), "copied_interval": _copied_interval(bank, distances, copies, same)}
     figures["copied_real"] = float((bank.apart <= near).double().mean())
-    if usual <= same:  # most of the data are there twice
+    if usual <= same:  # most data are duplicates
         return figures
     ratio = figures["nearest_training_image"] / usual
     return {**figures, "memorisation_ratio": ratio, "memorisation_ratio_interval": _ratio_interval(bank, found, same)}
 
 
 def _level(bank: Bank, share: float) -> Interval:
-    """Which shares of all data that are no copies may lie below the quantile of those that there are.
+    """Interval of the share of all held-out data below the quantile of the available ones.
 
-    Two that are nearest to each other have one distance: the variance of the share below t is
-    (F(1 − F) + P(one of two, below t) − P(one of two) F²)/n.
+    Mutual nearest neighbours share a distance: the variance of the share below t is
+    (F(1 − F) + P(mutual, below t) − P(mutual) F²)/n.
     """
     below = bank.apart <= torch.quantile(bank.apart, share)
     paired = float((bank.paired & below).double().mean()) - float(bank.paired.double().mean()) * share**2
@@ -109,7 +107,7 @@ def _level(bank: Bank, share: float) -> Interval:
 
 
 def _copied_interval(bank: Bank, distances: Tensor, copies: Tensor, same: float) -> Interval:
-    """Of the share for this threshold, and of the threshold, which is as sure as data that are no copies are many."""
+    """Interval of the share of copies, which includes the uncertainty of the threshold."""
     ends = torch.tensor(_level(bank, NEAR), dtype=torch.float64)
     nearer = torch.quantile(torch.cat([torch.zeros_like(bank.apart[:1]), bank.apart]), ends).clamp(min=same)
     moved = [float((distances <= end).double().mean()) for end in nearer.tolist()]
@@ -118,10 +116,10 @@ def _copied_interval(bank: Bank, distances: Tensor, copies: Tensor, same: float)
 
 
 def _ratio_interval(bank: Bank, found: Nearest, same: float) -> Interval:
-    """Of two medians of which each is as sure as its order statistics are, in logarithms; and of other training data.
+    """Interval of a ratio of medians, from the logarithms of order statistics and the choice of training data.
 
-    Without datum j, samples of which it is the nearest are as far from the next one: the jackknife of that, less what
-    it would come to by chance, is what the choice of the training data adds.
+    Without datum j, its nearest samples would be as far as their next datum. The jackknife over j, minus its value by
+    chance, is the contribution of the training data.
     """
     ends, middles, steps = [], [], []
     for each, level in ((found, score_interval(0.5, len(found.distances))), (bank.usual, _level(bank, 0.5))):
@@ -132,7 +130,7 @@ def _ratio_interval(bank: Bank, found: Nearest, same: float) -> Interval:
         middles.append(math.log(middle))
         next_one = each.distances[:, -1] if each.distances.shape[1] > 1 else torch.full_like(distances, torch.inf)
         moved = each.numbers[:, 0][(each.distances[:, 0] <= middle) & (next_one > middle)]
-        # by how much the logarithm of the median grows where a sample less is nearer than it
+        # change of the logarithm of the median if one sample less is nearer
         slope = (ends[-1][1] - ends[-1][0]) / (level[1] - level[0]) / len(distances)
         steps.append((torch.bincount(moved, minlength=len(bank.plain)).double(), slope))
     (ours, a), (usual, b) = steps

@@ -1,6 +1,6 @@
-"""What nearest neighbours tell: precision and recall, density and coverage, and whether samples are copies.
+"""Nearest neighbours: precision and recall, density and coverage.
 
-Distances are Euclidean, between features in fp64, a block of rows at a time.
+Distances are Euclidean, between features in fp64, computed in blocks of rows.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ditlab.core.rng import generator_for
 
-HELD = 2**23  # distances that are held at a time
-PART, FREEDOM = 1000, 20  # rows of a part where there are many, and degrees of freedom of a variance
-NEAR, WIDE = 3, 5  # neighbours that a ball reaches to: of precision and recall, and of density and coverage
+HELD = 2**23  # distances in memory at a time
+PART, FREEDOM = 1000, 20  # rows of a part of a large set, and degrees of freedom of a variance
+NEAR, WIDE = 3, 5  # neighbours that set the radius: for precision and recall, and for density and coverage
 
 
 class Manifolds(NamedTuple):
-    """What each sample (n,) or each datum (m,) adds to a figure, which is its mean."""
+    """The contributions of each sample (n,) or datum (m,) to the figures, which are their means."""
 
     precision: Float[Tensor, " n"]
     recall: Float[Tensor, " m"]
@@ -30,12 +30,13 @@ class Manifolds(NamedTuple):
 def manifolds(samples: Float[Tensor, "n d"], data: Float[Tensor, "m d"]) -> Manifolds:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    A ball around each datum reaches to its third nearest other datum. Precision is the share of samples in any ball;
-    recall is the share of data in a ball of a sample. With balls to the fifth nearest, density is the number of balls
-    a sample lies in, over 5, and coverage the share of balls that hold a sample.
+    The ball of each datum reaches its third nearest other datum. Precision is the share of samples in any ball, and
+    recall the share of data in the ball of any sample. With balls to the fifth nearest, density is the number of balls
+    that contain a sample, over 5, and coverage the share of balls that contain a sample.
 
     Args:
-        samples, data: features; meant to be about as many of each, and at least 6.
+        samples: features of samples, at least 6.
+        data: features of about as many data.
     """
     samples, data = samples.double(), data.double()
     near, wide = neighbour_distances(data, (NEAR, WIDE)).unbind(1)
@@ -55,23 +56,24 @@ def manifolds(samples: Float[Tensor, "n d"], data: Float[Tensor, "m d"]) -> Mani
 
 
 class Spread(NamedTuple):
-    """Variances of precision, recall, density and coverage, estimated with so many degrees of freedom."""
+    """Variances of precision, recall, density and coverage, and their degrees of freedom."""
 
     variances: Float[Tensor, " 4"]
     freedom: int
 
 
 def spread(samples: Float[Tensor, "n d"], data: Float[Tensor, "m d"], seed: int = 0) -> Spread:
-    """How far the figures of ``manifolds`` scatter over draws of samples and data.
+    """Variances of the figures of ``manifolds`` over draws of samples and data.
 
-    Both are cut at random into as many parts, of a part each the figures are found, and their variance is divided by
-    the number of parts: it falls as 1/n, and parts have nothing in common. Neither holds of points drawn with
-    replacement, for a point is its own nearest neighbour then (Abadie & Imbens 2008), or of leaving out one at a time,
-    which counts what points do together as often as there are points to it (Efron & Stein 1981). Two parts, or such of
-    1,000, are cut again until there are 20 degrees of freedom.
+    Both sets are split at random into equally many parts. The variance of the figures over parts, divided by their
+    number, is the estimate, as parts are independent and variances fall as 1/n. The bootstrap fails here, as a repeated
+    point is its own nearest neighbour (Abadie & Imbens 2008), and the jackknife counts interactions of points several
+    times (Efron & Stein 1981). Splits are repeated until there are 20 degrees of freedom.
 
     Args:
-        samples, data: features, at least 12 of each.
+        samples: features of samples, at least 12.
+        data: features of data, at least 12.
+        seed: decides the splits.
     """
     generator, found = generator_for(seed, "evaluation", "parts"), []
     count = min(len(samples), len(data))
@@ -90,13 +92,13 @@ def neighbour_distances(x: Float[Tensor, "n d"], k: tuple[int, ...]) -> Float[Te
     for first in range(0, len(x), step):
         distances = torch.cdist(x[first : first + step], x)
         rows = torch.arange(len(distances))
-        distances[rows, rows + first] = torch.inf  # not with itself, of which a distance need not come out as 0
+        distances[rows, rows + first] = torch.inf  # exclude the row itself; rounding may make its distance positive
         found.append(distances.topk(max(k), dim=1, largest=False).values[:, [one - 1 for one in k]])
     return torch.cat(found)
 
 
 class Nearest(NamedTuple):
-    """The k nearest of a bank for each query, the nearest first: distances and numbers (n, k)."""
+    """The k nearest rows of each query, nearest first: distances and numbers (n, k)."""
 
     distances: Float[Tensor, "n k"]
     numbers: Int[Tensor, "n k"]
@@ -112,9 +114,11 @@ def nearest(
     """The k nearest rows of a bank.
 
     Args:
-        queries, bank: features.
-        k: how many, at most as many as there are.
-        own, names: a query is not compared with rows whose name is its own.
+        queries: features to find neighbours of.
+        bank: features to search.
+        k: number of neighbours, at most the number of rows.
+        own: name of each query, which is not compared with rows of the same name.
+        names: name of each row of the bank.
     """
     queries, bank = queries.double(), bank.double()
     found, step = [], _rows(bank)
@@ -127,5 +131,5 @@ def nearest(
 
 
 def _rows(others: Tensor) -> int:
-    """How many rows are compared with all the others at a time."""
+    """How many rows to compare with all others at a time."""
     return max(1, HELD // len(others))
