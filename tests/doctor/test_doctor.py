@@ -114,7 +114,7 @@ def test_a_learning_rate_100_times_too_high(tmp_path, capsys):
     fit(small(lr=100 * recipe.lr), RunFolder(tmp_path / "run"), watcher=Nobody())
     found = check(examine(tmp_path / "run"), "loss by time")
     assert found.mark == "bad"
-    assert f"100 × the recipe's: train anew with --lr {recipe.lr:g}" in found.advice
+    assert f"100 × the recipe's: start a new run with --lr {recipe.lr:g}" in found.advice
     assert main(["doctor", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{tmp_path / 'run'}, step {STEPS} of {STEPS}: ill: ")
 

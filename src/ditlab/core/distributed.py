@@ -255,11 +255,7 @@ def _joined(device: str, patience: float, say: Callable[[str], None]) -> Ranks:
 
 
 def _number(name: str, otherwise: int) -> int:
-    """A whole number from the environment.
-
-    Raises:
-        InputError: the variable holds something else.
-    """
+    """A whole number from the environment."""
     text = os.environ.get(name, str(otherwise))
     if not text.isdecimal():
         raise InputError(f"{name}={text} in the environment is not a number: start with torchrun")

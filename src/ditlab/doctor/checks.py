@@ -83,5 +83,5 @@ def smaller_lr(config: Config) -> str:
     recipe = recipe_of(config)
     if recipe is not None and config.lr > recipe.lr:
         times = config.lr / recipe.lr
-        return f"--lr {config.lr:g} is {times:.3g} × the recipe's: train anew with --lr {recipe.lr:g}"
-    return f"train anew with a smaller learning rate, such as --lr {config.lr / 10:g}, or a longer --warmup-steps"
+        return f"--lr {config.lr:g} is {times:.3g} × the recipe's: start a new run with --lr {recipe.lr:g}"
+    return f"start a new run with a smaller learning rate, such as --lr {config.lr / 10:g}, or a longer --warmup-steps"

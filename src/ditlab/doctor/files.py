@@ -173,11 +173,7 @@ def _checkpoint(folder: RunFolder, step: int, config: Config | None, network: nn
 
 
 def _must_fit(parts: Mapping[str, Mapping[str, Tensor]], config: Config, network: nn.Module) -> None:
-    """Check names, shapes and dtypes of a checkpoint's tensors against the configuration.
-
-    Raises:
-        InputError: they differ; the first difference is named.
-    """
+    """Raise an ``InputError`` if names, shapes or dtypes of a checkpoint's tensors differ from the configuration's."""
     wanted = {"model": network.state_dict(), "ema": network.state_dict()}
     if config.averages:
         wanted["averages"] = PowerAverages(network, config.averages).state_dict()

@@ -81,12 +81,7 @@ def by_time(subject: Subject, weights: Weights, errors: Tensor, raw: Tensor, dra
 def _above_linear_fit(found: Check, subject: Subject, weights: Weights, worth: float, beyond: float) -> Check:
     """Judge a network that is worse than a linear fit; in the first half only if its learning rate is odd.
 
-    Args:
-        found: the check without a judgement.
-        subject: the run.
-        weights: its weights.
-        worth: its loss over that of predicting 0.
-        beyond: its loss over that of the linear fit.
+    ``worth`` is its loss over that of predicting 0, ``beyond`` over that of the linear fit.
     """
     config, recipe = subject.config, recipe_of(subject.config)
     reason = f"it is {beyond:.3g} × that: the network does worse than a linear fit of each coordinate"

@@ -108,11 +108,7 @@ def _index(with_vae: bool) -> dict[str, Any]:
 
 
 def _autoencoder(path: str | Path, run: Run) -> Path:
-    """The folder of the autoencoder.
-
-    Raises:
-        InputError: it does not exist, or has another number of latent channels.
-    """
+    """The folder of the autoencoder, which must have the run's number of latent channels."""
     source = vae_folder(path)
     file = source / "config.json"
     channels = validated(AutoencoderSettings, read_json(file), file).latent_channels

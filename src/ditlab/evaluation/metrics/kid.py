@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -51,7 +50,7 @@ def kernel_interval(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], seed: int 
     size = max(2, min(SUBSET, min(len(x), len(y)) // 2))
     found = torch.tensor(_of_subsets(x, y, size, seed), dtype=torch.float64)
     x, y = x.double(), y.double()
-    own, others, between = _within(x), _within(y), _between(x, y)
+    own, others, between = _pairs(x), _pairs(y), _pairs(x, y)
     value = own.mean + others.mean - 2 * between.mean
     influences = (2 * (own.rows - between.rows), 2 * (others.rows - between.columns))
     first = sum(float(each.var()) / len(each) for each in influences)
@@ -81,21 +80,15 @@ class _Pairs(NamedTuple):
     pairs: int
 
 
-def _between(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> _Pairs:
-    """All pairs of a row of x and a row of y, in blocks of rows."""
-    blocks = (kernel(x[first : first + ROWS], y) for first in range(0, len(x), ROWS))
-    return _pairs(blocks, len(x), len(y), 0)
-
-
-def _within(x: Float[Tensor, "n d"]) -> _Pairs:
-    """All pairs of different rows."""
-    blocks = (_without_self(kernel(x[first : first + ROWS], x), first) for first in range(0, len(x), ROWS))
-    return _pairs(blocks, len(x), len(x), 1)
-
-
-def _pairs(blocks: Iterable[Tensor], n: int, m: int, selves: int) -> _Pairs:
+def _pairs(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"] | None = None) -> _Pairs:
+    """All pairs of a row of x and a row of y, or of different rows of x, in blocks of rows."""
+    others, selves = (x, 1) if y is None else (y, 0)
+    n, m = len(x), len(others)
     sums, columns, squares = [], torch.zeros(m, dtype=torch.float64), 0.0
-    for block in blocks:
+    for first in range(0, n, ROWS):
+        block = kernel(x[first : first + ROWS], others)
+        if selves:
+            block.diagonal(first).zero_()
         sums.append(block.sum(1))
         columns += block.sum(0)
         squares += float(block.square().sum())
@@ -108,9 +101,3 @@ def _pairs(blocks: Iterable[Tensor], n: int, m: int, selves: int) -> _Pairs:
 def _alone(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """The kernel of each row with itself."""
     return (x.square().sum(1) / x.shape[1] + 1) ** 3
-
-
-def _without_self(block: Tensor, first: int) -> Tensor:
-    """Rows of a square matrix, starting at row ``first``, with its diagonal set to 0."""
-    block.diagonal(first).zero_()
-    return block

@@ -88,13 +88,8 @@ def spread(samples: Float[Tensor, "n d"], data: Float[Tensor, "m d"], seed: int 
 
 def neighbour_distances(x: Float[Tensor, "n d"], k: tuple[int, ...]) -> Float[Tensor, "n ks"]:
     """The distance of each row to its k-th nearest other row, for each k."""
-    found, step = [], _rows(x)
-    for first in range(0, len(x), step):
-        distances = torch.cdist(x[first : first + step], x)
-        rows = torch.arange(len(distances))
-        distances[rows, rows + first] = torch.inf  # exclude the row itself; rounding may make its distance positive
-        found.append(distances.topk(max(k), dim=1, largest=False).values[:, [one - 1 for one in k]])
-    return torch.cat(found)
+    rows = torch.arange(len(x))
+    return nearest(x, x, max(k), rows, rows).distances[:, [one - 1 for one in k]]
 
 
 class Nearest(NamedTuple):
