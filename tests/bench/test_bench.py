@@ -173,8 +173,8 @@ def test_the_ceiling_is_the_fastest_of_the_products():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--sizes", "S/3"], "choose of tiny, lesson, S/8"),
-        (["--sizes", ""], "choose of tiny, lesson, S/8"),
+        (["--sizes", "S/3"], "choose from tiny, lesson, S/8"),
+        (["--sizes", ""], "choose from tiny, lesson, S/8"),
         (["--sizes", "XL/2", "--device", "cpu"], "needs a CUDA GPU"),
         (["--out", "speed.txt"], "must be a file that ends in .json"),
     ],

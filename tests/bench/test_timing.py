@@ -166,7 +166,7 @@ def test_the_table_has_a_line_for_each_row():
     printed = "\n".join(lines(figures))
     assert printed.count("ditlab eager fp32  10.0       400        2      50 %  2.00 [1.50, 2.50]") == 2
     assert "MiB resident" not in printed
-    assert "does not take it" in printed
+    assert "not supported" in printed
 
 
 def test_no_name_of_the_machine_is_told():

@@ -152,7 +152,7 @@ def test_a_preset_that_does_not_fit_is_told_what_the_weights_look_like(tmp_path)
     refused(tmp_path, saved(tmp_path, state), words, preset="DiT-B/2")
     refused(tmp_path, saved(tmp_path, small()), "width 32, .* use --heads$")
     refused(tmp_path, saved(tmp_path, small()), "not divisible by heads=5", heads=5)
-    refused(tmp_path, saved(tmp_path, small()), "not a published size: .* give --heads", preset="DiT-S/2")
+    refused(tmp_path, saved(tmp_path, small()), "not a published size: .* use --heads", preset="DiT-S/2")
     refused(tmp_path, saved(tmp_path, small()), "unknown preset 'DiT-Q/2'", preset="DiT-Q/2")
     refused(tmp_path, saved(tmp_path, small()), "leave --heads out", preset="DiT-S/2", heads=4)
 

@@ -24,9 +24,6 @@ PEER, PLAIN, OURS = "diffusers", "encoder", "ditlab"
 class PlainDenoiser(nn.Module):
     """The obvious first try: ``torch.nn.TransformerEncoderLayer`` on patches, time and label added to the tokens.
 
-    Args:
-        size: size of the network.
-
     Shapes: ``net(x (B, C, H, W), t (B,), label (B,) int64) -> (B, C, H, W)``.
     """
 

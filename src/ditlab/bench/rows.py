@@ -37,23 +37,14 @@ Key = Entry | str  # an entry, or a ceiling by its dtype
 
 
 class Effort(NamedTuple):
-    """How long to measure.
+    """How long to measure."""
 
-    Args:
-        rounds: most rounds.
-        least: least rounds.
-        budget: seconds after which a table begins no further round.
-        turn: least seconds of a contestant's turn.
-        compiled: whether to compile, which takes up to a minute for each network and size.
-        processes: whether to use a process for each row's peak memory and, on a CPU, for each default.
-    """
-
-    rounds: int = 12
-    least: int = 6
-    budget: float = 40.0
-    turn: float = 0.25
-    compiled: bool = True
-    processes: bool = True
+    rounds: int = 12  # at most
+    least: int = 6  # rounds at least
+    budget: float = 40.0  # seconds after which a table begins no further round
+    turn: float = 0.25  # least seconds of a contestant's turn
+    compiled: bool = True  # compile too, which takes up to a minute for each network and size
+    processes: bool = True  # use one for each row's peak memory and, on a CPU, for each default
 
 
 THOROUGH = Effort()
@@ -63,27 +54,16 @@ WARM_UP = {"train": 6, "sample": 2}  # calls; see rounds.WARM_UP
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one size and task, measured in the same rounds.
-
-    Args:
-        size: size of the networks.
-        task: "train" or "sample".
-        names: names of the contestants.
-        ways: "eager", and "compiled" if that works.
-        ceilings: the fastest product of each dtype, which takes turns too.
-        device: device to measure.
-        effort: how long to measure.
-        say: called with what is being done.
-    """
+    """The rows of one size and task, measured in the same rounds."""
 
     size: Size
     task: Task
-    names: list[str]
-    ways: list[str]
-    ceilings: dict[str, Ceiling]
+    names: list[str]  # of the contestants
+    ways: list[str]  # "eager", and "compiled" if that works
+    ceilings: dict[str, Ceiling]  # the fastest product of each dtype, which takes turns too
     device: torch.device
     effort: Effort
-    say: Callable[[str], None] = lambda _: None
+    say: Callable[[str], None] = lambda _: None  # called with what is being done
     limits: dict[str, dict[str, Any]] = field(default_factory=dict)  # by dtype, filled by ``speed``
 
     def speed(self) -> dict[str, dict[str, Any]]:

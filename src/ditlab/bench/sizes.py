@@ -13,24 +13,9 @@ Task = Literal["train", "sample"]
 
 @dataclass(frozen=True)
 class Size:
-    """A DiT with MLP ratio 4, the only one that diffusers supports, and its batches.
+    """A DiT with MLP ratio 4, the only one that diffusers supports, and its batches."""
 
-    Args:
-        name: its name on the command line.
-        image_size: side of the square images.
-        patch_size: side of the patches.
-        channels: channels of the images.
-        dim: width.
-        depth: number of blocks.
-        heads: attention heads.
-        num_classes: number of labels.
-        batch: samples of a training step, and of a sampling.
-        part: samples processed at a time in a step; divides the batch.
-        steps: Heun steps of a sampling.
-        published: name of the published network, or None.
-    """
-
-    name: str
+    name: str  # on the command line
     image_size: int
     patch_size: int
     channels: int
@@ -38,10 +23,10 @@ class Size:
     depth: int
     heads: int
     num_classes: int
-    batch: int
-    part: int
-    steps: int
-    published: str | None = None
+    batch: int  # samples of a training step, and of a sampling
+    part: int  # samples processed at a time in a step; divides the batch
+    steps: int  # of Heun's method in a sampling
+    published: str | None = None  # name of the published network
 
     @property
     def shape(self) -> tuple[int, int, int]:

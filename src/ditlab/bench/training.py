@@ -66,11 +66,6 @@ class PlainLoop:
     """A network in a minimal loop: flow matching and ``torch.optim.AdamW``, nothing else.
 
     All steps, eager or compiled, in fp32 or bf16, share the weights and the optimizer.
-
-    Args:
-        entry: the network.
-        size: size of the network and its batches.
-        device: device to run on.
     """
 
     def __init__(self, entry: Contestant, size: Size, device: torch.device) -> None:

@@ -41,17 +41,11 @@ LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|time
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a job, all of which must make the same calls in the same order; by default a single one.
-
-    Args:
-        rank: number of this process, from 0.
-        world: number of processes.
-        store: key-value store that they share.
-    """
+    """The processes of a job, which must all make the same calls in the same order; by default a single one."""
 
     rank: int = 0
-    world: int = 1
-    store: Store | None = None
+    world: int = 1  # number of processes
+    store: Store | None = None  # key-value store that they share
 
     @property
     def first(self) -> bool:

@@ -51,10 +51,8 @@ def freed_memory_kept(device: str) -> Iterator[None]:
     """Keep freed memory in the process within the block, for the next tensor; the last block to end returns it.
 
     glibc returns large blocks to Linux at once, and Linux hands out zeroed pages, so each step takes thousands of page
-    faults (docs/decisions/0016). The setting applies to the whole process, and does nothing without glibc.
-
-    Args:
-        device: the type of device that computes; anything but "cpu" does nothing.
+    faults (docs/decisions/0016). The setting applies to the whole process; without glibc, or if the ``device`` that
+    computes is not "cpu", nothing happens.
     """
     global _keeping
     if device != "cpu":

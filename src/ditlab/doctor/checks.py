@@ -17,25 +17,15 @@ ABOUT_LEARNING = ("training curve", "loss by time", "loss against the recipe's")
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
-
-    Args:
-        name: what was checked.
-        mark: "ok", "warning" or "bad"; "info" without a judgement, "unknown" if the check could not be made.
-        figure: the finding in words.
-        value: the finding for programs: numbers, lists and dictionaries of them.
-        expected: what a healthy run has.
-        reason: why it is a warning, bad or unknown.
-        advice: what to do about it.
-    """
+    """The result of one check; "info" is no judgement, and "unknown" a check that could not be made."""
 
     name: str
     mark: Mark
-    figure: str
-    value: Any = None
-    expected: str | None = None
-    reason: str | None = None
-    advice: str | None = None
+    figure: str  # the finding in words
+    value: Any = None  # the finding for programs: numbers, lists and dictionaries of them
+    expected: str | None = None  # what a healthy run has
+    reason: str | None = None  # why it is a warning, bad or unknown
+    advice: str | None = None  # what to do about it
 
     def marked(self, mark: Mark, reason: str, advice: str | None = None) -> Check:
         """The check with another mark and the reason for it."""

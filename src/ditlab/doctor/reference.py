@@ -57,5 +57,6 @@ def reference_for(config: Config, step: int) -> Reference | str:
     share = min(1.0, (at - steps[left]) / (steps[right] - steps[left]))
     loss = [(1 - share) * a + share * b for a, b in zip(curve["loss"][left], curve["loss"][right], strict=True)]
     network = config.network.model_dump(mode="json")
-    like = (network, config.optimizer.kind, process) == (recipe["network"], recipe["optimizer"], curve["process"])
+    theirs = type(config.process).model_validate(curve["process"])  # settings added since then have their defaults
+    like = (network, config.optimizer.kind, config.process) == (recipe["network"], recipe["optimizer"], theirs)
     return Reference(at, loss, like)

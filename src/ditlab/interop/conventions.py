@@ -17,23 +17,14 @@ from ditlab.runs.run import Run
 
 @dataclass(frozen=True)
 class Convention:
-    """The inputs and outputs of another project's network.
+    """The inputs and outputs of another project's network, whose sinusoid sees scale · t + offset, with our t."""
 
-    Args:
-        name: the project.
-        process: possible values of our process settings.
-        network: possible values of our DiT settings; those in neither this nor ``CARRIED`` must have their defaults.
-        scale: its sinusoid sees scale · t + offset, with our t; None is the number of DDPM steps.
-        offset: see scale.
-        sign: 1, or −1 if its prediction has the opposite sign.
-    """
-
-    name: str
-    process: Mapping[str, tuple[Any, ...]]
-    network: Mapping[str, tuple[Any, ...]]
-    scale: float | None
+    name: str  # of the project
+    process: Mapping[str, tuple[Any, ...]]  # possible values of our process settings
+    network: Mapping[str, tuple[Any, ...]]  # the same for our DiT; all not here or in CARRIED must have their defaults
+    scale: float | None  # None is the number of DDPM steps
     offset: float
-    sign: int = 1
+    sign: int = 1  # −1 if its prediction has the opposite sign
 
 
 CARRIED = {"kind", "patch_size", "dim", "depth", "heads", "time_scale", "time_offset"}

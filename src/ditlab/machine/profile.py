@@ -43,24 +43,17 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Profile:
     """Speed-ups of one implementation over another on this processor, on one thread.
 
-    Args:
-        processor: its name, and the capability that torch detects.
-        threads: how many it runs at once (``threads.limit``).
-        bf16: products (2048, 64) · (64, 256) in bf16 over fp32.
-        muon_bf16: Muon's iteration in bf16 over the iteration on Gram matrices in fp32.
-        onednn: fp32 products by oneDNN over MKL, by number of multiply-accumulates.
-        written_out: attention in three steps over the fused kernel, with 16 and 256 tokens: "16", "256" without
-            gradients, "16 training" with them, and "16 bf16", "256 bf16" with them under autocast.
-        seconds: time the measurement took.
+    ``written_out`` is that of attention in three steps over the fused kernel, with 16 and 256 tokens: "16", "256"
+    without gradients, "16 training" with them, and "16 bf16", "256 bf16" with them under autocast.
     """
 
-    processor: str
-    threads: int
-    bf16: float
-    muon_bf16: float
-    onednn: dict[str, float]
+    processor: str  # its name, and the capability that torch detects
+    threads: int  # how many it runs at once (threads.limit)
+    bf16: float  # products (2048, 64) · (64, 256) in bf16 over fp32
+    muon_bf16: float  # Muon's iteration in bf16 over the iteration on Gram matrices in fp32
+    onednn: dict[str, float]  # fp32 products by oneDNN over MKL, by number of multiply-accumulates
     written_out: dict[str, float]
-    seconds: float
+    seconds: float  # that the measurement took
 
     @property
     def precision(self) -> str:
