@@ -64,8 +64,9 @@ def verdict(checks: Sequence[Check]) -> Verdict:
 
 def recipe_of(config: Config) -> Config | None:
     """The recipe for the same data; None for images and latents, whose recipes depend on the user's data."""
-    make = RECIPES.get(config.data.kind)
-    return None if make is None or config.data.kind in ("images", "latents") else make()
+    kind = config.data.kind
+    recipe: Config | None = RECIPES[kind]() if kind in RECIPES and kind not in ("images", "latents") else None
+    return recipe
 
 
 def smaller_lr(config: Config) -> str:
