@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
@@ -59,6 +59,14 @@ class Source(Protocol):
     rejected: list[Rejected]
     other: Counter[str]
     notes: list[str]
+
+    def column(self, name: str) -> list[Any]:
+        """What a column of the images' table or metadata holds for each image, None where it is empty.
+
+        Raises:
+            InputError: there is no such column; the message lists those that exist.
+        """
+        ...
 
     def read(self, index: int) -> bytes:
         """The bytes of an image file.
