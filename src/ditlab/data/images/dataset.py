@@ -16,7 +16,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.data.conditions import Conditions, Scalar, labelled
 from ditlab.data.dataset import Batch
-from ditlab.data.images.cache import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
+from ditlab.data.images.cache import Cache, Examined, Store, examine, place, prepare, whole, write_rejected
 from ditlab.data.images.decode import decode
 from ditlab.data.images.decode_all import refuse_bad
 from ditlab.data.images.labels import numbers, readable
@@ -101,7 +101,7 @@ class Images:
         store = prepare(source, self.image_size, self.shape[0], self.cache, progress, self.window)
         if quarantine is not None:
             write_rejected(quarantine, store.rejected)
-        self._check(store, quarantine)
+        refuse_bad(store.rejected, store.count, self.bad_share, quarantine, "in a new run with --data.bad-share")
         for name, kind in self._scalars.items():
             values = (np.array(numbers(source, name))[store.kept] - kind.mean) / kind.std
             self._known[name] = values.astype(np.float32)
@@ -117,9 +117,8 @@ class Images:
         """
         if self._store is not None:
             return True
-        if not Path(located(self.path)).is_absolute():
-            return False
-        return prepared(self._opened(), self.image_size, self.shape[0], self.cache, self.window) is not None
+        folder = self._place()
+        return folder is not None and whole(folder, self._opened()) is not None
 
     @property
     def window(self) -> Window | None:
@@ -142,10 +141,14 @@ class Images:
         Raises:
             InputError: the images are gone.
         """
+        folder = self._place()
+        return None if folder is None else examine(folder, self._opened(), progress, most)
+
+    def _place(self) -> Path | None:
+        """Where the images are kept, if anything is; None on the Hub, for nothing is fetched to find out."""
         if not Path(located(self.path)).is_absolute():
             return None
-        folder = place(self._opened(), self.image_size, self.shape[0], self.cache, self.window)
-        return None if folder is None else examine(folder, self._opened(), progress, most)
+        return place(self._opened(), self.image_size, self.shape[0], self.cache, self.window)
 
     @property
     def store(self) -> Store:
@@ -240,10 +243,6 @@ class Images:
             raise InputError(
                 f"{self.path} has changed: {readable(self.name(index))} could be used before, but now: {error}"
             ) from None
-
-    def _check(self, store: Store, quarantine: Path | None) -> None:
-        """Refuse images of which too many cannot be used."""
-        refuse_bad(store.rejected, store.count, self.bad_share, quarantine, "in a new run with --data.bad-share")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is mapped into memory: a worker process maps it for itself, and needs no list of files then."""

@@ -63,10 +63,8 @@ def read_metadata(name: str, body: bytes) -> Iterator[dict[str, Any]]:
         rows = csv.DictReader(io.StringIO(body.decode("utf-8-sig", "replace"), newline=""))
         try:
             for row in rows:
-                given = {**row, "label": (row.get("label") or "").strip()}
-                yield (
-                    {column: cell for column, cell in given.items() if column and cell} if row.get("file_name") else {}
-                )
+                row["label"] = (row.get("label") or "").strip()
+                yield {column: cell for column, cell in row.items() if column and cell and row.get("file_name")}
         except csv.Error as error:
             raise Unusable(f"line {rows.line_num} cannot be read: {error}") from None
         return
