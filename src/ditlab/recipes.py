@@ -103,7 +103,12 @@ def images(survey: Survey = ANY_FOLDER, image_size: tuple[int, ...] | None = Non
             f"the side of a square or height and width"
         )
     data = ImagesData(
-        path=survey.path, image_size=image_size or survey.size, channels=survey.channels, classes=survey.classes
+        path=survey.path,
+        image_size=image_size or survey.size,
+        channels=survey.channels,
+        classes=survey.classes,
+        scalars=tuple(survey.scalars),
+        scalar_scales=survey.scalars,
     )
     return Config(data=data, **choose_for_images(data, survey.count))
 

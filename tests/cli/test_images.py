@@ -43,7 +43,7 @@ def test_a_folder_trains_by_one_command(trained, capsys, monkeypatch):
     assert config["data"] == {
         "kind": "images", "path": str(trained / "pictures"), "image_size": [8, 8], "channels": 3,
         "classes": ["cat", "dog", "owl"], "flip": False, "bad_share": 0.01, "cache": "auto",
-        "window": None, "image_column": None, "repeats": {},
+        "window": None, "image_column": None, "repeats": {}, "scalars": [], "scalar_scales": {},
     }  # fmt: skip
     assert (trained / "runs/images/quarantine.jsonl").read_text() == ""
     status, out, _ = call(capsys, "eval", "images", "--n", 10, "--steps", 2, "--json")

@@ -50,7 +50,7 @@ def check(arguments: Sequence[str]) -> int:
     with watching() as watcher:
         source = open_source(options.path, options.image_column)
         window = seen_window(source) if options.window == "auto" else options.window
-        found = check(source, size, watcher.preparing, options.channels, window)
+        found = check(source, size, watcher.preparing, options.channels, window, options.scalars)
         caches = [examine(folder, progress=watcher.preparing) for folder in caches_of(found.location)]
     drawn = _draw(found, out)
     report(_figures(found, drawn, options.as_json) | _prepared(caches, options.as_json), options.as_json)
@@ -78,6 +78,8 @@ def _as_trained(options: DataCheckOptions) -> str:
         ]
     if options.image_column is not None:
         words += ["--data.image-column", pasted(options.image_column)]
+    if options.scalars:
+        words += ["--data.scalars", *map(pasted, options.scalars)]
     return " ".join(words)
 
 
@@ -149,6 +151,7 @@ def _figures(found: Report, drawn: str | None, whole: bool) -> dict[str, Any]:
         "formats": dict(found.formats.most_common()),
         "modes": dict(found.modes.most_common()),
         "captions": found.captions,
+        "scalars": found.scalars,
         "other": {suffix or "without suffix": count for suffix, count in found.other.most_common()},
         "notes": found.notes,
         "rejected": rejected,
@@ -158,6 +161,9 @@ def _figures(found: Report, drawn: str | None, whole: bool) -> dict[str, Any]:
         return figures
     for name in ("classes", "sizes", "other"):
         figures[name] = {printable(key): count for key, count in _shortened(figures[name]).items()}
+    for name, summary in found.scalars.items():
+        figures[printable(name)] = "  ".join(f"{figure} {value:,.6g}" for figure, value in summary.items())
+    del figures["scalars"]
     figures["rejected"] = printable("; ".join(f"{path}: {reason}" for path, reason in found.rejected[:LISTED]))
     figures["notes"] = printable("; ".join(found.notes))
     figures["path"] = printable(found.location)

@@ -294,6 +294,9 @@ class DataCheckOptions(Section):
     image_column: Annotated[str | None, tyro.conf.arg(aliases=["--data.image-column"])] = Field(
         None, description="as --data.image-column of training"
     )
+    scalars: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data.scalars"])] = Field(
+        (), description="as --data.scalars of training"
+    )
     out: str = Field("contact-sheet.png", description="contact sheet to write, with some images of each class")
     bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable files above which training refuses")
     as_json: Json = False

@@ -62,7 +62,8 @@ def _defaults(recipe: str, words: list[str]) -> TrainOptions:
     if recipe == "images":
         path = _data_path(words, recipe)
         windowed = find(words, "--data.window") is not None
-        seen = None if path is None else survey(path, _named(words, "--data.image-column"), windowed)
+        scalars = (find(words, "--data.scalars") or (0, []))[1]
+        seen = None if path is None else survey(path, _named(words, "--data.image-column"), windowed, scalars)
         base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(words))
         return _with_kinds(base, kinds).model_copy(update={"survey": seen})
     if recipe not in RECIPES:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ditlab.config.section import Section
 from ditlab.config.values import ImageSize, Place, Positive, Repeats, Settings, Shape, Side, Signed, Size, Window
+from ditlab.core.errors import ConfigError
 
 
 class CirclesData(Section):
@@ -46,6 +47,10 @@ class ImagesData(Section):
     window: Window = Field(None, description="LOW HIGH: values over 8 bits that become black and white; auto is all")
     image_column: str | None = Field(None, description="of a table's images, or their suffix in a tar; None: the first")
     repeats: Repeats = Field({}, description="times that an epoch has a class's images; once where it is not named")
+    scalars: tuple[str, ...] = Field((), max_length=64, description="columns of numbers to train with, such as age")
+    scalar_scales: Annotated[dict[str, tuple[Signed, Positive]], tyro.conf.Suppress] = Field(
+        {}, description="mean and standard deviation of each"
+    )
     classes: Annotated[tuple[str, ...] | None, tyro.conf.Suppress] = Field(
         None, min_length=1, description="names of the labels, in order; None is without labels"
     )
@@ -54,6 +59,12 @@ class ImagesData(Section):
     cache: Literal["auto", "on", "off"] = Field(
         "auto", description="keep the decoded images on disk, in DITLAB_CACHE; auto does so up to 16 GiB"
     )
+
+    @model_validator(mode="after")
+    def _scales_are_known(self) -> ImagesData:
+        if missing := [name for name in self.scalars if name not in self.scalar_scales]:
+            raise ConfigError(f"data.scalars: {missing[0]} has no mean and std; ditlab.recipe finds them in the data")
+        return self
 
 
 class ExternalData(Section):

@@ -58,7 +58,8 @@ def build_dataset(config: Config) -> Dataset:
             return Digits()
         case ImagesData() as data:
             size = (data.image_size[0], data.image_size[-1])
-            read = (data.window, data.image_column, data.repeats)
+            scalars = {name: Scalar("", *data.scalar_scales[name]) for name in data.scalars}
+            read = (data.window, data.image_column, data.repeats, scalars)
             return Images(data.path, size, data.channels, data.classes, data.flip, data.bad_share, data.cache, *read)
         case LatentsData() as data:
             scale, shift = data.latent_scale, data.latent_shift

@@ -12,9 +12,10 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ditlab.core.errors import InputError
-from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, by_folder, numbered
+from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, by_folder, json_object, numbered
 from ditlab.data.images.source import MAX_BYTES, SUFFIXES, Rejected, Unusable, why_unreadable
 
 KEY = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)  # a sample's name and a file's suffixes
@@ -50,8 +51,17 @@ class Archive:
         self.sizes = [size for _, _, size in self._images]
         self.stamp = str([(file, Path(file).stat().st_mtime_ns) for file in self._files])
         self.classes, self.labels = self._label([pieces for _, pieces, _ in with_image])
+        self._json = [pieces.get("json") for _, pieces, _ in with_image]
         captions = [_first(CAPTIONS, pieces) for _, pieces, _ in with_image]
         self.captions = {i: self._word(piece) for i, piece in enumerate(captions) if piece is not None}
+
+    def column(self, name: str) -> list[Any]:
+        rows = [{} if piece is None else json_object(self._word(piece)) for piece in self._json]
+        known = {key for row in rows for key in row}
+        if name not in known:
+            there = f"only {', '.join(sorted(known))}" if known else "and no .json files for it"
+            raise InputError(f"{self.location} has no column {name}, {there}")
+        return [row.get(name) for row in rows]
 
     def read(self, index: int) -> bytes:
         return self._bytes(self._images[index])

@@ -48,13 +48,19 @@ class Table:
             raise InputError(f"{location} has no rows")
         self._column = self._choose_column(rows, column)
         rows = _as_bytes(rows, self._column, location)
-        self._images = rows.select_columns([self._column])
+        self._rows, self._images = rows, rows.select_columns([self._column])
         self.stamp = f"{rows._fingerprint} {[Path(file).stat().st_mtime_ns for file in files]}"
         self.names = _names(rows, self._column)
         self.sizes = _sizes(rows, self._column)
         self.classes, self.labels = self._label(rows)
         captions = _column(rows, CAPTIONS)
         self.captions = {i: text for i, text in enumerate(captions or ()) if isinstance(text, str)}
+
+    def column(self, name: str) -> list[Any]:
+        found = _column(self._rows, (name,))
+        if found is None:
+            raise InputError(f"{self.location} has no column {name}, only {', '.join(self._rows.column_names)}")
+        return found
 
     def read(self, index: int) -> bytes:
         image = self._images[index][self._column]

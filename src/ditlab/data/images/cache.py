@@ -168,14 +168,6 @@ def prepare(
     return ready
 
 
-def prepared(
-    source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", window: Window | None = None
-) -> Store | None:
-    """What ``prepare`` would find of the same arguments; None if it would have to decode. Nothing is written."""
-    folder = place(source, size, channels, cache, window)
-    return None if folder is None else whole(folder, source)
-
-
 def place(
     source: Source, size: tuple[int, int], channels: int, cache: Cache = "auto", window: Window | None = None
 ) -> Path | None:
@@ -252,13 +244,7 @@ def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     disk.write_atomically(path, lambda file: file.write_text(text))
 
 
-def _key(
-    source: Source,
-    size: tuple[int, int],
-    channels: int,
-    keep: bool,
-    window: Window | None,
-) -> str:
+def _key(source: Source, size: tuple[int, int], channels: int, keep: bool, window: Window | None) -> str:
     """A name for all that decides what is prepared."""
     decided = (VERSION, source.location, size, channels, keep, source.stamp, *(window or ()))
     digest = hashlib.sha256(repr(decided).encode())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ditlab.data.images.decode_all import decode_all
-from ditlab.data.images.labels import readable
+from ditlab.data.images.labels import mean_and_std, numbers, readable
 from ditlab.data.images.source import Progress, Rejected, Source
 from ditlab.data.images.survey import Findings
 from ditlab.data.images.wide import Window
@@ -31,6 +33,7 @@ class Report:
         other: files that look like no images, by suffix.
         notes: for the person who trains.
         shown: some pictures (C, H, W), uint8, of each class, or of "" without labels.
+        scalars: for each column of numbers, how many images have one and how many do not, least, mean and largest.
     """
 
     location: str
@@ -44,6 +47,7 @@ class Report:
     other: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     shown: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    scalars: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def bad_share(self) -> float:
@@ -62,6 +66,7 @@ def check(
     progress: Progress | None = None,
     channels: int | None = None,
     window: Window | None = None,
+    scalars: Sequence[str] = (),
 ) -> Report:
     """Decode every image of a source at a size, 64×64 unless one is asked for, and report.
 
@@ -70,11 +75,16 @@ def check(
         size: height and width.
         progress: told how many of how many are done.
         channels, window: see ``decode``.
+        scalars: columns of numbers.
+
+    Raises:
+        InputError: one of these columns does not exist, or does not hold numbers.
     """
     report = Report(source.location, rejected=list(source.rejected), other=source.other, notes=list(source.notes))
     names = source.classes or ("",)
     report.classes = dict.fromkeys(source.classes or (), 0)
     report.captions = len(source.captions)
+    report.scalars = {name: _described(numbers(source, name)) for name in scalars}
     report.shown = {name: [] for name in names}
     wanted = _spread(source.labels or [0] * len(source.names))
     found = Findings()
@@ -96,6 +106,12 @@ def check(
     report.notes += found.notes(window is not None)
     report.rejected.sort(key=lambda entry: readable(entry.path))
     return report
+
+
+def _described(values: list[float]) -> dict[str, float]:
+    known = [value for value in values if not math.isnan(value)]
+    summary = {"min": min(known), "mean": mean_and_std(known)[0], "max": max(known)}
+    return {"known": len(known), "missing": len(values) - len(known), **summary}
 
 
 def _colored(pixels: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.data.conditions import labelled
+from ditlab.data.conditions import Conditions, Scalar, labelled
 from ditlab.data.dataset import Batch
-from ditlab.data.images.cache import Cache, Examined, Store, examine, place, prepare, prepared, whole, write_rejected
+from ditlab.data.images.cache import Cache, Examined, Store, examine, place, prepare, whole, write_rejected
 from ditlab.data.images.decode import decode
 from ditlab.data.images.decode_all import refuse_bad
-from ditlab.data.images.labels import readable
+from ditlab.data.images.labels import numbers, readable
 from ditlab.data.images.open import located, open_source
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
 from ditlab.data.images.survey import seen_window
@@ -44,6 +45,7 @@ class Images:
             0 and 65,535.
         column: of the images in a table, or their suffix in a tar; None is found out.
         repeats: how many times an epoch has the images of a class, by its name; once where it is not named.
+        scalars: columns of numbers that are known of the images, with the mean and standard deviation of each.
 
     Raises:
         InputError: classes that are repeated are not there.
@@ -63,17 +65,20 @@ class Images:
         window: Window | Literal["auto"] | None = None,
         column: str | None = None,
         repeats: Mapping[str, int] | None = None,
+        scalars: Mapping[str, Scalar] | None = None,
     ) -> None:
         self.path, self.image_size, self.classes = path, image_size, classes
         self.flip, self.bad_share, self.cache = flip, bad_share, cache
         self.shape: tuple[int, ...] = (channels, *image_size)
-        self.conditions = labelled(classes)
+        self._scalars = dict(scalars or {})
+        self.conditions: Conditions = {**labelled(classes), **self._scalars}
         self.column, self.repeats = column, dict(repeats or {})
         self._window = window
         self._numbers: np.ndarray | None = None  # of the images in an epoch before it is shuffled, where some repeat
         if unknown := sorted(set(self.repeats) - set(classes or ())):
             there = ", ".join((classes or ("none, for there are no labels",))[:SHOWN])
             raise InputError(f"--data.repeats names {', '.join(unknown[:NAMED])}, and the classes are {there}")
+        self._known: dict[str, np.ndarray] = {}  # the scalars of the usable images, standardised
         self._store: Store | None = None
         self._folder: Path | None = None  # of the store, in another process
         self._source: Source | None = None
@@ -96,7 +101,10 @@ class Images:
         store = prepare(source, self.image_size, self.shape[0], self.cache, progress, self.window)
         if quarantine is not None:
             write_rejected(quarantine, store.rejected)
-        self._check(store, quarantine)
+        refuse_bad(store.rejected, store.count, self.bad_share, quarantine, "in a new run with --data.bad-share")
+        for name, kind in self._scalars.items():
+            values = (np.array(numbers(source, name))[store.kept] - kind.mean) / kind.std
+            self._known[name] = values.astype(np.float32)
         self._store = store
         return self.fingerprint
 
@@ -109,9 +117,8 @@ class Images:
         """
         if self._store is not None:
             return True
-        if not Path(located(self.path)).is_absolute():
-            return False
-        return prepared(self._opened(), self.image_size, self.shape[0], self.cache, self.window) is not None
+        folder = self._place()
+        return folder is not None and whole(folder, self._opened()) is not None
 
     @property
     def window(self) -> Window | None:
@@ -134,10 +141,14 @@ class Images:
         Raises:
             InputError: the images are gone.
         """
+        folder = self._place()
+        return None if folder is None else examine(folder, self._opened(), progress, most)
+
+    def _place(self) -> Path | None:
+        """Where the images are kept, if anything is; None on the Hub, for nothing is fetched to find out."""
         if not Path(located(self.path)).is_absolute():
             return None
-        folder = place(self._opened(), self.image_size, self.shape[0], self.cache, self.window)
-        return None if folder is None else examine(folder, self._opened(), progress, most)
+        return place(self._opened(), self.image_size, self.shape[0], self.cache, self.window)
 
     @property
     def store(self) -> Store:
@@ -151,8 +162,12 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """Of the names, sizes and labels of all usable images: the same as long as they are the same."""
-        return f"{len(self):,} images, {self.store.fingerprint[:16]}"
+        """Of the names, sizes, labels and scalars of all usable images: the same as long as they are the same."""
+        digest = self.store.fingerprint
+        if self._known:
+            parts = (f"{name}{values.tobytes().hex()}" for name, values in sorted(self._known.items()))
+            digest = hashlib.sha256("\n".join((digest, *parts)).encode()).hexdigest()
+        return f"{len(self):,} images, {digest[:16]}"
 
     def content(self) -> str:
         """The fingerprint, and a digest of all pixels as they were decoded."""
@@ -195,6 +210,7 @@ class Images:
         mirrored = coins(seed, epoch, places) if self.flip else None
         labels = self.store.labels
         cond = {} if labels is None or self.classes is None else {"label": torch.from_numpy(labels[chosen])}
+        cond |= {name: torch.from_numpy(values[chosen]) for name, values in self._known.items()}
         return Batch(self.images(chosen, mirrored), cond)
 
     def images(
@@ -227,10 +243,6 @@ class Images:
             raise InputError(
                 f"{self.path} has changed: {readable(self.name(index))} could be used before, but now: {error}"
             ) from None
-
-    def _check(self, store: Store, quarantine: Path | None) -> None:
-        """Refuse images of which too many cannot be used."""
-        refuse_bad(store.rejected, store.count, self.bad_share, quarantine, "in a new run with --data.bad-share")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is mapped into memory: a worker process maps it for itself, and needs no list of files then."""

@@ -20,7 +20,9 @@ import posixpath
 import stat
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ditlab.core.errors import InputError
 from ditlab.data.images.labels import Labels, by_folder, numbered, read_metadata, readable
@@ -156,23 +158,42 @@ class Folder:
         """Captions and labels, by the numbers of the images, in the files beside them."""
         captions: dict[int, str] = {}
         labels: dict[int, int | str] = {}
+        for at, row in self._rows(self.notes):
+            if isinstance(text := row.get("text", row.get("caption")), str):
+                captions[at] = text.encode("utf-8", "replace").decode()  # JSON can hold half characters
+            if row.get("label", "") != "":
+                labels[at] = row["label"]
+        return captions, labels
+
+    def column(self, name: str) -> list[Any]:
+        values: list[Any] = [None] * len(self.names)
+        known: set[str] = set()
+        for at, row in self._rows([]):
+            known |= row.keys()
+            values[at] = row.get(name, values[at])
+        if name not in known:
+            there = f"only {', '.join(sorted(known))}" if known else "and no metadata.jsonl or metadata.csv for it"
+            raise InputError(f"{readable(self.location)} has no column {name}, {there}")
+        return values
+
+    def _rows(self, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The number of an image and what is said of it, for each line of metadata; others are noted."""
         index = {name: i for i, name in enumerate(self.names)} if self._metadata else {}
         for table in sorted(self._metadata):
             lines, unknown = 0, 0
             try:
-                for name, text, label in read_metadata(table, read_file(self._path(table))):
+                for row in read_metadata(table, read_file(self._path(table))):
                     lines += 1
+                    name = row.get("file_name", "")
                     at = index.get(posixpath.normpath(posixpath.join(posixpath.dirname(table), name)))
-                    if at is None or (text is None and label is None):
+                    if at is None or all(row[column] is None for column in row.keys() - {"file_name"}):
                         unknown += 1
-                        continue
-                    captions |= {} if text is None else {at: text}
-                    labels |= {} if label is None else {at: label}
+                    else:
+                        yield at, row
             except Unusable as error:
-                self.notes.append(f"{table}: {error}")
+                notes.append(f"{table}: {error}")
             if unknown:
-                self.notes.append(f"{table}: {unknown:,} of {lines:,} lines tell nothing of an image here")
-        return captions, labels
+                notes.append(f"{table}: {unknown:,} of {lines:,} lines tell nothing of an image here")
 
     def _note_oddities(self) -> None:
         if self._like_images:

@@ -1,16 +1,18 @@
-"""What images are of: classes from words, numbers or the folders they lie in. Imports neither torch nor numpy."""
+"""What is known of images: classes from words, numbers or folders, and scalars. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ditlab.data.images.source import Unusable
+from ditlab.core.errors import InputError
+from ditlab.data.images.source import Source, Unusable
 
 LABELS = ("label", "labels", "cls", "class", "fine_label")  # what a column, or a file's suffix, may be called
 CAPTIONS = ("text", "caption", "txt")
@@ -51,10 +53,8 @@ def _labelled(classes: Sequence[str], names: Sequence[str]) -> Labels:
     return tuple(readable(name) for name in classes), [number[name] for name in names]
 
 
-def read_metadata(name: str, body: bytes) -> Iterator[tuple[str, str | None, int | str | None]]:
-    """What each line of a metadata.jsonl or metadata.csv says: the image's name, its caption and its label.
-
-    Lines that are none give an empty name.
+def read_metadata(name: str, body: bytes) -> Iterator[dict[str, Any]]:
+    """What each line of a metadata.jsonl or metadata.csv says, by column; nothing for a line without a file_name.
 
     Raises:
         Unusable: the rest of a .csv cannot be read.
@@ -63,27 +63,55 @@ def read_metadata(name: str, body: bytes) -> Iterator[tuple[str, str | None, int
         rows = csv.DictReader(io.StringIO(body.decode("utf-8-sig", "replace"), newline=""))
         try:
             for row in rows:
-                label = (row.get("label") or "").strip()
-                yield row.get("file_name") or "", row.get("text") or row.get("caption") or None, label or None
+                row["label"] = (row.get("label") or "").strip()
+                yield {column: cell for column, cell in row.items() if column and cell and row.get("file_name")}
         except csv.Error as error:
             raise Unusable(f"line {rows.line_num} cannot be read: {error}") from None
         return
     for line in filter(None, body.splitlines()):
+        entry = json_object(line)
+        if isinstance(label := entry.get("label"), bool) or not isinstance(label, int | str):
+            entry.pop("label", None)
+        yield entry if isinstance(entry.get("file_name"), str) else {}
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The object that a JSON text holds; empty where it holds none."""
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def numbers(source: Source, column: str) -> list[float]:
+    """A column of numbers, one for each image of a source; NaN where the row is missing or its cell empty.
+
+    Raises:
+        InputError: there is no such column, a cell holds something else, or no image has a number.
+    """
+    found = []
+    for name, value in zip(source.names, source.column(column), strict=True):
         try:
-            entry: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            yield "", None, None
-            continue
-        text, label = entry.get("text", entry.get("caption")), entry.get("label")
-        yield (
-            entry["file_name"],
-            text.encode("utf-8", "replace").decode()
-            if isinstance(text, str)
-            else None,  # JSON can hold half characters
-            label if isinstance(label, int | str) and not isinstance(label, bool) and label != "" else None,
-        )
+            number = math.nan if value is None or value == "" else float(value)
+            if isinstance(value, bool) or math.isinf(number):
+                raise ValueError
+        except (ValueError, TypeError, OverflowError):
+            raise InputError(
+                f"{source.location}: column {column} holds {str(value)[:80]!r} for {readable(name)}, which is not a "
+                f"finite number: correct it, or leave the cell empty where the number is unknown"
+            ) from None
+        found.append(number)
+    if all(map(math.isnan, found)):
+        raise InputError(f"{source.location}: no image has a number in column {column}: leave it out of --data.scalars")
+    return found
+
+
+def mean_and_std(values: Iterable[float]) -> tuple[float, float]:
+    """The mean of the numbers that are known and their standard deviation, 1 where they are all the same."""
+    known = [value for value in values if not math.isnan(value)]
+    mean = math.fsum(known) / len(known)
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known)) or 1.0
 
 
 def readable(name: str) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
@@ -60,6 +60,14 @@ class Source(Protocol):
     other: Counter[str]
     notes: list[str]
 
+    def column(self, name: str) -> list[Any]:
+        """What a column of the images' table or metadata holds for each image, None where it is empty.
+
+        Raises:
+            InputError: there is no such column; the message lists those that exist.
+        """
+        ...
+
     def read(self, index: int) -> bytes:
         """The bytes of an image file.
 
@@ -90,13 +98,8 @@ def read_file(path: str | Path) -> bytes:
 
 def kind_of(mode: int) -> str:
     """What an entry of a folder is, in words."""
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    kinds |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
     return kinds.get(stat.S_IFMT(mode), "of an unknown kind")
 
 

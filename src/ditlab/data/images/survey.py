@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ditlab.core.errors import InputError
+from ditlab.data.images.labels import mean_and_std, numbers
 from ditlab.data.images.open import open_source
 from ditlab.data.images.source import Source, Unusable
 
@@ -34,6 +36,7 @@ class Survey:
         other: how many files look like no images.
         notes: for the person who trains.
         window: from the least to the largest value of those looked at, where some have more than 8 bits.
+        scalars: mean and standard deviation of each column of numbers that was asked for.
     """
 
     path: str
@@ -46,6 +49,7 @@ class Survey:
     other: int = 0
     notes: tuple[str, ...] = ()
     window: tuple[float, float] | None = None
+    scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -97,15 +101,16 @@ def seen_window(source: Source) -> Window | None:
     return _look(source)[2].window
 
 
-def survey(path: str, column: str | None = None, windowed: bool = False) -> Survey:
+def survey(path: str, column: str | None = None, windowed: bool = False, scalars: Sequence[str] = ()) -> Survey:
     """Look at up to 256 images, spread evenly.
 
     Args:
         path, column: see ``open_source``.
         windowed: whether a window is given, so that no note asks for one.
+        scalars: columns of numbers that the images are trained with.
 
     Raises:
-        InputError: there are no images, or none of those looked at can be used.
+        InputError: there are no images, none of those looked at can be used, or a column does not hold numbers.
     """
     source = open_source(path, column)
     sizes, channels, found = _look(source)
@@ -120,6 +125,7 @@ def survey(path: str, column: str | None = None, windowed: bool = False) -> Surv
         source.other.total(),
         (*source.notes, *found.notes(windowed)),
         found.window,
+        {name: mean_and_std(numbers(source, name)) for name in scalars},
     )
 
 

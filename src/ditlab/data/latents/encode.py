@@ -32,15 +32,7 @@ from ditlab.data.images.decode import Picture
 from ditlab.data.images.decode_all import decode_all, refuse_bad
 from ditlab.data.images.labels import readable
 from ditlab.data.images.source import Progress, Rejected, Source, Unusable
-from ditlab.data.latents.index import (
-    INDEX,
-    Index,
-    Plan,
-    Shard,
-    has_index,
-    read_index,
-    shard_file,
-)
+from ditlab.data.latents.index import INDEX, Index, Plan, Shard, has_index, read_index, shard_file
 from ditlab.data.latents.plan import compare
 from ditlab.data.latents.shards import columns_of, write_shard
 from ditlab.data.latents.vae import Autoencoder

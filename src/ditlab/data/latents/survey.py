@@ -9,18 +9,9 @@ from ditlab.data.latents.index import full_path, read_index
 
 @dataclass(frozen=True)
 class StoreSurvey:
-    """A store, as its index tells of it.
+    """A store, as its index describes it: ``count`` latents, ``bytes`` in all; the rest as in ``LatentsData``.
 
-    Attributes:
-        path: in full.
-        count: of latents, a latent and that of its mirror image as one.
-        shape: of a latent: channels, height, width.
-        classes: names of the labels, in order; None is without labels.
-        mirrored: whether it has the latents of mirrored images, too.
-        latent_scale, latent_shift: samples are (z − latent_shift)·latent_scale.
-        vae: the autoencoder's folder or its name on the Hub.
-        vae_digest: its sha256.
-        bytes: of all shards.
+    ``mirrored`` says whether it has the latents of mirrored images, too; these are not counted.
     """
 
     path: str
@@ -42,15 +33,6 @@ def survey_store(path: str) -> StoreSurvey:
         InputError: there is no finished store.
     """
     index = read_index(full_path(path))
-    return StoreSurvey(
-        full_path(path),
-        index.count,
-        index.shape,
-        index.classes,
-        index.mirrored,
-        index.latent_scale,
-        index.latent_shift,
-        index.vae.name,
-        index.vae.digest,
-        sum(shard.bytes for shard in index.shards),
-    )
+    found = index.model_dump(include={"count", "shape", "classes", "mirrored", "latent_scale", "latent_shift"})
+    size = sum(shard.bytes for shard in index.shards)
+    return StoreSurvey(full_path(path), **found, vae=index.vae.name, vae_digest=index.vae.digest, bytes=size)
