@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ditlab.cli import options
-from ditlab.cli.main import main
+from ditlab.cli.main import main, without_plugins
 from ditlab.cli.train_arguments import parse_train
+from ditlab.core import plugins
 from tests.docs.blocks import split
 from tools.quotes import ROOT
 
@@ -146,7 +147,8 @@ def understood(words):
     if program == "tensorboard":
         return None
     assert program == "ditlab", program
-    verb, *rest = rest
+    (verb, *rest), modules = without_plugins(rest)
+    plugins.load(modules)
     if verb == "train":
         return parse_train(rest)
     if verb == "latents":

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 import tarfile
 from contextlib import chdir
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from ditlab.cli.main import main
-from ditlab.core.registry import CONDITIONINGS, NETWORKS, SOLVERS
+from ditlab.core.registry import REGISTRIES
 from ditlab.lab import export
 from tests.docs.commands import FEW
 from tests.images import folder_of, png
@@ -56,6 +57,7 @@ def world(tmp_path_factory):
         folder_of("photos-test", classes=("cats", "dogs"), each=8, size=(32, 32))
         folder_of("IMAGENET/train", each=2)
         Path("mine.py").write_text("def embed(images):\n    return images.flatten(1)[:, :8]\n")
+        shutil.copytree(Path(__file__).parents[2] / "examples", "examples")
         tables()
         for name in ("VAE", "sd-vae-ft-mse", "sd-vae-ft-ema"):
             random_vae(name)
@@ -74,10 +76,11 @@ def folder(world, tmp_path, monkeypatch, unchecked):
     monkeypatch.setitem(os.environ, "COLUMNS", "120")
     monkeypatch.setattr(export, "INPUTS", export.INPUTS[:1])  # of a page in one file
     monkeypatch.setattr(export, "TIMES", export.TIMES[:2])
-    known = [(names, dict(names.parts)) for names in (CONDITIONINGS, NETWORKS, SOLVERS)]
+    known = [(names, dict(names.parts)) for names in REGISTRIES.values()]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield tmp_path
     for names, before in known:
         names.parts.clear()
         names.parts.update(before)
+    sys.modules.pop("plugin", None)
