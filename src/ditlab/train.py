@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ditlab.config import Config, ExternalData
+from ditlab.config import Config, OwnData
 from ditlab.core.device import resolve_device
 from ditlab.core.distributed import ALONE, Ranks, is_lost
 from ditlab.core.errors import CheckpointWarning, InputError, Interrupted, TrainingError
 from ditlab.core.malloc import must_have_room
-from ditlab.data.dataset import Dataset, Prepared
+from ditlab.data.dataset import Dataset, External, Prepared
 from ditlab.evaluation.in_training import InTraining
 from ditlab.machine.resolve import computing_as, settled
 from ditlab.runs.agreement import content_of, options_of, versions, weights_of
@@ -40,18 +40,18 @@ from ditlab.training.signals import collected
 from ditlab.training.tracking import Nobody, must_be_installed, tracking
 from ditlab.training.watchdog import Watchdog, write_stacks
 
-SLOWER = 1.1  # times as long that compiled code may take, as the clock of a busy machine tells
-LARGE = 2**30  # numbers of a network from which on it is looked at whether they have room
-RAISED = 2.0  # times the learning rate of the step before that are worth a word
+SLOWER = 1.1  # how much longer compiled code may take: a busy machine does not time exactly
+LARGE = 2**30  # parameters, from which on a network is checked for fitting into memory
+RAISED = 2.0  # a jump of the learning rate by this factor is mentioned
 COMPILER = "install a C++ compiler and Python's headers"
 
 
 @runtime_checkable
 class PreparationWatcher(Protocol):
-    """Someone who is shown the progress of data that are made ready, too."""
+    """A watcher that is also shown how far the data are prepared."""
 
     def preparing(self, done: int, total: int) -> None:
-        """So many of so many files are done."""
+        """``done`` of ``total`` files are prepared."""
         ...
 
 
@@ -68,10 +68,10 @@ def fit(
 ) -> Run:
     """Train until ``config.steps``; leave metrics, checkpoints, pictures and recordings in ``folder``.
 
-    What is given as an object is used in the place of what the configuration says. The run folder records that it was
-    given, and of data their shape and conditions, so that ``ditlab.load`` samples the run without them; a network or a
-    process has to be given to ``ditlab.load`` again. Of several processes each calls this with the same arguments; the
-    first one writes. ::
+    An object that you pass takes the place of that part of the configuration. The run folder records the shape and the
+    conditions of your data, so ``ditlab.load`` can sample the run without them; pass your network or process to
+    ``ditlab.load`` again. When several processes train together, each calls this with the same arguments, and the first
+    one writes. ::
 
         config = ditlab.recipe("points", steps=500)
         run = ditlab.fit(config, "runs/mine", dataset=ditlab.as_dataset(torch.randn(1000, 2)))
@@ -81,27 +81,24 @@ def fit(
         config: how to train, as ``ditlab.recipe`` makes it.
         folder: where the run is kept.
         dataset: what to learn; see ``ditlab.as_dataset``.
-        network: ``network(x, t, cond) -> (B, ...)`` like x, which is trained in place; or a function that makes one,
-            whose weights are then a function of ``config.seed``.
+        network: ``network(x, t, cond)`` with an output shaped like x, which is trained in place; or a function that
+            makes one, so that its first weights depend on ``config.seed`` alone.
         process: a function of the network, such as ``lambda net: ditlab.FlowMatching(net, times="uniform")``.
-        resume: go on from the newest checkpoint. With the same arguments it ends with the same bytes.
-        watcher: is shown the progress; by default it is printed to stderr.
+        resume: go on from the newest checkpoint; with the same arguments, training ends with the same bytes.
+        watcher: is told about the progress; by default it is printed to stderr.
         ranks: the processes that train together.
 
     Raises:
-        InputError: the network does not go with the data, the data are gone or too many of them cannot be used; there
-            are fewer steps than were already done, none of the checkpoints can be used, or another process trains.
-        TrainingError: too many steps in a row could not be learned from, a worker process died or hangs, or another of
-            the ``ranks`` is gone.
-        Interrupted: Ctrl-C or SIGTERM came; the step was finished and saved.
+        InputError: the network does not fit the data; the data are missing, or too many files cannot be used;
+            ``config.steps`` is below the steps already done; no checkpoint is usable; another process trains this run.
+        TrainingError: too many steps in a row failed, a worker process died or hangs, or another rank is gone.
+        Interrupted: Ctrl-C or SIGTERM arrived; the current step was finished and saved.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     watcher = Printed() if watcher is None else watcher
-    if dataset is None and isinstance(config.data, ExternalData):
-        raise InputError(f"{folder.path} was trained elsewhere: there are no data here to train it on")
     asked = config
     ranks.agree(lambda: {"the run": folder.path.name, "--resume": resume, **options_of(asked), **versions()})
-    data = ranks.together(lambda: _reachable_data(asked, dataset))
+    data = ranks.together(lambda: _reachable_data(folder, asked, dataset))
     config = as_given(config, data, dataset is not None, network, process)
     ranks.decided(lambda: _foresee(folder, config, data, resume))
     config, lines = ranks.decided(lambda: settled(config, data.shape, ranks.world))
@@ -122,19 +119,19 @@ def _fit(
     chosen: bool,
     lines: list[str],
 ) -> None:
-    """Train a fresh state, or one that a checkpoint goes on from.
+    """Train from the start, or from the newest checkpoint.
 
     Args:
         folder, state, dataset, watcher, resume: as above.
-        chosen: whether it was this machine's choice to compile the network.
-        lines: what else was chosen; they are said once nothing can be refused any more, or before what takes long.
+        chosen: whether this machine chose to compile the network, or the configuration did.
+        lines: say what else was chosen for this machine; shown once the run is accepted, or before compiling.
     """
     config, ranks = state.config, state.ranks
     _check_null_label(state, dataset)
     solver = config.sampling.solver
     if state.sharded and state.process.stepper(solver).evaluations(1) is None:  # each would run as often as it likes
         raise InputError(f"--sampling.solver {solver} chooses its steps: with --parallel fsdp, draw previews with heun")
-    build_drawing(config.sampling, state.process, guided=True)  # refused here rather than at the first picture
+    build_drawing(config.sampling, state.process, guided=True)  # to be refused now, not at the first picture
     with ExitStack() as stack:
         ranks.decided(lambda: stack.enter_context(folder.locked()))
         if isinstance(dataset, Prepared):
@@ -157,10 +154,10 @@ def _fit(
 
 
 def _foresee(folder: RunFolder, config: Config, dataset: Dataset, resume: bool) -> None:
-    """Refuse what cannot be trained here before memory is taken for it."""
+    """Refuse what does not fit this machine before allocating memory for it."""
     if resume:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CheckpointWarning)  # which comes once a checkpoint is loaded
+            warnings.simplefilter("ignore", CheckpointWarning)  # it is given when the checkpoint is loaded
             newest_whole(
                 folder.checkpoints,
                 lambda step: foresee(config, dataset, folder.checkpoints / step_name(step)),
@@ -179,13 +176,13 @@ def _tell(watcher: Watcher, lines: list[str]) -> None:
 
 
 def _compile(state: TrainState, dataset: Dataset, watcher: Watcher, chosen: bool) -> None:
-    """Compile before the first step; what was ``chosen`` is kept if it can be made and is no slower than as written."""
+    """Compile before the first step. If this machine chose to, keep the code only if it works and is not slower."""
     tell_doing(watcher, compiled.announcement(state.config))
     begun = time.perf_counter()
     reason = rehearse(state, dataset)
     if reason is None:
         compiled.remember(state.config, time.perf_counter() - begun)
-    if not chosen:  # what is wrong, if anything, comes up in the first step
+    if not chosen:  # an error then shows in the first step
         return
     if reason is not None:
         state.run_as_written()
@@ -196,7 +193,7 @@ def _compile(state: TrainState, dataset: Dataset, watcher: Watcher, chosen: bool
 
 
 def _compiled(config: Config, dataset: Dataset, world: int) -> bool:
-    """Whether the network is compiled: as was said, and else where it pays."""
+    """Whether to compile the network: as the configuration says; with "auto", when it pays off."""
     if config.compile == "auto":
         return compiled.pays(config, dataset, world)
     if config.compile and (reason := compiled.why_not(resolve_device(config.device))) is not None:
@@ -204,24 +201,33 @@ def _compiled(config: Config, dataset: Dataset, world: int) -> bool:
     return config.compile
 
 
-def _reachable_data(config: Config, given: Dataset | None) -> Dataset:
-    """The data, once it is clear that nothing else is missing on this machine."""
+def _reachable_data(folder: RunFolder, config: Config, given: Dataset | None) -> Dataset:
+    """The data, after checking that no package is missing."""
     must_be_installed(config.track)
-    return build_dataset(config) if given is None else given
+    data = build_dataset(config) if given is None else given
+    if isinstance(data, External):
+        given_before = isinstance(config.data, OwnData)
+        why = (
+            "on data given to ditlab.fit: give them again, as dataset="
+            if given_before
+            else "elsewhere: its data are not here"
+        )
+        raise InputError(f"{folder.path} was trained {why}")
+    return data
 
 
 def _prepare(folder: RunFolder, dataset: Prepared, watcher: Watcher, ranks: Ranks) -> str:
-    """Make data ready, of which the first process tells what could not be used."""
+    """Prepare the data; the first process lists the files that cannot be used."""
     shown = watcher.preparing if isinstance(watcher, PreparationWatcher) else None
     return dataset.prepare(folder.quarantine_file if ranks.first else None, shown)
 
 
 def _train(folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watcher, done: int | None) -> None:
-    """The steps, with all that listens to them."""
+    """Take the steps, with everything that watches and records them."""
     config, ranks = state.config, state.ranks
     with (
         tracking(folder, config, done, watcher.notice) if ranks.first else nullcontext(Nobody()) as tracker,
-        collected(patient=ranks.world > 1) as received,  # torchrun passes on signals that came to all already
+        collected(patient=ranks.world > 1) as received,  # torchrun repeats signals that every process received
         Watchdog(folder.path, config.stall_after) as watchdog,
         CheckpointWriter(folder.checkpoints, state, watchdog.beat) as writer,
     ):
@@ -245,13 +251,13 @@ def _train(folder: RunFolder, state: TrainState, dataset: Dataset, watcher: Watc
 
 
 def _asked_to_stop(ranks: Ranks, received: list[int]) -> int:
-    """The signal that any of the processes has received, or 0: all stop after the same step."""
+    """The signal that any process has received, or 0; all processes stop after the same step."""
     return int(max(told[0] for told in ranks.told([received[0] if received else 0])))
 
 
 @contextmanager
 def _partners(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
-    """Say in one line that another process is gone, and leave the stacks of this one."""
+    """Report in one line that another process is gone, and write down the stacks of this one."""
     try:
         yield
     except TrainingError:
@@ -268,9 +274,9 @@ def _partners(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
 
 
 def _begin(folder: RunFolder, state: TrainState, watcher: Watcher, resume: bool) -> int | None:
-    """Bring state and folder to where training begins; the step of its checkpoint, or None where it begins anew.
+    """Load the newest checkpoint and cut the folder back to it; its step, or None to start from scratch.
 
-    Nothing is deleted before it is loaded.
+    Nothing is deleted before the checkpoint is loaded.
     """
     config, ranks = state.config, state.ranks
     done = ranks.decided(lambda: _found(folder, state, resume))
@@ -289,7 +295,7 @@ def _begin(folder: RunFolder, state: TrainState, watcher: Watcher, resume: bool)
 
 
 def _raised_rate(before: Config, config: Config, done: int) -> str | None:
-    """What there is to say where another number of steps makes the learning rate jump."""
+    """A warning if another number of steps makes the learning rate jump."""
     was, now = (config.lr * scheduled(*place) for place in ((before, done - 1), (config, done)))
     if before.rewarmed_at != config.rewarmed_at or before.steps == config.steps or now < RAISED * was:
         return None
@@ -300,7 +306,7 @@ def _raised_rate(before: Config, config: Config, done: int) -> str | None:
 
 
 def _found(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
-    """The step of the newest whole checkpoint; where this process is the only one, it is loaded."""
+    """The step of the newest whole checkpoint, which is loaded if this process trains alone."""
     config = state.config
 
     def load(step: int) -> int:
@@ -313,10 +319,10 @@ def _found(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
     if not resume and saved_steps(folder.checkpoints):
         raise InputError(f"{folder.path} is there already: go on with ditlab train --resume {folder.path}")
     done = newest_whole(folder.checkpoints, load, as_named=False) if resume else None
-    if done is None and folder.trained_beyond(2 * config.checkpoint_every):  # by then the first one was whole
+    if done is None and folder.trained_beyond(2 * config.checkpoint_every):  # by then the first one was written
         raise InputError(
-            f"{folder.path} was trained, but no checkpoints are in {folder.checkpoints}: bring them back, or remove "
-            f"{folder.path} to begin anew"
+            f"{folder.path} was trained, but {folder.checkpoints} has no checkpoints: bring them back, or remove "
+            f"{folder.path} to start again"
         )
     if done is not None and config.steps < done:
         raise InputError(f"{folder.path} is at step {done}; --steps {config.steps} lies behind it")
@@ -324,11 +330,11 @@ def _found(folder: RunFolder, state: TrainState, resume: bool) -> int | None:
 
 
 def _check_null_label(state: TrainState, dataset: Dataset) -> None:
-    """Refuse, before anything is written, to train or preview without labels a network that cannot go without."""
+    """Refuse, before anything is written, dropping labels that the network cannot do without."""
     if "label" in dataset.conditions and state.process.condition_dropout == 0 and state.config.sampling.guidance != 1:
         raise InputError(
-            f"--sampling.guidance {state.config.sampling.guidance:g} compares with samples without a label, which are "
-            f"never learned with --process.condition-dropout 0: drop one of the two"
+            f"--sampling.guidance {state.config.sampling.guidance:g} compares with samples without a label, which "
+            f"--process.condition-dropout 0 never trains: drop one of the two"
         )
     goes_without = state.process.condition_dropout > 0 or state.config.sampling.guidance != 1
     take_away: Any = getattr(state.network, "null_condition", None)

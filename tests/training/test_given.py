@@ -68,6 +68,8 @@ def test_given_data_train_resume_load_and_draw_under_their_conditions(tmp_path):
     assert {"n", "seed", "solver", "steps", "sliced_wasserstein", "evaluations"} <= figures.keys()
     with pytest.raises(InputError, match="dataset="):
         ditlab.evaluate(loaded, n=12)
+    with pytest.raises(InputError, match="dataset="):
+        ditlab.fit(loaded.config, tmp_path / "whole", resume=True)
     again = ditlab.evaluate(ditlab.load(tmp_path / "whole", dataset=discs()), n=12)
     assert again.keys() == figures.keys()
 

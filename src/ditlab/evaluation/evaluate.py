@@ -134,8 +134,8 @@ def _check(run: Run, n: int, data: str | None, vae: str | None, features: str, l
     kind = run.config.data
     if isinstance(run.dataset, External) and data is None:
         raise InputError(
-            f"the data of {run.folder.path} are not here to compare its samples with; name a folder with --data "
-            f"FOLDER, give them as ditlab.load({str(run.folder.path)!r}, dataset=...), or draw some with ditlab sample "
+            f"{run.folder.path} was trained elsewhere: there are no data here to compare its samples with; name a "
+            f"folder with --data FOLDER, give them to ditlab.load as dataset=, or draw some with ditlab sample "
             f"{run.folder.path}"
         )
     if labels == "data" and isinstance(run.dataset, External):
