@@ -22,7 +22,6 @@ from ditlab.data.latents.survey import survey_store
 from ditlab.recipes import IMAGENET, RECIPES, choose_for_shape, unguided
 
 REGISTERED: dict[str, Registry] = {"network": NETWORKS, "process": PROCESSES}
-MEANFLOW_TIME_SCALE = 30.0  # its loss holds the network's derivative in t, which 1000 would swamp
 
 
 def parse_train(arguments: Sequence[str]) -> TrainOptions | ResumeOptions:
@@ -153,10 +152,10 @@ def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
             if name == "process" and getattr(values["network"], "learned_variance", False):  # which DDPM alone has
                 changes = {"learned_variance": False, "time_offset": 0.0}
                 values["network"] = values["network"].model_copy(update=changes)
-            if kind == "meanflow":
-                values["sampling"] = SamplingConfig(solver="average", steps=1)
+            if name == "process" and (advised := values[name].sampling):
+                values["sampling"] = SamplingConfig(**advised)
                 if "time_scale" in type(values["network"]).model_fields:
-                    values["network"] = values["network"].model_copy(update={"time_scale": MEANFLOW_TIME_SCALE})
+                    values["network"] = values["network"].model_copy(update={"time_scale": values[name].time_scale})
     return TrainOptions(**values)
 
 

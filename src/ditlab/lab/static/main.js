@@ -45,7 +45,8 @@ const old = staleness(place("main"));
 
 const NETWORKS = { dit: "a diffusion transformer", unet: "a U-Net", mlp: "an MLP", own: "a registered network" };
 const PROCESSES = { flow: "flow matching, which learns the path from noise to data", ddpm: "DDPM, which learns to remove noise step by step",
-  meanflow: "MeanFlow, which learns the mean velocity over any span of the path from noise to data" };
+  meanflow: "MeanFlow, which learns the mean velocity over any span of the path from noise to data",
+  own: "a registered process" };
 const TARGETS = { velocity: "the velocity, how xₜ changes with the time t", eps: "the noise ε in xₜ", x0: "the clean data x₀", v: "v, a mixture of noise and data" };
 
 const MEAN = "the mean velocity of xₜ over a span of time; unless said otherwise the span is 0, which gives the velocity itself";
@@ -59,13 +60,13 @@ function place(id) {
 
 /** The network in one sentence. @param {Run} run */
 function describe(run) {
-  const what = run.data === "external" ? `data of ${run.shape.join(" × ")} values that are not on this machine` : run.data === "points" ? "points in the plane" : run.data === "latents" ? `latents of ${run.shape.join(" × ")} values` : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
+  const what = run.data === "external" ? `data of ${run.shape.join(" × ")} values that are not on this machine` : run.data === "points" ? "points in the plane" : run.data === "own" ? `a data set of its own, samples of ${run.shape.join(" × ")} values,` : run.data === "latents" ? `latents of ${run.shape.join(" × ")} values` : `${run.data} of ${run.shape[1]} × ${run.shape[2]} pixels`;
   const cut = run.patches
     ? ` It sees an image as ${run.patches.tokens} patches of ${run.patches.size} × ${run.patches.size} pixels, in ${run.attention.length} blocks with ${run.attention[0]?.heads ?? 0} attention heads each.`
     : "";
   const kind = run.network === "mlp" ? "an MLP, a multilayer perceptron," : NETWORKS[run.network];
   if (run.step === null) return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, to be trained on ${what}. It has no checkpoint yet. This is what it has recorded so far; the rest appears with the first checkpoint.`;
-  return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${run.process === "meanflow" ? MEAN : TARGETS[run.target]}.${cut}`;
+  return `${run.name} is ${kind} of ${run.parameters.toLocaleString("en")} parameters, trained on ${what} with ${PROCESSES[run.process]}. It predicts ${run.solvers.includes("average") ? MEAN : TARGETS[run.target]}.${cut}`;
 }
 
 /** @param {Run} run @param {number | null} label −1 is the null label */

@@ -167,7 +167,7 @@ export function imagesView(run) {
   const chosen = () => /** @type {"velocity" | "noise"} */ (extra?.querySelector("select")?.value ?? "noise");
   return {
     intro: "Both sides start from the same noise and walk to t = 0. At every step the network makes a prediction, and the solver turns it into the next image. A cheaper solver asks the network less often and ends somewhere else."
-      + (run.process === "meanflow" ? " The solver “average” jumps by the mean velocity over each of its steps; the pictures show what the network predicts for a span of 0." : ""),
+      + (run.solvers.includes("average") ? " The solver “average” jumps by the mean velocity over each of its steps; the pictures show what the network predicts for a span of 0." : ""),
     n: 1,
     unit: run.data === "external" || run.data === "latents" ? "is the mean |A − B| over all values at t = 0" : "is the mean |A − B| over all pixels at t = 0, where black is −1 and white 1",
     extra,

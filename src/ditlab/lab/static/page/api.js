@@ -12,7 +12,7 @@ import { living } from "./lifetime.js";
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
  *   step: number | null}} RunSummary
  * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "latents" | "external", has_examples: boolean,
- *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow",
+ *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow" | "own",
  *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
  *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, last_recording: number | null, num_classes: number | null,
  *   classes: string[] | null, scalars: {name: string, unit: string, mean: number, std: number}[],
