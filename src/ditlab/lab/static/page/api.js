@@ -11,9 +11,9 @@ import { living } from "./lifetime.js";
  * @typedef {{layer: number, heads: number, grid: [number, number], tokens: number}} AttentionLayer
  * @typedef {{id: string, name: string, data: string, network: string, process: string, shape: number[],
  *   step: number | null}} RunSummary
- * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "latents" | "external", has_examples: boolean,
- *   network: "dit" | "unet" | "mlp", process: "flow" | "ddpm" | "meanflow" | "own",
- *   noise_path: "linear" | "cosine" | "discrete", target: "velocity" | "eps" | "x0" | "v",
+ * @typedef {{id: string, name: string, path: string, data: "circles" | "points" | "digits" | "images" | "latents" | "external" | "own", has_examples: boolean,
+ *   network: "dit" | "unet" | "mlp" | "own", process: "flow" | "ddpm" | "meanflow" | "own",
+ *   noise_path: "linear" | "cosine" | "discrete" | "own", target: "velocity" | "eps" | "x0" | "v",
  *   shape: number[], checkpoints: number[], step: number | null, last_loss: number | null, last_recording: number | null, num_classes: number | null,
  *   classes: string[] | null, scalars: {name: string, unit: string, mean: number, std: number}[],
  *   patches: {size: number, grid: [number, number], tokens: number} | null, attention: AttentionLayer[],
