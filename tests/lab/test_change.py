@@ -12,6 +12,7 @@ from safetensors.numpy import load as load_arrays
 import ditlab
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.core.errors import InputError
+from ditlab.data.dataset import External
 from ditlab.inspection.interventions import single_edits
 from ditlab.lab import Lens
 from ditlab.lab.export import _held_changes
@@ -161,7 +162,7 @@ def test_what_is_too_large_or_not_there_is_refused(runs, tmp_path):
         network = ditlab.DiT.preset("DiT-XL/2")
     process = ditlab.DDPM(network.to_empty(device="cpu")).eval()
     config = Config(data=DigitsData(), network=DiTConfig())
-    huge = Lens(Run(RunFolder(tmp_path), config, process, step=0, conditions={}, shape=(4, 32, 32)))
+    huge = Lens(Run(RunFolder(tmp_path), config, process, step=0, dataset=External((4, 32, 32), {})))
     with pytest.raises(InputError, match="switch single parts off"):
         huge.costs()
     with pytest.raises(InputError, match="fewer samples"):

@@ -1,5 +1,7 @@
 """Classes by name and scalars in their unit, from the page's questions to the network."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import ditlab
 from ditlab.config import Config, DiTConfig, OwnData, SamplingConfig
 from ditlab.core.errors import InputError
 from ditlab.data.conditions import Label, Scalar
+from ditlab.data.dataset import Batch, External
 from ditlab.lab import Lens
 from ditlab.lab.lens.describe import describe
 from ditlab.lab.server.api import Drawn, Walk, Where
@@ -28,7 +31,7 @@ def lens(tmp_path_factory):
     config = Config(data=data, network=DiTConfig(**small), sampling=SamplingConfig(steps=3, solver="euler"))
     process = ditlab.FlowMatching(network).eval().requires_grad_(False)
     conditions = {"label": Label(data.classes), "age": Scalar("years", 9.0, 4.0)}
-    return Lens(Run(RunFolder(tmp_path_factory.mktemp("pets")), config, process, 0, conditions, (1, 8, 8)))
+    return Lens(Run(RunFolder(tmp_path_factory.mktemp("pets")), config, process, 0, External((1, 8, 8), conditions)))
 
 
 def test_a_description_has_the_names_and_the_units(lens):
@@ -56,17 +59,20 @@ def test_a_scalar_reaches_the_network_standardised(lens):
         assert any(not np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_an_example_has_its_own_scalars_unless_others_are_asked_for(lens, monkeypatch):
+def test_an_example_has_its_own_scalars_unless_others_are_asked_for(lens):
     class Pets:
+        shape, conditions = lens.run.shape, lens.run.conditions
+
         def batch(self, seed, position, size):
             age = torch.arange(position, position + size) / 10
-            return ditlab.data.dataset.Batch(torch.zeros(size, 1, 8, 8), {"label": torch.ones(size).long(), "age": age})
+            return Batch(torch.zeros(size, 1, 8, 8), {"label": torch.ones(size).long(), "age": age})
 
-    monkeypatch.setitem(lens.scenes.__dict__, "dataset", Pets())
-    assert {name: value.item() for name, value in lens.scenes.scene("data:2").cond.items()} == {
-        "label": 1, "age": pytest.approx(0.2),
-    }  # fmt: skip
-    assert lens.scenes.scene("data:2", cond={"age": 5.0}).cond["age"].item() == -1
+    scenes = Lens(dataclasses.replace(lens.run, dataset=Pets())).scenes
+    assert scenes.has_examples
+    own = scenes.scene("data:2").cond
+    assert (own["label"].item(), own["age"].item()) == (1, pytest.approx(0.2))
+    assert scenes.scene("data:2", cond={"age": 5.0}).cond["age"].item() == -1
+    assert not lens.scenes.has_examples
 
 
 @pytest.mark.parametrize("cond", [{"height": 1.0}, {"label": 1.0}])

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import ditlab
 from ditlab.config import Config, DigitsData, DiTConfig
 from ditlab.core.errors import InputError, Missing
+from ditlab.data.dataset import External
 from ditlab.lab import Lens
 from ditlab.lab.lens.answer import Answer
 from ditlab.lab.lens.attention import queries_and_keys
@@ -34,7 +35,7 @@ def big(tmp_path_factory):
     process = ditlab.FlowMatching(network).eval().requires_grad_(False)
     config = Config(data=DigitsData(), network=DiTConfig())
     folder = RunFolder(tmp_path_factory.mktemp("big"))
-    lens = Lens(Run(folder, config, process, step=0, conditions={}, shape=(3, 64, 64)))
+    lens = Lens(Run(folder, config, process, step=0, dataset=External((3, 64, 64), {})))
     name = lens.own(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
     return lens, name
 
@@ -123,7 +124,7 @@ def test_an_input_is_mixed_as_the_process_says_and_read_as_the_network_says(lens
 
 
 def test_a_training_example_is_the_one_training_saw(lens):
-    batch = lens.scenes.dataset.batch(lens.run.config.seed, 32, 32)
+    batch = lens.run.dataset.batch(lens.run.config.seed, 32, 32)
     np.testing.assert_array_equal(lens.input(input="data:33")["x0"], batch.x0[1])
 
 

@@ -11,16 +11,15 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from ditlab.config import ExternalData, ImagesData, LatentsData
+from ditlab.config import ImagesData, LatentsData
 from ditlab.core.errors import InputError, Missing
 from ditlab.core.rng import SampleNoise
-from ditlab.data.dataset import Dataset
+from ditlab.data.dataset import External
 from ditlab.data.latents.index import has_index
 from ditlab.diffusion.process import Process
 from ditlab.inspection.interventions import intervened
 from ditlab.lab.lens.uploads import OwnImages
 from ditlab.networks.costs import multiply_accumulates
-from ditlab.runs.build import build_dataset
 from ditlab.runs.run import Run
 from ditlab.runs.sampling import build_drawing, clamped, conditioned
 
@@ -121,11 +120,6 @@ class Scenes:
         self.run, self.own = run, own
         self._generated: OrderedDict[tuple[Any, ...], _Drawn] = OrderedDict()
 
-    @cached_property
-    def dataset(self) -> Dataset:
-        """What the run was trained on."""
-        return build_dataset(self.run.config)
-
     @property
     def has_examples(self) -> bool:
         """Whether what the run was trained on can be had here; images may have been moved."""
@@ -134,7 +128,7 @@ class Scenes:
             return has_index(data.path)
         if isinstance(data, ImagesData):
             return not Path(data.path).is_absolute() or Path(data.path).exists()
-        return not isinstance(data, ExternalData)
+        return not isinstance(self.run.dataset, External)
 
     @cached_property
     def like(self) -> Tensor:
@@ -181,7 +175,7 @@ class Scenes:
         """The index-th example that training saw, and its conditions."""
         config = self.run.config
         position = index - index % config.batch_size
-        batch = self.dataset.batch(config.seed, position, config.batch_size)
+        batch = self.run.dataset.batch(config.seed, position, config.batch_size)
         own = index % config.batch_size
         return batch.x0[own : own + 1], {name: value[own : own + 1] for name, value in batch.cond.items()}
 
