@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ditlab.cli.recipe import recipe
     from ditlab.config.config import Config
     from ditlab.core.errors import ConfigError, InputError
-    from ditlab.core.registry import register, register_network
+    from ditlab.core.registry import register, register_conditioning, register_network, register_solver
     from ditlab.data.as_dataset import as_dataset
     from ditlab.data.conditions import Label, Scalar, Text
     from ditlab.data.dataset import Dataset
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         EulerMaruyama,
         Heun,
         Solver,
-        register_solver,
     )
     from ditlab.diffusion.targets import Estimate
     from ditlab.evaluation.evaluate import evaluate
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from ditlab.interop.imports import import_checkpoint
     from ditlab.lab.notebook import show
     from ditlab.networks.conditioner import Embedded
-    from ditlab.networks.conditionings import Conditioning, register_conditioning
+    from ditlab.networks.conditionings import Conditioning
     from ditlab.networks.dit import DiT
     from ditlab.networks.embeddings import PatchEmbed, SinEmb
     from ditlab.networks.mlp import MLPDenoiser, MLPVelocity
@@ -57,7 +56,7 @@ _HOME = {
     "Embedded": "networks.conditioner",
     "Modulation": "networks.modulation",
     "BlockModulation": "networks.modulation",
-    "register_conditioning": "networks.conditionings",
+    "register_conditioning": "core.registry",
     "PatchEmbed": "networks.embeddings",
     "SinEmb": "networks.embeddings",
     "DDPM": "diffusion.ddpm",
@@ -67,7 +66,7 @@ _HOME = {
     "log_likelihood": "diffusion.likelihood",
     "Estimate": "diffusion.targets",
     "Solver": "diffusion.solvers",
-    "register_solver": "diffusion.solvers",
+    "register_solver": "core.registry",
     "register_network": "core.registry",
     "Euler": "diffusion.solvers",
     "Heun": "diffusion.solvers",

@@ -21,6 +21,7 @@ from ditlab.bench.training import default_contestant, emulates_bf16
 from ditlab.cli.main import main
 from ditlab.core.errors import InputError
 from ditlab.networks.costs import parameter_count
+from ditlab.networks.presets import Published
 
 CPU = torch.device("cpu")
 NUMBERS = ("seconds", "images_per_s", "flops_per_s", "share_of_ceiling", "share_of_best", "ratio", "ratio_as_it_comes")
@@ -130,8 +131,7 @@ def test_contestants_are_the_networks_they_are_named_after(name):
         mlp_ratio=4.0,
         positions="sincos",
         num_classes=size.num_classes,
-        time_features=256,
-        embedders="per-block",
+        published=Published(time_features=256, embedders="per-block"),
     )
     assert parameter_count(peer, trainable_only=True) == parameter_count(published, trainable_only=True)
     ours = contestant(OURS, size)

@@ -264,7 +264,7 @@ def test_a_home_that_cannot_be_written_is_answered_by_the_way_out(here, capsys, 
     for words in (["train", "images", "--data.path", "pictures", "--name", "x", *FEW], ["eval", "images", "--n", "4"]):
         status, _, err = call(capsys, *words)
         assert status == 2
-        assert "set DITLAB_CACHE to a folder" in err.splitlines()[-1]
+        assert "set DITLAB_CACHE to another folder" in err.splitlines()[-1]
 
 
 def test_a_cache_that_has_what_is_needed_need_not_be_written(here, monkeypatch):

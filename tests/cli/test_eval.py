@@ -126,7 +126,9 @@ def test_figures_are_those_of_the_samples(here):
 
 @pytest.mark.parametrize("features", ["auto", "none"])
 def test_samples_that_are_no_numbers_have_no_figures(here, capsys, monkeypatch, features):
-    monkeypatch.setattr("ditlab.runs.run.Run.sample", lambda _, n, *__, **___: torch.full((n, 1, 16, 16), torch.nan))
+    monkeypatch.setattr(
+        "ditlab.diffusion.process.Process.sample", lambda _, n, shape, **__: torch.full((n, *shape), torch.nan)
+    )
     status, out, err = call(capsys, "eval", "circles", "--n", 10, "--features", features, "--json")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "some samples are not finite numbers" in err

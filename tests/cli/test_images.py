@@ -251,7 +251,7 @@ def test_one_image_and_a_name_with_a_space(in_tmp, capsys):
 def test_a_cache_that_is_a_file_is_named(folder, capsys, monkeypatch):
     monkeypatch.setenv("DITLAB_CACHE", str(write(folder.parent / "file", b"")))
     status, _, err = call(capsys, *TRAIN, "--data.path", "pictures")
-    assert (status, err.splitlines()[-1].endswith("Not a directory; set DITLAB_CACHE to a folder")) == (2, True)
+    assert (status, err.splitlines()[-1].endswith("Not a directory; set DITLAB_CACHE to another folder")) == (2, True)
 
 
 def test_flat_folders_train_without_labels(in_tmp, capsys):

@@ -295,7 +295,7 @@ def test_what_cannot_be_read_says_so_in_one_line(tmp_path, monkeypatch, capfd):
         open_source(str(tar(tmp_path / "e.tar", {})))
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("DITLAB_CACHE", str(write(tmp_path / "file", b"")))
-    with pytest.raises(InputError, match=r"file/arrow: Not a directory; set DITLAB_CACHE to a folder"):
+    with pytest.raises(InputError, match=r"file/arrow: Not a directory; set DITLAB_CACHE to another folder"):
         open_source(str(tmp_path / "n.parquet"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'ditlab\[data\]'"):

@@ -259,14 +259,17 @@ def classes_after_help(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except SystemExit:
         if {"-h", "--help"} & set(arguments) and not arguments[0].startswith("-"):
+            from ditlab.data.conditions import Scalar
+            from ditlab.runs.build import build_dataset
             from ditlab.runs.folder import RunFolder
 
             with suppress(InputError):
                 config = RunFolder.find(arguments[0]).read_config()
                 if classes := classes_of(config):
                     print(f"Classes of {printable(arguments[0])}: {listed(classes)}")
-                for name, scalar in getattr(config.data, "scalars", {}).items():
-                    print(printable(f"{name} of {arguments[0]}: {scalar.mean:g} ± {scalar.std:g} {scalar.unit}"))
+                for name, kind in build_dataset(config).conditions.items():
+                    if isinstance(kind, Scalar):
+                        print(printable(f"{name} of {arguments[0]}: {kind.mean:g} ± {kind.std:g} {kind.unit}".rstrip()))
         raise
 
 

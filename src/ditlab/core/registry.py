@@ -79,8 +79,6 @@ DATASETS = Registry("dataset")
 LOSSES = Registry("auxiliary loss")
 RECIPES = Registry("recipe", ("circles", "points", "digits", "images", "latents", "imagenet256"))
 
-register_network = NETWORKS.register  # made from shape, num_classes and the settings of the configuration
-
 REGISTRIES = {
     "solver": SOLVERS,
     "conditioning": CONDITIONINGS,
@@ -105,3 +103,13 @@ def register(kind: str, name: str) -> Callable[[Made], Made]:
     if kind not in REGISTRIES:
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(REGISTRIES)}")
     return REGISTRIES[kind].register(name)
+
+
+register_solver = SOLVERS.register
+"""``register("solver", name)``."""
+
+register_network = NETWORKS.register
+"""``register("network", name)``."""
+
+register_conditioning = CONDITIONINGS.register
+"""``register("conditioning", name)``."""

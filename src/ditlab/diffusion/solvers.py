@@ -354,8 +354,6 @@ for _name, _make in {
 }.items():
     SOLVERS.provide(_name)(_make)
 
-register_solver = SOLVERS.register
-
 
 def adaptive(name: str) -> bool:
     """Whether the solver of that name chooses its steps, so that nobody knows how often the network will run."""

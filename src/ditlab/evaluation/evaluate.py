@@ -80,8 +80,10 @@ def measure(
     Raises:
         InputError: too few samples for the figures; settings that do not go together.
     """
-    _check(run, n, data, vae, features, labels)
+    _check(run, n, data, vae, features)
     dataset = _own_data(run, nll, data, notice)  # before samples are drawn, which may take long
+    if labels == "data" and isinstance(dataset, External):
+        raise InputError(f"--labels data: how often {run.folder.path} has seen each label is not known; use balanced")
     ranks.agree(lambda: content_of(dataset, run.config))
     asked = {name: value for name, value in sampling.items() if value is not None}
     settings = SamplingConfig(**{**dict(run.config.sampling), **asked})
@@ -129,7 +131,7 @@ class _Draw:
         return int(found) if found.is_integer() else round(found, 1)
 
 
-def _check(run: Run, n: int, data: str | None, vae: str | None, features: str, labels: Labels) -> None:
+def _check(run: Run, n: int, data: str | None, vae: str | None, features: str) -> None:
     """Refuse what cannot be compared."""
     kind = run.config.data
     if isinstance(run.dataset, External) and data is None:
@@ -138,8 +140,6 @@ def _check(run: Run, n: int, data: str | None, vae: str | None, features: str, l
             f"folder with --data FOLDER, give them to ditlab.load as dataset=, or draw some with ditlab sample "
             f"{run.folder.path}"
         )
-    if labels == "data" and isinstance(run.dataset, External):
-        raise InputError(f"--labels data: how often {run.folder.path} has seen each label is not known; use balanced")
     if data is not None and not isinstance(kind, ImagesData | LatentsData | ExternalData | OwnData):
         raise InputError(f"--data {data}: samples of {kind.kind} are compared with {kind.kind}; leave --data out")
     if vae is not None and not run.latent:

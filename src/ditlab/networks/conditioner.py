@@ -66,7 +66,7 @@ def check_scalar(name: str) -> Check:
     """A check that a condition is one float for each sample."""
 
     def check(value: Tensor, batch: int | None) -> None:
-        valid = value.dim() == 1 and value.is_floating_point() and batch in (None, len(value))
+        valid = value.dim() == 1 and value.is_floating_point() and batch in (None, value.shape[0])
         _expect(valid, f"{name!r} must be one float for each of the {batch} samples", value)
 
     return check
@@ -74,7 +74,7 @@ def check_scalar(name: str) -> Check:
 
 def check_text_mask(mask: Tensor, batch: int | None) -> None:
     """Refuse anything but booleans (B, L)."""
-    valid = mask.dim() == 2 and mask.dtype == torch.bool and batch in (None, len(mask))
+    valid = mask.dim() == 2 and mask.dtype == torch.bool and batch in (None, mask.shape[0])
     _expect(valid, f"'text_mask' must be True or False for each token of each of the {batch} samples", mask)
 
 
@@ -141,7 +141,7 @@ class Labels(nn.Module):
     def check(self, label: Tensor, batch: int | None) -> None:
         """Refuse anything but one label for each sample. Only a CPU's values are read: reading stalls a GPU."""
         assert self.table is not None
-        valid = label.dim() == 1 and not label.is_floating_point() and batch in (None, len(label))
+        valid = label.dim() == 1 and not label.is_floating_point() and batch in (None, label.shape[0])
         _expect(valid, f"labels must be whole numbers, one for each of the {batch} samples", label)
         last = self.table.num_embeddings - 1
         if has_values(label) and (label.min() < 0 or label.max() > last):
@@ -206,7 +206,7 @@ class TextEmbedding(nn.Module):
         """Refuse anything but token features (B, L, D_text)."""
         valid = text.dim() == 3 and text.shape[2] == self.text_dim and text.is_floating_point()
         _expect(valid, f"'text' must be floats of shape (B, L, {self.text_dim})", text)
-        _expect(batch in (None, len(text)), f"'text' must hold a sequence for each of the {batch} samples", text)
+        _expect(batch in (None, text.shape[0]), f"'text' must hold a sequence for each of the {batch} samples", text)
 
 
 class Conditioner(nn.Module):

@@ -52,9 +52,6 @@ class Conditioning(nn.Module, ABC):
         return FinalAdaLN(dim)
 
 
-register_conditioning = CONDITIONINGS.register
-
-
 def from_vector(linear: nn.Linear, c: Float[Tensor, "B D"], count: int) -> tuple[Tensor, ...]:
     """SiLU → Linear, in full precision, cut into vectors of (B, D)."""
     with full_precision(c):
