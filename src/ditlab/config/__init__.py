@@ -3,13 +3,10 @@
 from ditlab.config.config import (
     KINDS,
     SNAPSHOTS,
-    AdamWConfig,
     Config,
     KernelsConfig,
-    MuonConfig,
     NetworkConfig,
     ProcessConfig,
-    SamplingConfig,
 )
 from ditlab.config.data import (
     CirclesData,
@@ -23,7 +20,9 @@ from ditlab.config.data import (
     ScalarConfig,
 )
 from ditlab.config.network import DiTConfig, MLPConfig, OwnConfig, UNetConfig
+from ditlab.config.optimizer import AdamWConfig, MuonConfig
 from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig, OwnProcess
+from ditlab.config.sampling import SamplingConfig
 
 __all__ = [
     "KINDS",

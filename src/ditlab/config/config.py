@@ -22,53 +22,15 @@ from ditlab.config.data import (
     PointsData,
 )
 from ditlab.config.network import DiTConfig, MLPConfig, OwnConfig, UNetConfig
+from ditlab.config.optimizer import AdamWConfig, MuonConfig
 from ditlab.config.process import DDPMConfig, FlowConfig, MeanFlowConfig, OwnProcess
+from ditlab.config.sampling import SamplingConfig
 from ditlab.config.section import Section
-from ditlab.config.values import SOLVER_CHOICES, Count, GridName, Interval, Positive, Signed, SolverName, Widths
+from ditlab.config.values import Count, Positive, Signed, Widths
 from ditlab.core.errors import ConfigError
 from ditlab.core.registry import PROCESS_SOLVERS
 
-
-class MuonConfig(Section):
-    """Muon for the matrices of the blocks, AdamW for everything else."""
-
-    prefix: ClassVar[str] = "optimizer."
-    kind: Annotated[Literal["muon"], tyro.conf.Suppress] = "muon"
-    matrix_lr_ratio: Positive = Field(7.5, description="learning rate of the blocks' matrices over lr")
-    momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
-    beta2: float = Field(0.95, ge=0, lt=1, description="of AdamW; beta1 is 0.9")
-    weight_decay: float = Field(0.0, ge=0, le=1e9, description="decoupled, on all parameters")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of Muon's products; auto is the quicker on this machine"
-    )
-
-
-class AdamWConfig(Section):
-    """AdamW for everything."""
-
-    prefix: ClassVar[str] = "optimizer."
-    kind: Annotated[Literal["adamw"], tyro.conf.Suppress] = "adamw"
-    beta2: float = Field(0.999, ge=0, lt=1, description="beta1 is 0.9")
-    weight_decay: float = Field(0.0, ge=0, le=1e9, description="decoupled, on all parameters")
-
-
 SNAPSHOTS = 32  # of the averages in a run, by default: see docs/averages.md
-
-
-class SamplingConfig(Section):
-    """How previews, ``sample`` and ``eval`` draw unless told otherwise."""
-
-    prefix: ClassVar[str] = "sampling."
-    steps: int = Field(25, ge=1, le=10**6, description="solver steps")
-    solver: Annotated[SolverName, SOLVER_CHOICES] = Field("heun", description="of the reverse process")
-    guidance: Signed = Field(1.0, description="classifier-free guidance scale; 1 is off")
-    grid: GridName = Field("auto", description="times of the steps; auto is uniform for flow, respaced for ddpm")
-    shift: Positive = Field(1.0, description="above 1 moves the times of a continuous grid towards the noise")
-    guidance_interval: Interval | None = Field(None, description="guide between these two times; None is all")
-    guidance_rescale: float = Field(0.0, ge=0, le=1, description="bring the guided x0 back to its spread; 0 is off")
-    guidance_channels: Count | None = Field(
-        None, description="guide the first so many channels alone, published DiTs 3; None is all"
-    )
 
 
 DataConfig = Annotated[
