@@ -1,5 +1,7 @@
 """What every network of the protocol must do, and the lesson's small claims about the DiT."""
 
+from functools import partial
+
 import pytest
 import torch
 from einops import rearrange
@@ -315,3 +317,20 @@ def test_a_transformer_of_parts_that_were_handed_in():
     assert (parts.image_size, parts.out_channels, parts.num_classes) == ((16, 16), 1, 4)
     parts.blocks = parts.blocks[:1]
     assert not torch.equal(parts(x, t, label), dit(x, t, label))
+
+
+@pytest.mark.parametrize(
+    "make", [partial(ditlab.MLPDenoiser, (2,)), partial(ditlab.UNet, 4, width=4, heads=2)], ids=["mlp", "unet"]
+)
+def test_scalars_reach_every_network_and_can_be_taken_away(make):
+    torch.manual_seed(0)
+    network = make(num_classes=3, scalars=("age",))
+    for p in network.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    shape = (2,) if isinstance(network, ditlab.MLPDenoiser) else (1, 4, 4)
+    x, t, label = torch.randn(2, *shape), torch.rand(2), torch.tensor([0, 2])
+    young, old = (network(x, t, {"label": label, "age": torch.full((2,), age)}) for age in (-1.0, 1.0))
+    assert not torch.allclose(young, old)
+    null = network.null_condition({"label": label, "age": torch.ones(2)})
+    torch.testing.assert_close(network(x, t, null), network(x, t, None))
+    torch.testing.assert_close(network(x, t, {"label": label}), network(x, t, {"label": label, "age": null["age"]}))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditlab.networks.conditioner import Cond, Conditioner, Labels
+from ditlab.networks.conditioner import Cond, Conditioner, Labels, ScalarEmbedding, check_scalar_names
 from ditlab.networks.costs import on_meta, parameter_count
 from ditlab.networks.embeddings import TimeEmbedding, as_pair, check_input, check_sizes
 from ditlab.networks.kernels import full_precision
@@ -71,6 +71,7 @@ class UNet(nn.Module):
         heads: attention heads at the coarsest resolution.
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
         time_features: number of sinusoidal features of the time.
+        scalars: names of further conditions, one float for each sample, of the order of 1; NaN or absent is unknown.
 
     Shapes: ``net(x (B, C, H, W), t (B,) in [0, 1], cond) -> (B, C, H, W)``. At initialisation the output is zero. The
     defaults give 255,553 parameters, about as many as the default DiT; ``UNet.sized`` finds the width for another size.
@@ -85,8 +86,10 @@ class UNet(nn.Module):
         heads: int = 4,
         num_classes: int | None = None,
         time_features: int = 64,
+        scalars: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        check_scalar_names(scalars)
         self.image_size = as_pair(image_size)
         check_sizes(channels=channels, width=width, multipliers=min(multipliers, default=0))
         self.channels = channels
@@ -98,7 +101,9 @@ class UNet(nn.Module):
                 f"which {len(multipliers)} levels need; choose fewer multipliers"
             )
         dim = 2 * width
-        self.conditioner = Conditioner(TimeEmbedding(dim, time_features), Labels(num_classes, dim))
+        embedded = {name: ScalarEmbedding(dim, time_features) for name in scalars}
+        time, labels = TimeEmbedding(dim, time_features), Labels(num_classes, dim)
+        self.conditioner = Conditioner(time, labels, scalars=embedded)
         widths = [width * m for m in multipliers]
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
@@ -122,7 +127,7 @@ class UNet(nn.Module):
         return cls(width=min(sizes, key=lambda w: abs(sizes[w] - parameters)), **arguments)
 
     def null_condition(self, cond: Cond) -> dict[str, Tensor]:
-        """``cond`` with the null label for each label."""
+        """``cond`` with the null label for each label and NaN for each scalar."""
         return self.conditioner.null(cond)
 
     def forward(

@@ -241,18 +241,24 @@ def network_shapes(config: Config, dataset: Dataset) -> nn.Module | None:
 def most_numbers(config: Config, dataset: Dataset) -> int:
     """No fewer numbers than the network of a configuration has, at once: the meta device takes a second to import."""
     size, classes = math.prod(dataset.shape), (num_classes(dataset.conditions) or 0) + 1
+    told = network_conditions(dataset.conditions)
+    scalars = len(told["scalars"])
     match config.network:
         case DiTConfig() as net:
             block = net.dim * (24 + 3 * math.ceil(net.mlp_ratio)) + net.time_features + classes + 64
             ends = size // net.patch_size**2 + 4 * net.patch_size**2 * dataset.shape[0] + classes + net.time_features
-            told = network_conditions(dataset.conditions)
-            ends += len(told["scalars"]) * (net.dim + net.time_features + 4) + (told["text_dim"] or 0)
+            ends += scalars * (net.dim + net.time_features + 4) + (told["text_dim"] or 0)
             return net.dim * ((net.depth + 1) * block + ends)
         case UNetConfig() as net:
             width = net.width * max(net.multipliers)
-            return width * (200 * len(net.multipliers) * (width + 64) + 40 * dataset.shape[0] + 4 * classes)
+            return width * (
+                200 * len(net.multipliers) * (width + 64)
+                + 40 * dataset.shape[0]
+                + 4 * (classes + scalars * (width + 64))
+            )
         case MLPConfig() as net:
-            return net.hidden * (4 * (net.depth - 1) * net.hidden + 256 * net.depth + 4 * size + classes)
+            wide = 4 * (net.depth - 1) * net.hidden + 256 * net.depth + 4 * size + classes + 64 * scalars
+            return net.hidden * wide + 10_000 * scalars
         case OwnConfig():
             return 0
 
