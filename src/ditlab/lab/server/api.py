@@ -29,7 +29,7 @@ from ditlab.lab.lens.comparing import configuration
 from ditlab.lab.lens.lens import MAX_STEPS, Lens
 from ditlab.lab.lens.recordings import picture
 from ditlab.lab.lens.uploads import from_file, from_pixels
-from ditlab.lab.server.guard import exception_handlers, problem
+from ditlab.lab.server.guard import exception_handlers, problem, telling
 from ditlab.lab.server.library import Library
 from ditlab.lab.server.live import Watch, stream
 from ditlab.lab.server.worker import Busy, Rank, Worker
@@ -40,10 +40,15 @@ MAX_MEASURED = 5000  # samples to measure
 MAX_STREAMS = 64  # pages that follow a run
 
 
-class Query(BaseModel):
-    """What every question about a run may say."""
+class Nothing(BaseModel):
+    """A query without parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Query(Nothing):
+    """What every question about a run may say."""
+
     step: int | None = Field(None, ge=0, lt=10**8)
     weights: Literal["ema", "raw"] = "ema"
 
@@ -90,13 +95,6 @@ class OneMap(Where):
     head: Annotated[int, Field(ge=0, lt=10**4)] | Literal["mean"] = "mean"
 
 
-class OneRow(OneMap):
-    """One patch in one map."""
-
-    query: Patch
-    direction: Literal["from", "to"] = "from"
-
-
 class AllHeads(Where):
     """One patch in every map."""
 
@@ -104,15 +102,8 @@ class AllHeads(Where):
     direction: Literal["from", "to"] = "from"
 
 
-class Walk(Told):
-    """A trajectory from noise to data."""
-
-    solver: SolverName = "heun"
-    steps: int = Field(25, ge=1, le=MAX_STEPS)
-    guidance: float | None = Field(None, ge=-100, le=100, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=2**53)
-    n: int = Field(1, ge=1, le=MAX_POINTS)
-    edits: Changes = ""
+class OneRow(OneMap, AllHeads):
+    """One patch in one map."""
 
 
 class Drawn(Told):
@@ -123,17 +114,20 @@ class Drawn(Told):
     edits: Changes = ""
 
 
+class Walk(Drawn):
+    """A trajectory from noise to data."""
+
+    solver: SolverName = "heun"
+    steps: int = Field(25, ge=1, le=MAX_STEPS)
+    guidance: float | None = Field(None, ge=-100, le=100, allow_inf_nan=False)
+    n: int = Field(1, ge=1, le=MAX_POINTS)
+
+
 class Measure(Query):
     """Figures of samples."""
 
     n: int = Field(200, ge=1, le=MAX_MEASURED)
     seed: int = Field(0, ge=0, lt=2**53)
-
-
-class Nothing(BaseModel):
-    """A query without parameters."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Field2D(Query):
@@ -149,31 +143,48 @@ class Recorded(Query):
     after: int = Field(-1, ge=-1, lt=10**8)
 
 
-Ask = Callable[[Lens, Any, Look], Any]
+Ask = Callable[[Library, str, Any, Look], Any]  # of the run with that name
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-QUESTIONS: dict[str, tuple[type[Query], Ask]] = {
-    "flow": (Query, lambda lens, _, __: lens.flow()),
-    "input": (Image, lambda lens, q, _: lens.input(**q.arguments)),
-    "attention": (OneMap, lambda lens, q, _: lens.attention(**q.arguments)),
-    "attention/row": (OneRow, lambda lens, q, _: lens.attention_row(**q.arguments)),
-    "attention/thumbnails": (AllHeads, lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look)),
-    "attention/summary": (Query, lambda lens, _, look: lens.attention_summary(look=look)),
-    "attention/cross": (Where, lambda lens, q, _: lens.cross_attention(**q.arguments)),
-    "trajectory": (Walk, lambda lens, q, look: _few(lens, q).trajectory(**q.arguments, look=look)),
-    "samples": (Drawn, lambda lens, q, look: _few(lens, q).samples(**q.arguments, look=look)),
-    "costs": (Query, lambda lens, _, look: lens.costs(look=look)),
-    "field": (Field2D, lambda lens, q, _: lens.field(**q.arguments)),
+
+def _of_lens(ask: Callable[[Lens, Any, Look], Any]) -> Ask:
+    return lambda library, run, q, look: ask(library.lens(run, q.step, q.weights), q, look)
+
+
+QUESTIONS: dict[str, tuple[type[Query], Ask, Rank]] = {
+    "": (Query, lambda library, run, q, _: library.describe(run, q.step, q.weights), Rank.OPEN),
+    "/quality": (
+        Measure,
+        lambda library, run, q, look: library.quality(run, q.step, q.weights, q.n, q.seed, look),
+        Rank.MEASURE,
+    ),
+    # What a run wrote down is there before any checkpoint.
+    "/gates": (Recorded, lambda library, run, q, _: library.gates(run, q.after), Rank.LOOK),
+    "/losses": (Recorded, lambda library, run, q, _: library.losses(run, q.after), Rank.LOOK),
+} | {
+    f"/{name}": (model, _of_lens(ask), rank)
+    for name, model, ask, rank in (
+        ("flow", Query, lambda lens, _, __: lens.flow(), Rank.LOOK),
+        ("input", Image, lambda lens, q, _: lens.input(**q.arguments), Rank.LOOK),
+        ("attention", OneMap, lambda lens, q, _: lens.attention(**q.arguments), Rank.LOOK),
+        ("attention/row", OneRow, lambda lens, q, _: lens.attention_row(**q.arguments), Rank.LOOK),
+        (
+            "attention/thumbnails",
+            AllHeads,
+            lambda lens, q, look: lens.attention_thumbnails(**q.arguments, look=look),
+            Rank.LOOK,
+        ),
+        ("attention/summary", Query, lambda lens, _, look: lens.attention_summary(look=look), Rank.MEASURE),
+        ("attention/cross", Where, lambda lens, q, _: lens.cross_attention(**q.arguments), Rank.LOOK),
+        ("trajectory", Walk, lambda lens, q, look: _few(lens, q).trajectory(**q.arguments, look=look), Rank.DRAW),
+        ("samples", Drawn, lambda lens, q, look: _few(lens, q).samples(**q.arguments, look=look), Rank.DRAW),
+        ("costs", Query, lambda lens, _, look: lens.costs(look=look), Rank.MEASURE),
+        ("field", Field2D, lambda lens, q, _: lens.field(**q.arguments), Rank.LOOK),
+    )
 }
 
-RANKS = {
-    "trajectory": Rank.DRAW,
-    "samples": Rank.DRAW,
-    "costs": Rank.MEASURE,
-    "attention/summary": Rank.MEASURE,
-}  # of the questions that take longer than a look
 
-
-def _few(lens: Lens, query: Walk | Drawn) -> Lens:
+def _few(lens: Lens, query: Drawn) -> Lens:
     """The lens, if it is not asked for too many images."""
     if len(lens.run.shape) == 3 and query.n > MAX_IMAGES:
         raise InputError(f"n={query.n} images are too many at once; ask for at most {MAX_IMAGES}")
@@ -184,23 +195,19 @@ def create_app(library: Library, worker: Worker) -> Starlette:
     """The application: the API under /api and the page at /."""
     api = [
         Route("/runs", _catalogue),
-        Route("/runs/{run}", _describe),
         Route("/runs/{run}/samples/{step}", _picture),
         Route("/runs/{run}/inputs", _bring, methods=["POST"]),
         Route("/runs/{run}/config", _settings),
-        Route("/runs/{run}/quality", _quality),
         Route("/runs/{run}/pictures", _decode, methods=["POST"]),
-        Route("/runs/{run}/gates", _recorded(Library.gates)),
-        Route("/runs/{run}/losses", _recorded(Library.losses)),
         Route("/runs/{run}/live", _live),
-        *[Route(f"/runs/{{run}}/{name}", _asking(name)) for name in QUESTIONS],
+        *[Route(f"/runs/{{run}}{path}", _asking(*question)) for path, question in QUESTIONS.items()],
     ]
     app = Starlette(
         routes=[Mount("/api", routes=api), Mount("/", StaticFiles(directory=PAGE, html=True))],
         exception_handlers={
             **exception_handlers,
-            Missing: _error(404),
-            InputError: _error(400),
+            Missing: telling(404),
+            InputError: telling(400),
             ValidationError: _invalid,
         },
     )
@@ -222,18 +229,13 @@ async def _computed(request: Request, job: Callable[[Look], Any], rank: Rank = R
     return await request.app.state.worker.run(task, request.is_disconnected, rank)
 
 
-def _asking(name: str) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint that asks a lens one question."""
-    model, ask = QUESTIONS[name]
+def _asking(model: type[Query], ask: Ask, rank: Rank) -> Endpoint:
+    """The endpoint that asks the worker one question about a run."""
 
     async def endpoint(request: Request) -> Response:
         query = model.model_validate(_single(request))
-        library: Library = request.app.state.library
-
-        def job(look: Look) -> Any:
-            return ask(library.lens(request.path_params["run"], query.step, query.weights), query, look)
-
-        return answer(request, await _computed(request, job, RANKS.get(name, Rank.LOOK)))
+        library, run = request.app.state.library, request.path_params["run"]
+        return answer(request, await _computed(request, lambda look: ask(library, run, query, look), rank))
 
     return endpoint
 
@@ -243,21 +245,6 @@ async def _settings(request: Request) -> Response:
     Nothing.model_validate(_single(request))
     folder = await run_in_threadpool(request.app.state.library.folder, request.path_params["run"])
     return answer(request, await run_in_threadpool(configuration, folder))
-
-
-def _recorded(read: Callable[[Library, str, int], Answer]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint that reads what a run wrote down, which is there before any checkpoint."""
-
-    async def endpoint(request: Request) -> Response:
-        after = Recorded.model_validate(_single(request)).after
-        library: Library = request.app.state.library
-
-        def job(_: Look) -> Answer:
-            return read(library, request.path_params["run"], after)
-
-        return answer(request, await _computed(request, job))
-
-    return endpoint
 
 
 async def _live(request: Request) -> Response:
@@ -327,28 +314,6 @@ async def _catalogue(request: Request) -> Response:
     return answer(request, await run_in_threadpool(request.app.state.library.catalogue))
 
 
-async def _describe(request: Request) -> Response:
-    query = Query.model_validate(_single(request))
-    library: Library = request.app.state.library
-    run = request.path_params["run"]
-
-    def job(_: Look) -> Any:
-        return library.describe(run, query.step, query.weights)
-
-    return answer(request, await _computed(request, job, Rank.OPEN))
-
-
-async def _quality(request: Request) -> Response:
-    query = Measure.model_validate(_single(request))
-    library: Library = request.app.state.library
-    run = request.path_params["run"]
-
-    def job(look: Look) -> Any:
-        return library.quality(run, query.step, query.weights, query.n, query.seed, look)
-
-    return answer(request, await _computed(request, job, Rank.MEASURE))
-
-
 async def _picture(request: Request) -> Response:
     """A preview that the run recorded; only steps it has are looked up."""
     folder = await run_in_threadpool(request.app.state.library.folder, request.path_params["run"])
@@ -388,13 +353,6 @@ async def _decode(request: Request) -> Response:
 
     found = await _computed(request, job, Rank.DRAW)
     return Response(save(found), media_type="application/octet-stream")
-
-
-def _error(status: int) -> Any:
-    async def handler(_: Request, error: Exception) -> Response:
-        return problem(status, str(error))
-
-    return handler
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ditlab.lab.server.worker import Busy, Gone
 
 Headers = list[tuple[bytes, bytes]]
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+BROKEN = "something went wrong; the terminal of ditlab lab tells what"
 
 HEADERS = {
     b"content-security-policy": (
@@ -68,10 +70,7 @@ class Guard:
     def __init__(
         self, app: ASGIApp, hosts: Callable[[str], bool], token: str | None = None, max_body: int = 8 * 2**20
     ) -> None:
-        self.app = app
-        self.hosts = hosts
-        self.token = token
-        self.max_body = max_body
+        self.app, self.hosts, self.token, self.max_body = app, hosts, token, max_body
         # Cookies are shared by all ports of a host: two labs must not overwrite each other's.
         self.cookie = "ditlab-" + hashlib.sha256((token or "").encode()).hexdigest()[:12]
 
@@ -91,7 +90,7 @@ class Guard:
         except Exception as error:
             if not exchange.over:
                 _report(scope, error)
-                await exchange.answer(problem(500, "something went wrong; the terminal of ditlab lab tells what"))
+                await exchange.answer(problem(500, BROKEN))
 
     def _address(self, request: HTTPConnection) -> Response | None:
         """Refuse what is not addressed to this server."""
@@ -213,12 +212,13 @@ def _report(scope: Scope, error: Exception) -> None:
     print("".join(c if c.isprintable() else " " for c in line), file=sys.stderr, flush=True)
 
 
-async def _busy(_: Request, error: Exception) -> Response:
-    return problem(503, str(error), {"Retry-After": "1"})
+def telling(status: int, words: str = "", headers: Mapping[str, str] | None = None) -> Handler:
+    """What answers an error with these words, or its own."""
 
+    async def handler(_: Request, error: Exception) -> Response:
+        return problem(status, words or str(error), headers)
 
-async def _gone(_: Request, __: Exception) -> Response:
-    return problem(499, "the client left")  # nobody reads it; 499 is nginx's number for that
+    return handler
 
 
 async def _refused(_: Request, error: Exception) -> Response:
@@ -226,15 +226,10 @@ async def _refused(_: Request, error: Exception) -> Response:
     return problem(error.status_code, error.detail, error.headers)
 
 
-async def _broken(_: Request, __: Exception) -> Response:
-    return problem(500, "something went wrong; the terminal of ditlab lab tells what")
-
-
 # For Starlette(exception_handlers=...), so that its own errors come as JSON, too.
-exception_handlers: dict[Any, Callable[[Request, Exception], Any]] = {
-    Busy: _busy,
-    Gone: _gone,
-    ClientDisconnect: _gone,
+exception_handlers: dict[Any, Handler] = {
+    Busy: telling(503, headers={"Retry-After": "1"}),
+    **dict.fromkeys((Gone, ClientDisconnect), telling(499, "the client left")),  # nginx's number; nobody reads it
     HTTPException: _refused,
-    Exception: _broken,
+    Exception: telling(500, BROKEN),
 }

@@ -57,7 +57,9 @@ class Library:
     Raises:
         InputError: there is no run that has a checkpoint or is on its way to one.
 
-    Damaged runs are left out, and told of by ``damaged``; ``first`` is the name of the first of the others.
+    Damaged runs are left out, and told of by ``damaged``; ``first`` is the name of the first of the others. Methods
+    that take the opaque name of a run raise ``Missing`` where the run or its checkpoint is not there, and
+    ``InputError`` where it is damaged.
     """
 
     def __init__(self, path: str | Path, device: str = "auto") -> None:
@@ -91,30 +93,16 @@ class Library:
         return [(folder.path.name, found.why) for _, folder, found in there if found.why is not None]
 
     def folder(self, name: str) -> RunFolder:
-        """The run of that opaque name.
-
-        Raises:
-            Missing: there is none.
-            InputError: it is damaged.
-        """
+        """The run of that opaque name."""
         return self._there.folder(name)
 
     def losses(self, name: str, after: int = -1) -> Answer:
-        """The losses beyond a step, see ``Losses.after``, and the steps of pictures.
-
-        Raises:
-            Missing: no such run.
-        """
+        """The losses beyond a step, see ``Losses.after``, and the steps of pictures."""
         folder = self.folder(name)
         return Answer(self._course(name, folder).after(after), previews=repr(previews(folder)))
 
     def gates(self, name: str, after: int = -1) -> Answer:
-        """What was recorded of gates beyond a step, see ``gate_recordings``, and the steps of pictures.
-
-        Raises:
-            Missing: no such run.
-            InputError: nothing was recorded.
-        """
+        """What was recorded of gates beyond a step, see ``gate_recordings``, and the steps of pictures."""
         folder = self.folder(name)
         return Answer(gate_recordings(folder, after, self._course(name, folder)), previews=repr(previews(folder)))
 
@@ -128,11 +116,7 @@ class Library:
             return course
 
     def lens(self, name: str, step: int | None = None, weights: str = "ema") -> Lens:
-        """A lens on a run, loaded or from among the last ones; those outlive their checkpoint, not their run.
-
-        Raises:
-            Missing: no such run or checkpoint.
-        """
+        """A lens on a run, loaded or from among the last ones; those outlive their checkpoint, not their run."""
         folder = self.folder(name)
         key = self._key(name, folder, step, weights)
         with self._lock:
@@ -145,14 +129,7 @@ class Library:
             return self._lenses[key]
 
     def quality(self, name: str, step: int | None, weights: str, n: int, seed: int, look: Look) -> dict[str, Any]:
-        """The figures of one checkpoint, see ``comparing.quality``; measured once.
-
-        The run is not kept: many checkpoints are measured, and each of them once.
-
-        Raises:
-            Missing: no such run or checkpoint.
-            InputError: it cannot be measured.
-        """
+        """The figures of one checkpoint, see ``comparing.quality``; measured once, so the run is not kept."""
         folder = self.folder(name)
         checkpoint = self._key(name, folder, step, weights)
         key = (*checkpoint, n, seed)
@@ -170,11 +147,7 @@ class Library:
         return figures
 
     def decoding(self, name: str) -> Decoding:
-        """What turns a run's latents into pictures; it needs no network, and one autoencoder is kept.
-
-        Raises:
-            Missing: no such run.
-        """
+        """What turns a run's latents into pictures; it needs no network, and one autoencoder is kept."""
         folder = self.folder(name)
         config = folder.read_config()
         kind = (config.latent_space, config.data)
