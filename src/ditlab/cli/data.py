@@ -72,10 +72,8 @@ def _as_trained(options: DataCheckOptions) -> str:
     if options.channels is not None:
         words += ["--data.channels", str(options.channels)]
     if options.window is not None:
-        words += [
-            "--data.window",
-            *(["auto"] if options.window == "auto" else [repr(end).removesuffix(".0") for end in options.window]),
-        ]
+        ends = ["auto"] if options.window == "auto" else [repr(end).removesuffix(".0") for end in options.window]
+        words += ["--data.window", *ends]
     if options.image_column is not None:
         words += ["--data.image-column", pasted(options.image_column)]
     if options.scalars:
@@ -126,13 +124,9 @@ def _draw(found: Report, out: Path) -> str | None:
     rows = {name: pictures for name, pictures in found.shown.items() if pictures}
     if not rows:
         return None
-    titles = {
-        name: f"{name}  {found.classes[name]:,}"
-        if name
-        else f"{found.usable:,} {'image' if found.usable == 1 else 'images'}"
-        for name in rows
-    }
-    sheet = contact_sheet([(titles[name], rows[name]) for name in list(rows)[:ROWS]])
+    everything = f"{found.usable:,} {'image' if found.usable == 1 else 'images'}"
+    titled = [(f"{name}  {found.classes[name]:,}" if name else everything, shown) for name, shown in rows.items()]
+    sheet = contact_sheet(titled[:ROWS])
     write_atomically(out, sheet.save)
     return str(out)
 

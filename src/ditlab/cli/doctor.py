@@ -66,20 +66,16 @@ def lines(report: Report) -> Iterator[str]:
 def table(checks: Sequence[Check]) -> Iterator[str]:
     """Checks for people, some lines each."""
     width = max(len(check.name) for check in checks)
-    for check in checks:
-        yield from _lines(check, width)
-
-
-def _lines(check: Check, width: int) -> Iterator[str]:
-    said = check.figure if check.mark != "unknown" else f"not known: {check.reason}"
     indent = " " * (width + 4)
-    yield from _wrapped(f"{SIGNS[check.mark]} {check.name:<{width}}  ", said, indent)
-    if check.mark in ("warning", "bad", "info") and check.reason:
-        yield from _wrapped(indent, check.reason, indent)
-    if check.mark in ("warning", "bad"):
-        if check.expected is not None:
-            yield from _wrapped(indent, f"expected: {check.expected}", indent)
-        yield from _wrapped(f"{indent}→ ", check.advice or "", f"{indent}  ")
+    for check in checks:
+        said = check.figure if check.mark != "unknown" else f"not known: {check.reason}"
+        yield from _wrapped(f"{SIGNS[check.mark]} {check.name:<{width}}  ", said, indent)
+        if check.mark in ("warning", "bad", "info") and check.reason:
+            yield from _wrapped(indent, check.reason, indent)
+        if check.mark in ("warning", "bad"):
+            if check.expected is not None:
+                yield from _wrapped(indent, f"expected: {check.expected}", indent)
+            yield from _wrapped(f"{indent}→ ", check.advice or "", f"{indent}  ")
 
 
 def _wrapped(first: str, text: str, others: str) -> list[str]:

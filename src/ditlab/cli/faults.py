@@ -24,17 +24,12 @@ LESS = {  # what takes less memory
 
 
 def in_words(error: Exception, verb: str) -> tuple[str, int] | None:
-    """A line and an exit status for an error that is not of our own making; None for one that is a fault of ditlab.
-
-    Args:
-        error: what was raised.
-        verb: what was being done; it decides what to type instead.
-    """
+    """A line and an exit status for an error of the machine's; None for a fault of ditlab's. It depends on the verb."""
     first, reason = first_line(error, 10**6), first_line(error)
     if isinstance(error, MemoryError) or NO_MEMORY.search(first):
         reason = next((some for some in first.split(". ") if NO_MEMORY.search(some)), reason)[:200]
         return f"out of memory ({reason}): {LESS.get(verb, 'free some, or choose something smaller')}", 1
-    if _errno(error) in (errno.EMFILE, errno.ENFILE) or NO_FILES.search(reason):
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or NO_FILES.search(reason):
         return f"too many files are open at once ({reason}): allow more, with ulimit -n 4096 for example", 1
     if isinstance(error, OSError):
         if error.errno in FULL:
@@ -45,10 +40,6 @@ def in_words(error: Exception, verb: str) -> tuple[str, int] | None:
     if isinstance(error, RuntimeError) and _of_another(error):
         return f"another of the {os.environ['WORLD_SIZE']} processes is gone ({reason}): give the same command again", 1
     return None
-
-
-def _errno(error: Exception) -> int | None:
-    return error.errno if isinstance(error, OSError) else None
 
 
 def _of_another(error: RuntimeError) -> bool:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from ditlab.cli.options import LabOptions, parse
@@ -122,7 +121,7 @@ def _serve(options: LabOptions) -> int:
         say(f"The lab looks at {looked_at}.\nOpen {url} in a browser. Ctrl-C stops it.")
         if options.browser and not options.as_json:
             open_browser(url)
-        Thread(target=_survey, args=(library,), daemon=True).start()
+        threading.Thread(target=_survey, args=(library,), daemon=True).start()
 
     try:
         return serve(app, sock, on_ready=announce)

@@ -27,7 +27,7 @@ from ditlab.cli.latents import latents
 from ditlab.cli.sample import evaluate, sample
 from ditlab.cli.terminal import announce_loading, fill_descriptors, hush, spoken
 from ditlab.cli.train import demo, ema, train
-from ditlab.cli.train_arguments import find
+from ditlab.cli.train_arguments import take
 from ditlab.core import plugins
 from ditlab.core.errors import Caution, ConfigError, InputError, Interrupted, TrainingError, printable, speaks
 
@@ -49,7 +49,6 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 TOGETHER = ("train", "sample", "eval", "latents")  # what several processes can share
 APART = ("latents",)  # whose processes do not hear of one another's errors
 SIGNALLED = ("lab",)  # it takes signals itself; training takes them too, while it can save
-
 
 LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(__file__).parents[1]))
 
@@ -80,8 +79,7 @@ def program() -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process. One of several does so at once, for while Python takes itself apart, a thread of torch's that
-    still answers the others may abort a job that is done."""
+    """End the process; one of several at once, for a thread of torch's may abort a job that is done as Python ends."""
     hush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         os._exit(status)
@@ -119,10 +117,8 @@ def _chosen(named: list[str], arguments: Sequence[str]) -> int:
 def without_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words without ``--plugin MODULE``, and the modules, which may be empty words."""
     words, named = list(arguments), list[str]()
-    while (found := find(words, "--plugin")) is not None:
-        first, values = found
-        named += values[:1] or [""]
-        del words[first : first + (1 if "=" in words[first] or not values else 2)]
+    while (module := take(words, "--plugin")) is not None:
+        named.append(module)
     return words, named
 
 

@@ -23,7 +23,6 @@ class Count(MofNCompleteColumn):
     """How many of how many; seconds, where nobody knows how many."""
 
     def render(self, task: Task) -> Text:
-        """What stands before the bar."""
         return Text(f"{task.elapsed or 0:.0f} s") if task.total is None else super().render(task)
 
 
@@ -53,12 +52,10 @@ class Bar:
         self.bar.update(self.files, completed=done)
 
     def begin(self, done: int, steps: int) -> None:
-        """Draw the bar."""
         self._done()
         self.task = self.bar.add_task("step", total=steps, completed=done, report="")
 
     def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
-        """Show where training is."""
         self._done()
         self.bar.update(self.task, completed=step, report=_report(loss, images_per_s, seconds_left))
 
@@ -75,7 +72,6 @@ class Lines:
         self.last = time.monotonic()
 
     def doing(self, what: str) -> None:
-        """Print what takes long."""
         _tell(what)
 
     def preparing(self, done: int, total: int) -> None:
@@ -85,7 +81,6 @@ class Lines:
             _tell(f"read {done:,} of {total:,} files")
 
     def begin(self, done: int, steps: int) -> None:
-        """Say how far it will go."""
         self.steps = steps
         self.last = time.monotonic()
         _tell(f"step {done}/{steps}")
@@ -97,21 +92,16 @@ class Lines:
             _tell(f"step {step}/{self.steps}  {_report(loss, images_per_s, seconds_left)}")
 
     def notice(self, message: str) -> None:
-        """Print a line."""
         _tell(message)
 
 
 class Silence:
     """Nothing is shown: another process of the job shows it."""
 
-    def begin(self, done: int, steps: int) -> None:
+    def notice(self, *_: object) -> None:
         """Say nothing."""
 
-    def progress(self, step: int, loss: float, images_per_s: float, seconds_left: float) -> None:
-        """Say nothing."""
-
-    def notice(self, message: str) -> None:
-        """Say nothing."""
+    begin = progress = notice
 
 
 def _report(loss: float, images_per_s: float, seconds_left: float) -> str:

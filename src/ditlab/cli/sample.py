@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,6 @@ from ditlab.core.disk import write_atomically, write_folder
 from ditlab.core.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ditlab.core.distributed import Ranks
     from ditlab.data.conditions import Conditions
     from ditlab.evaluation.evaluator import Measured
@@ -88,7 +86,8 @@ def _drawing(run: Run, options: DrawingOptions, ranks: Ranks) -> tuple[SamplingC
     own = run.config.sampling.model_dump()
     if options.guide is None and options.guide_step is not None:
         raise InputError(f"--guide-step {options.guide_step} is a checkpoint of the run that guides: add --guide RUN")
-    settings = SamplingConfig(**{name: _first(getattr(options, name), value) for name, value in own.items()})
+    asked = {name: value for name in own if (value := getattr(options, name)) is not None}
+    settings = SamplingConfig(**own | asked)
     if settings.guidance == 1:
         refine = ("guidance_interval", "guidance_rescale", "guidance_channels")
         if given := [f"--{name.replace('_', '-')}" for name in refine if getattr(options, name) is not None]:
@@ -116,16 +115,13 @@ def _drawing(run: Run, options: DrawingOptions, ranks: Ranks) -> tuple[SamplingC
     return settings, guide
 
 
-def _first(asked: Any, own: Any) -> Any:
-    return own if asked is None else asked
-
-
 def write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, Any]:
     """Draw and write samples; return what was done."""
     import numpy as np
 
     from ditlab.core.device import autocast
     from ditlab.evaluation.evaluate import drawn_with
+    from ditlab.runs.decode import decoder
     from ditlab.runs.pictures import as_bytes, save_each, save_picture
 
     out = Path(options.out) if options.out is not None else run.folder.path / "samples.png"
@@ -133,7 +129,8 @@ def write_samples(run: Run, options: SampleOptions, ranks: Ranks) -> dict[str, A
     settings, guide = _drawing(run, options, ranks)
     cond = conditions_of(run, options)
     labels = run.cond(options.n, cond).get("label")
-    decode = _decoder(run, options.vae, each or out.suffix == ".png")
+    pictured = options.vae is not None or (run.latent and (each or out.suffix == ".png"))
+    decode = decoder(run, options.vae) if pictured else None  # found before anything is drawn
     if (each or options.dtype == "uint8") and (len(run.shape) != 3 or (run.latent and decode is None)):
         raise InputError(f"samples of {run.folder.path} are not images: write them to a .npz file as float32")
     ranks.decided(lambda: _must_fit(options.n, run.shape))
@@ -176,15 +173,6 @@ def _must_fit(n: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def _decoder(run: Run, vae: str | None, pictured: bool) -> Callable[[Tensor], Tensor] | None:
-    """What makes images of latents, where a picture or an autoencoder was asked for; found before anything is drawn."""
-    if vae is None and not (run.latent and pictured):
-        return None
-    from ditlab.runs.decode import decoder
-
-    return decoder(run, vae)
-
-
 def measured(run: Run, options: EvalOptions, ranks: Ranks) -> Measured:
     """The figures of a run, and the samples that they are of."""
     from ditlab.evaluation.evaluate import measure
@@ -207,11 +195,7 @@ def listed(classes: Sequence[str]) -> str:
 
 
 def conditions_of(run: Run, options: SampleOptions) -> dict[str, str | float]:
-    """The conditions asked for, by name: a class by its name or number, a scalar in its unit.
-
-    Raises:
-        InputError: one is not as the run takes it; what it takes is listed.
-    """
+    """The conditions asked for, by name: a class by its name or number, a scalar in its unit; others are refused."""
     from ditlab.data.conditions import Label, Scalar
 
     words = [f"--cond {word}".partition("=") for word in options.cond]
@@ -274,11 +258,7 @@ def classes_after_help(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def check_out(out: str | None, dtype: str) -> None:
-    """Refuse, before anything is drawn, what cannot be written.
-
-    Raises:
-        InputError: the name is of no picture, array or new folder, or a picture is asked for as an array.
-    """
+    """Refuse, with an InputError before anything is drawn, what cannot be written."""
     suffix = "" if out is None else Path(out).suffix
     if out is not None and is_folder(out):
         if Path(out).is_dir() and any(Path(out).iterdir()):

@@ -36,13 +36,11 @@ class Forgiving:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or do not."""
         with suppress(OSError, ValueError):
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do not."""
         with suppress(OSError, ValueError):
             self.stream.flush()
 
@@ -69,8 +67,7 @@ def fill_descriptors() -> None:
 def spoken(results_matter: bool) -> Iterator[None]:
     """Within the block words that stderr cannot take are dropped, and characters that a stream has not are spelled.
 
-    Args:
-        results_matter: whether a stdout that cannot be written to is an error; if not, results are dropped as well.
+    Results that stdout cannot take are dropped as well, unless they matter.
     """
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -98,17 +95,10 @@ def announce_loading() -> None:
         timer.start()
 
 
-def _unwritable(stream: Any) -> bool:
-    """Whether what a stream still holds cannot be written."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        return True
-    return False
-
-
 def hush() -> None:
     """Write what is left to be said; where that cannot be done, see that Python does not try again as it ends."""
     for name in ("stdout", "stderr"):
-        if _unwritable(getattr(sys, name)):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError):
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - as long as the process lives

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +84,8 @@ def train(arguments: Sequence[str]) -> int:
         ranks.decided(lambda: _must_be_new(folder))
         _announce(options.config, options.survey)
     _train(folder, config, resume=isinstance(options, ResumeOptions), again="--steps S takes it further", ranks=ranks)
-    report({"run": str(folder.path), "step": folder.step, "loss": _last_loss(folder)}, options.as_json)
+    loss = next((line["loss"] for line in newest(folder.metrics_file) if "loss" in line), None)
+    report({"run": str(folder.path), "step": folder.step, "loss": loss}, options.as_json)
     shown = pasted(folder.path) + "".join(f" --plugin {pasted(name)}" for name in plugins.GIVEN)
     say(f"\nNext:\n  ditlab sample {shown}\n  ditlab eval {shown}\n  ditlab lab {shown}")
     return 0
@@ -100,9 +100,7 @@ def _to_resume(options: ResumeOptions) -> tuple[RunFolder, Config]:
         folder = RunFolder.find(options.resume)
         config = folder.read_config()
     except InputError:
-        join(say=say_which).together(
-            partial(RunFolder.find, options.resume)
-        )  # perhaps here alone: the others hear of it
+        join(say=say_which).together(lambda: RunFolder.find(options.resume))  # the others hear of it
         raise
     changes = {name: getattr(options, name) for name in ("steps", "workers", "parallel", "compile", "threads", "track")}
     update = {name: value for name, value in changes.items() if value is not None}
@@ -145,10 +143,6 @@ def _train(folder: RunFolder, config: Config, *, resume: bool, again: str, ranks
     say(f"trained {folder.path}{among} in {time.perf_counter() - begun:.0f} s")
 
 
-def _last_loss(folder: RunFolder) -> float | None:
-    return next((line["loss"] for line in newest(folder.metrics_file) if "loss" in line), None)
-
-
 def ema(arguments: Sequence[str]) -> int:
     """Make averages of any length of a run's weights."""
     options = parse(EmaOptions, arguments, "ditlab ema")
@@ -170,14 +164,9 @@ def ema(arguments: Sequence[str]) -> int:
 
 def _announce(config: Config, seen: Survey | StoreSurvey | None) -> None:
     """Say what was seen of a person's own data, and what was chosen for them."""
-    if isinstance(seen, Survey):
-        lines = _of_images(config, seen)
-    elif isinstance(seen, StoreSurvey):
-        lines = _of_latents(config, seen)
-    else:
-        return
-    for line in lines:
-        say(line)
+    if seen is not None:
+        for line in _of_images(config, seen) if isinstance(seen, Survey) else _of_latents(config, seen):
+            say(line)
 
 
 def _of_images(config: Config, seen: Survey) -> Iterator[str]:

@@ -62,7 +62,8 @@ def _defaults(recipe: str, words: list[str]) -> TrainOptions:
         path = _data_path(words, recipe)
         windowed = find(words, "--data.window") is not None
         scalars = (find(words, "--data.scalars") or (0, []))[1]
-        seen = None if path is None else survey(path, _named(words, "--data.image-column"), windowed, scalars)
+        column = take(list(words), "--data.image-column") or None  # which stays where it is
+        seen = None if path is None else survey(path, column, windowed, scalars)
         base = RECIPES[recipe]() if seen is None else RECIPES[recipe](seen, _image_size(words))
         return _with_kinds(base, kinds).model_copy(update={"survey": seen})
     if recipe not in RECIPES:
@@ -131,12 +132,6 @@ def _image_size(words: list[str]) -> tuple[int, ...] | None:
     return numbers or (32,)
 
 
-def _named(words: list[str], flag: str) -> str | None:
-    """The word after a flag, which stays where it is."""
-    found = find(words, flag)
-    return None if found is None or not found[1] else found[1][0]
-
-
 def _with_kinds(base: Config, kinds: dict[str, str | None]) -> TrainOptions:
     """The recipe as default options; sections of another kind than its own take that kind's defaults."""
     values: dict[str, Any] = {name: getattr(base, name) for name in Config.model_fields}
@@ -170,11 +165,7 @@ def divisible(options: TrainOptions, processes: int, say: Callable[[str], None])
 
 
 def carried_on(config: Config, options: ResumeOptions, run: Path, step: int | None) -> Config:
-    """The configuration of a run that goes on, with a schedule that begins anew or data elsewhere, if asked for.
-
-    Raises:
-        InputError: there are no steps for a schedule, or no data that can have moved.
-    """
+    """The configuration of a run that goes on, with a schedule that begins anew or data elsewhere, if asked for."""
     if options.rewarm:
         if step is None or step >= config.steps:
             raise InputError(f"--rewarm begins a schedule, and {run} is at step {step or 0}: add --steps S beyond it")
@@ -188,16 +179,10 @@ def carried_on(config: Config, options: ResumeOptions, run: Path, step: int | No
 
 
 def take_part(words: Sequence[str], part: str, usage: str, use: str) -> list[str] | None:
-    """What follows the one word that a verb knows; None where the verb's usage was asked for, which is printed.
-
-    Args:
-        words: after the verb.
-        part: the word.
-        usage: what is printed without any, or for help.
-        use: what to type, in a message.
+    """What follows ``part``, the one word that a verb knows; None without words or for help, where usage is printed.
 
     Raises:
-        InputError: it is another word.
+        InputError: it is another word; ``use`` says what to type.
     """
     if not words or words[0] in ("-h", "--help"):
         print(usage)
@@ -212,29 +197,29 @@ def take_kind(words: list[str], section: str) -> str | None:
 
     It is one of ditlab's kinds, or the name that a network or process of the user's own was registered under.
     """
-    flag = f"--{section}"
-    for i, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if name != flag:
-            continue
-        kind = value or (words[i + 1] if i + 1 < len(words) else "")
-        del words[i : i + (1 if value else 2)]
-        if kind not in (known := [*KINDS[section], *REGISTERED.get(section, ())]):
-            raise InputError(f"unknown {flag} {kind!r}; choose one of {', '.join(known)}")
-        return kind
-    return None
+    kind = take(words, f"--{section}")
+    if kind is not None and kind not in (known := [*KINDS[section], *REGISTERED.get(section, ())]):
+        raise InputError(f"unknown --{section} {kind!r}; choose one of {', '.join(known)}")
+    return kind
 
 
 def take_value(words: list[str], flag: str) -> str | None:
     """Take a flag and its value out of the words; the last one counts."""
     value = None
-    while (found := find(words, flag)) is not None:
-        first, values = found
-        if not values or not values[0]:
+    while (found := take(words, flag)) is not None:
+        if not found:
             raise InputError(f"{flag} names nothing: give it as {flag} NAME")
-        value = values[0]
-        del words[first : first + (1 if "=" in words[first] else 2)]
+        value = found
     return value
+
+
+def take(words: list[str], flag: str) -> str | None:
+    """Take the first of a flag and its value out of the words: empty without a value, None without the flag."""
+    if (found := find(words, flag)) is None:
+        return None
+    first, values = found
+    del words[first : first + (1 if "=" in words[first] or not values else 2)]
+    return values[0] if values else ""
 
 
 def spell_out(words: list[str], flag: str) -> None:
