@@ -41,22 +41,17 @@ MAX_CHANGE_BYTES = 1_300_000  # of what changed networks answer, as base64
 PART_INPUTS, PART_SEEDS = ("data:0", "data:1", "sample:0"), (0,)  # of a page that holds one section
 PART_BYTES = 8_000_000
 Part = Literal["attention", "denoise"]
+Asked = tuple[str, dict[str, Any], Any]  # path, query and value
 IMPORT = re.compile(r'(\bfrom\s+|^import\s+)"(\.[\w./-]+\.js)"', re.MULTILINE)
 
 
 def export(library: Library, name: str, out: Path, told: Callable[[str], None] = silent) -> int:
-    """Write the page of one run to ``out``; return its size in bytes.
-
-    Args:
-        library, name: of the run.
-        out: file to write.
-        told: is told of each answer that was computed, by its path.
+    """Write the page of one run to ``out``; return its size in bytes. ``told`` hears of each answer, by its path.
 
     Raises:
         InputError: the attention maps alone would make a file that no browser likes to open.
     """
-    embedded = json.dumps(embed(library, name, told), allow_nan=False).replace("<", "\\u003c")
-    page = one_page(embedded)
+    page = one_page(embed(library, name, told))
     write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
     return len(page.encode())
 
@@ -64,9 +59,7 @@ def export(library: Library, name: str, out: Path, told: Callable[[str], None] =
 def embed(library: Library, name: str, told: Callable[[str], None] = silent) -> dict[str, Any]:
     """Every answer the page will ask for, under the address it asks at, and what there is to choose from."""
     lens = library.lens(name)
-    run = library.describe(name, None, "ema")
-    run["path"] = run["name"]
-    choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
+    run, choices = library.describe(name, None, "ema"), _choices()
     choices["changes"] = {"edits": [], "input": [], "t": []}
     paths = _paths(run, _answers(lens, run, choices), told)
     base, folder = f"/api/runs/{name}", library.folder(name)
@@ -84,19 +77,23 @@ def page_of_part(lens: Lens, section: Part) -> str:
     Raises:
         InputError: the attention maps are too large for a page, or a trajectory takes too long.
     """
-    run = describe_run(lens.run.folder, lens)
-    run["path"] = run["name"]  # but not where it lies on this machine
-    choices: dict[str, Any] = {"input": [], "t": list(TIMES), "settings": []}
+    run, choices = describe_run(lens.run.folder, lens), _choices()
     paths = _paths(run, _attention_alone(lens, run, choices) if section == "attention" else _walks(lens, run, choices))
-    embedded = {"paths": paths, "choices": choices, "section": section}
-    return one_page(json.dumps(embedded, allow_nan=False).replace("<", "\\u003c"))
+    return one_page({"paths": paths, "choices": choices, "section": section})
 
 
-def _paths(
-    run: dict[str, Any], answers: Iterable[tuple[str, dict[str, Any], Any]], told: Callable[[str], None] = silent
-) -> dict[str, Any]:
+def _choices() -> dict[str, Any]:
+    return {"input": [], "t": list(TIMES), "settings": []}
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand within a <script>."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def _paths(run: dict[str, Any], answers: Iterable[Asked], told: Callable[[str], None] = silent) -> dict[str, Any]:
     """Answers under their addresses, with those that every page begins with."""
-    run["checkpoints"] = [run["step"]]
+    run |= {"checkpoints": [run["step"]], "path": run["name"]}  # but not where it lies on this machine
     base, common = f"/api/runs/{run['id']}", {"step": run["step"], "weights": "ema"}
     entry = {name: run[name] for name in ("id", "name", "step", "data", "network", "process")}
     paths: dict[str, Any] = {"/api/runs": _packed({"runs": [entry]})}
@@ -107,8 +104,8 @@ def _paths(
     return paths
 
 
-def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """(path, query, value) of all that is precomputed."""
+def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[Asked]:
+    """All that is precomputed."""
     yield "flow", {}, lens.flow()
     if run["sections"]["gates"] is None and recorded(lens.run.folder):
         yield "gates", {}, lens.gates()
@@ -128,7 +125,7 @@ def _answers(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterat
 
 def _walks(
     lens: Lens, run: dict[str, Any], choices: dict[str, Any], seeds: tuple[int, ...] = PART_SEEDS
-) -> Iterator[tuple[str, dict[str, Any], Any]]:
+) -> Iterator[Asked]:
     """What the section Denoise asks for."""
     if len(lens.run.shape) == 1:
         for t in (i / 20 for i in range(21)):
@@ -141,9 +138,7 @@ def _walks(
         yield "trajectory", {**setting, "n": n}, lens.trajectory(**setting, n=n)
 
 
-def _attention_alone(
-    lens: Lens, run: dict[str, Any], choices: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, Any], Any]]:
+def _attention_alone(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[Asked]:
     """What the section about attention asks for, without what it measures over many images."""
     choices["input"], choices["t"] = _affordable(run, PART_INPUTS, PART_BYTES)
     for path, query, value in _looks(lens, run, choices):
@@ -165,22 +160,19 @@ def _affordable(run: dict[str, Any], inputs: tuple[str, ...], most: int = MAX_BY
     return there[: max(1, scenes // len(times))], list(times)
 
 
-def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    layers = run["attention"]
+def _looks(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[Asked]:
     for name, t in product(choices["input"], choices["t"]):
         where: dict[str, Any] = {"input": name, "t": t}
         yield "input", where, lens.input(**where)
-        if not layers:
-            continue
-        if run["cross_tokens"]:
+        if run["attention"] and run["cross_tokens"]:
             yield "attention/cross", where, lens.cross_attention(**where)
-        for layer in layers:
+        for layer in run["attention"]:
             for head in [*range(layer["heads"]), "mean"]:
                 one = where | {"layer": layer["layer"], "head": head}
                 yield "attention", one, lens.attention(**one)
 
 
-def _changes(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+def _changes(lens: Lens, run: dict[str, Any], choices: dict[str, Any]) -> Iterator[Asked]:
     """What the network says and draws with one change at a time, and what parts are worth; nothing that takes long."""
     draws, device = {"n": run["draws"]}, lens.scenes.like.device
     sampling = run["draws"] * evaluations_of(lens.process, run["sampling"]["solver"], run["sampling"]["steps"])
@@ -211,13 +203,9 @@ def _held_changes(words: list[str], run: dict[str, Any], choices: dict[str, Any]
 
 
 def _address(path: str, query: dict[str, Any]) -> str:
-    """Path and query as the page writes them: keys in order."""
-    return f"{path}?{urlencode(sorted((key, _number(value)) for key, value in query.items()), quote_via=quote)}"
-
-
-def _number(value: Any) -> str:
-    """As JavaScript prints it: 2.0 is 2."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Path and query as the page writes them: keys in order, numbers as JavaScript prints them, where 2.0 is 2."""
+    words = [(key, f"{value:g}" if isinstance(value, float) else str(value)) for key, value in query.items()]
+    return f"{path}?{urlencode(sorted(words), quote_via=quote)}"
 
 
 def _packed(value: Any) -> dict[str, Any]:
@@ -227,12 +215,12 @@ def _packed(value: Any) -> dict[str, Any]:
     return {"type": "arrays", "body": _base64(body)}
 
 
-def one_page(embedded: str) -> str:
+def one_page(embedded: dict[str, Any]) -> str:
     """index.html with its styles, its modules (as data: addresses in an import map) and the answers inside."""
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     modules = {file.relative_to(PAGE).as_posix(): _from_top(file) for file in sorted(PAGE.rglob("*.js"))}
     addresses = {name: f"data:text/javascript;base64,{_base64(text.encode())}" for name, text in modules.items()}
-    import_map = json.dumps({"imports": addresses}).replace("<", "\\u003c")
+    import_map = _json({"imports": addresses})
     start = 'import "main.js";'
     styles = []
 
@@ -244,7 +232,7 @@ def one_page(embedded: str) -> str:
     page = re.sub(r'<link rel="stylesheet" href="\./([\w/-]+\.css)"\s*/?>', inline_style, page)
     scripts = [
         f'<script type="importmap">{import_map}</script>',
-        f'<script type="application/json" id="embedded">{embedded}</script>',
+        f'<script type="application/json" id="embedded">{_json(embedded)}</script>',
         f'<script type="module">{start}</script>',
     ]
     policy = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -42,23 +44,16 @@ def queries_and_keys(
     patches = len(network.patches) if isinstance(network, DiT) else None
     kept: dict[int, QueriesAndKeys] = {}
 
-    def keep(layer: int) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            q, k, mask = inputs[0].float(), inputs[1].float(), inputs[3] if len(inputs) > 3 else None
-            kept[layer] = QueriesAndKeys(q, k, mask, patches or q.shape[2])
-            if len(kept) == len(layers):
-                raise _Enough
+    def keep(layer: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        q, k, mask = inputs[0].float(), inputs[1].float(), inputs[3] if len(inputs) > 3 else None
+        kept[layer] = QueriesAndKeys(q, k, mask, patches or q.shape[2])
+        if len(kept) == len(layers):
+            raise _Enough
 
-        return hook
-
-    handles = [modules[layer].register_forward_pre_hook(keep(layer)) for layer in layers]
-    try:
+    with suppress(_Enough), ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(modules[layer].register_forward_pre_hook(partial(keep, layer)))
         forward()
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return kept
 
 
@@ -85,13 +80,11 @@ def cross_shares(network: nn.Module, forward: Callable[[], Any]) -> Float[Tensor
         q, k, mask = inputs[0], inputs[1], inputs[3] if len(inputs) > 3 else None
         shares.append(attention_map(q, k, mask=mask).mean((0, 1, 2)))
 
-    modules = [module.attention for module in network.modules() if isinstance(module, CrossAttention)]
-    handles = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, CrossAttention):
+                hooks.enter_context(module.attention.register_forward_pre_hook(keep))
         forward()
-    finally:
-        for handle in handles:
-            handle.remove()
     return torch.stack(shares)
 
 
@@ -104,9 +97,7 @@ def row_chunks(layer: QueriesAndKeys) -> Iterator[list[int]]:
 def whole_map(layer: QueriesAndKeys, head: Head) -> Float[Tensor, "P P"]:
     """The first image's map: every cell, or means over cells where there are more than 256 tokens."""
     count = layer.patches
-    rows = [
-        _pooled(map_rows(layer, head, queries)[0], count) for queries in row_chunks(layer)
-    ]  # chunks of (Q, min(N, 256))
+    rows = [_pooled(map_rows(layer, head, queries)[0], count) for queries in row_chunks(layer)]
     whole = torch.cat(rows)  # (N, min(N, 256))
     return whole if count <= WHOLE else _pooled(whole.T.contiguous(), count).T.contiguous()
 

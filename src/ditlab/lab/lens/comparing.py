@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-from torch import nn
 
 from ditlab.config import ImagesData
 from ditlab.core.errors import InputError
@@ -32,47 +29,23 @@ def configuration(folder: RunFolder) -> dict[str, Any]:
 def quality(run: Run, *, n: int = 200, seed: int = 0, look: Look = look_away) -> dict[str, Any]:
     """The figures of ``ditlab eval --features none`` of a run, drawn as its own configuration says.
 
-    Nothing is fetched or written: images must have been prepared before.
-
-    Args:
-        run: at the checkpoint to measure.
-        n, seed: how many samples, and which.
-        look: called before each pass of the network; what it raises ends the measurement.
+    Nothing is fetched or written: images must have been prepared before. ``look`` is called before each pass of the
+    network; what it raises ends the measurement.
 
     Raises:
-        InputError: there are no data to compare with; too few samples for the figures, or more work than is borne.
+        InputError: there are no data to compare with, too few samples for the figures, or too much work.
     """
-    _check(run, n, "measure fewer samples")
+    own, process = run.config.sampling, run.process
+    evaluations = evaluations_of(process, own.solver, own.steps) * (2 if run.conditions and own.guidance != 1 else 1)
+    work = evaluations * n * multiply_accumulates(process.network, run.shape)
+    check_work(work, process.like().device, "measure fewer samples")
     if isinstance(run.config.data, ImagesData):
         dataset = build_dataset(run.config)
         assert isinstance(dataset, Images)
         if not dataset.prepared:
             raise InputError(f"the images of {run.folder.path.name} are not prepared here: ditlab eval does it")
-    with looking(run.process.network, look):
+    with run.process.network.register_forward_pre_hook(lambda *_: look()):
         return evaluate(run, n, seed=seed, features="none", **run.config.sampling.model_dump())
-
-
-@contextmanager
-def looking(network: nn.Module, look: Look) -> Iterator[None]:
-    """Call ``look`` before every pass of a network."""
-
-    def hook(*_: Any) -> None:
-        look()
-
-    handle = network.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _check(run: Run, n: int, instead: str) -> None:
-    """Refuse n samples that would take minutes."""
-    own = run.config.sampling
-    passes = 2 if run.conditions and own.guidance != 1 else 1
-    evaluations = evaluations_of(run.process, own.solver, own.steps) * passes
-    work = evaluations * n * multiply_accumulates(run.process.network, run.shape)
-    check_work(work, next(run.process.parameters()).device, instead)
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -26,10 +26,6 @@ class Decoding:
     """What turns a run's latents into pictures; the network is not needed.
 
     An autoencoder named on the Hub is at hand once it was fetched: nothing is fetched for looking.
-
-    Args:
-        folder, config: the run's.
-        device: "auto", "cpu", "cuda" or "mps".
     """
 
     def __init__(self, folder: RunFolder, config: Config, device: str = "auto") -> None:

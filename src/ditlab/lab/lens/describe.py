@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import nn
+
 from ditlab.config import Config
 from ditlab.core.registry import SOLVERS
 from ditlab.data.conditions import Conditions, Label, Scalar, num_classes
@@ -32,7 +34,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         {"layer": i, "heads": heads, "grid": list(grid), "tokens": math.prod(grid)}
         for i, (heads, grid) in enumerate(zip(lens.heads, lens.grids, strict=True))
     ]
-    return _settings(run.config, lens.process, run.shape, run.conditions) | {
+    return _known(run.config, lens.process, run.shape, run.conditions) | {
         "has_examples": lens.scenes.has_examples,
         "step": run.step,
         "patches": patches,
@@ -42,7 +44,7 @@ def describe(lens: Lens) -> dict[str, Any]:
         "macs": lens.scenes.macs,
         "draws": _draws(lens),
         "latents": {"why": why_not(run.config)} if run.latent else None,
-        "sections": _sections(lens),
+        "sections": dict.fromkeys(SECTIONS) | _missing(lens),
     }
 
 
@@ -60,22 +62,16 @@ def describe_waiting(folder: RunFolder) -> dict[str, Any]:
     dataset = build_dataset(config)
     network = on_meta(lambda: build_network(config, dataset))
     waiting: str | None = "This waits for the run’s first checkpoint."
-    no_gates = None if modulated_blocks(network) else _no_gates(config)
-    return _settings(config, build_process(config, network), dataset.shape, dataset.conditions) | {
+    return _known(config, build_process(config, network), dataset.shape, dataset.conditions) | {
+        **dict.fromkeys(("step", "patches", "macs", "latents")),
+        **{name: [] for name in ("attention", "condition_tokens", "cross_tokens")},
         "has_examples": False,
-        "step": None,
-        "patches": None,
-        "attention": [],
-        "condition_tokens": [],
-        "cross_tokens": [],
-        "macs": None,
         "draws": 0,
-        "latents": None,
-        "sections": dict.fromkeys(SECTIONS, waiting) | {"gates": no_gates},
+        "sections": dict.fromkeys(SECTIONS, waiting) | {"gates": _no_gates(config, network)},
     }
 
 
-def _settings(config: Config, process: Process, shape: tuple[int, ...], conditions: Conditions) -> dict[str, Any]:
+def _known(config: Config, process: Process, shape: tuple[int, ...], conditions: Conditions) -> dict[str, Any]:
     """What the configuration says, which is known before anything is learned."""
     return {
         "data": config.data.kind,
@@ -103,30 +99,23 @@ def _settings(config: Config, process: Process, shape: tuple[int, ...], conditio
 def _class_names(conditions: Conditions) -> list[str] | None:
     """The names of the classes; None where they are numbers."""
     label = conditions.get("label")
-    numbered = not isinstance(label, Label) or all(name == str(i) for i, name in enumerate(label.names))
-    return None if numbered or not isinstance(label, Label) else list(label.names)
+    names = list(label.names) if isinstance(label, Label) else []
+    return None if names == list(map(str, range(len(names)))) else names
 
 
-def _no_gates(config: Config) -> str:
+def _no_gates(config: Config, network: nn.Module) -> str | None:
+    if modulated_blocks(network):
+        return None
     kind, conditioning = KINDS[config.network.kind], getattr(config.network, "conditioning", None)
     return f"{kind} has no adaLN-Zero gates." if conditioning is None else f"{kind} with {conditioning} has no gates."
 
 
-def _sections(lens: Lens) -> dict[str, str | None]:
-    """Of each section of the page, why it does not apply, or None."""
+def _missing(lens: Lens) -> dict[str, str | None]:
+    """Why sections of the page do not apply, or None."""
     kind = KINDS[lens.run.config.network.kind]
     no_patches = None if isinstance(lens.network, DiT) else f"{kind} cuts nothing into patches."
     no_attention = None if lens.layers else f"{kind} has no attention."
-    no_gates = None if modulated_blocks(lens.network) else _no_gates(lens.run.config)
+    no_gates = _no_gates(lens.run.config, lens.network)
     if lens.run.config.data.kind == "external":
         no_gates = "This run was imported: nothing was recorded while it was trained."
-    return {
-        "flow": None,
-        "patches": no_patches,
-        "attention": no_attention,
-        "matrix": no_attention,
-        "change": None,
-        "gates": no_gates,
-        "denoise": None,
-        "compare": None,
-    }
+    return {"patches": no_patches, "attention": no_attention, "matrix": no_attention, "gates": no_gates}

@@ -96,18 +96,12 @@ def _node(network: nn.Module, part: Part, macs: int) -> dict[str, Any]:
     if kind == "scalar":
         title = f"{part.name.rpartition('.')[2]} embedding"
     block = re.match(r"blocks\.(\d+)\.", part.name)
-    return {
-        "name": part.name,
-        "kind": kind,
+    return _fixed(part.name, kind, title or f"{part.name} ({part.kind})", [], part.gives, section, part.parameters) | {
         "class": part.kind,
-        "title": title or f"{part.name} ({part.kind})",
         "block": int(block[1]) if block else None,
         "in": part.takes,
-        "out": part.gives,
-        "parameters": part.parameters,
         "macs": macs,
         "ms": round(part.milliseconds, 4),
-        "section": section,
     }
 
 
@@ -130,11 +124,8 @@ def _say_what_steers(network: DiT, nodes: list[dict[str, Any]], forward: Callabl
 def _conditions_of(network: DiT, forward: Callable[[], Any]) -> Embedded:
     """What the conditioner gives in a forward pass."""
     seen: list[Embedded] = []
-    handle = network.conditioner.register_forward_hook(lambda _, __, output: seen.append(output))
-    try:
+    with network.conditioner.register_forward_hook(lambda _, __, output: seen.append(output)):
         forward()
-    finally:
-        handle.remove()
     return seen[0]
 
 

@@ -181,7 +181,10 @@ class Lens:
         self, *, query: int, direction: str = "from", look: Look = look_away, **where: Unpack[Where]
     ) -> Answer:
         """``attention_row`` of every head of every layer on the grid of patches, at most 16 × 16."""
-        tiles, grid = [], self._one_grid()
+        self._need_attention()
+        if len(set(self.grids)) > 1:
+            raise InputError("the layers of this network have different grids")
+        tiles, grid = [], self.grids[0]
         for _, kept in self._each_layer(self.scenes.scene(**where), look):
             self._check_query(query, kept)
             tiles.append(maps.thumbnails(kept, query, direction, grid))
@@ -316,8 +319,7 @@ class Lens:
             raise InputError(f"size={size} must be between 2 and 64")
         limit = 3.0
         axis = torch.linspace(-limit, limit, size)
-        points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
-        points = points.to(self.scenes.like)
+        points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2).to(self.scenes.like)
         t = min(max(t, 1e-3), self.process.start)
         _, x0, eps = self._estimate(points, t, self.scenes.condition(0, None, len(points)), None)
         c = self.process.path(torch.tensor(t, dtype=torch.float64))
@@ -369,12 +371,6 @@ class Lens:
         rows = maps.per_query(kept, head, self.grids[layer], scene.x0)
         found = map_statistics(rows, self.grids[layer], rows["object_share"])
         return found | ({"to_tokens": rows["to_tokens"].sum(-1).mean(-1)} if "to_tokens" in rows else {})
-
-    def _one_grid(self) -> tuple[int, int]:
-        self._need_attention()
-        if len(set(self.grids)) > 1:
-            raise InputError("the layers of this network have different grids")
-        return self.grids[0]
 
     def _check_query(self, query: int, kept: maps.QueriesAndKeys) -> None:
         if not 0 <= query < kept.patches:

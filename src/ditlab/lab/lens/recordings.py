@@ -89,12 +89,7 @@ def losses(folder: RunFolder, after: int = -1) -> dict[str, Tensor]:
 def gate_recordings(folder: RunFolder, after: int = -1, course: Losses | None = None) -> dict[str, Tensor]:
     """Gates, contributions and effective depth at each recorded step beyond ``after``, and the losses after that step.
 
-    Damaged recordings are left out.
-
-    Args:
-        folder: the run.
-        after: the step beyond which they are wanted.
-        course: the run's losses, as far as they were read before.
+    Damaged recordings are left out. ``course`` holds the run's losses, as far as they were read before.
 
     Raises:
         InputError: there are none.
@@ -107,14 +102,9 @@ def gate_recordings(folder: RunFolder, after: int = -1, course: Losses | None = 
     first = next(iter(recordings.values()))
     shapes = {name: tensor.shape for name, tensor in first.items()}
     recordings = {step: some for step, some in recordings.items() if {n: x.shape for n, x in some.items()} == shapes}
-    arrays = {
-        "step": torch.tensor(list(recordings)),
-        "t": first["t"],
-        **(course or Losses(folder)).after(after),
-    }
-    for name in RECORDED[1:]:
-        arrays[name] = torch.stack([recording[name] for recording in recordings.values()])
-    return arrays
+    stacked = {name: torch.stack([some[name] for some in recordings.values()]) for name in RECORDED[1:]}
+    steps = torch.tensor(list(recordings))
+    return {"step": steps, "t": first["t"], **(course or Losses(folder)).after(after), **stacked}
 
 
 def last_loss(folder: RunFolder) -> int | None:

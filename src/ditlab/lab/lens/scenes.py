@@ -97,13 +97,6 @@ class Scene(NamedTuple):
     drawn: str = ""  # of a generated image, how it was drawn, if not as the run's configuration says
 
 
-class _Drawn(NamedTuple):
-    """A generated image: its states from noise to data, or, drawn in few steps, its first and last; and how."""
-
-    states: list[tuple[float, Tensor]]
-    how: str
-
-
 def joined(scenes: Sequence[Scene]) -> Scene:
     """One scene of several images at the same time."""
     first = scenes[0]
@@ -118,7 +111,7 @@ class Scenes:
 
     def __init__(self, run: Run, own: OwnImages) -> None:
         self.run, self.own = run, own
-        self._generated: OrderedDict[tuple[Any, ...], _Drawn] = OrderedDict()
+        self._generated: OrderedDict[tuple[Any, ...], tuple[list[tuple[float, Tensor]], str]] = OrderedDict()
 
     @property
     def has_examples(self) -> bool:
@@ -242,8 +235,8 @@ class Scenes:
         whole = evaluations_of(self.run.process, own.solver, own.steps)
         return min(whole * passes * self.macs, max(QUICK[self.like.device.type], passes * self.macs))
 
-    def _walk(self, seed: int, cond: dict[str, Tensor] | None) -> _Drawn:
-        """A trajectory as the run's own configuration draws it, or one of few steps where that would take long."""
+    def _walk(self, seed: int, cond: dict[str, Tensor] | None) -> tuple[list[tuple[float, Tensor]], str]:
+        """A trajectory as the run's configuration draws it; where that takes long, one of few steps, and how many."""
         process, own = self.run.process, self.run.config.sampling
         guided = cond is not None and own.guidance != 1
         passes = 2 if guided else 1
@@ -256,7 +249,7 @@ class Scenes:
             own = few
             check_work(own.steps * passes * self.macs, self.like.device, "choose a training example or draw an image")
         drawing = build_drawing(own, process, guided)
-        return _Drawn(list(process.trajectory(1, self.run.shape, cond=cond, seed=seed, **drawing)), how)
+        return list(process.trajectory(1, self.run.shape, cond=cond, seed=seed, **drawing)), how
 
     def label(self, default: int | None, label: int | None) -> int | None:
         """The label asked for, −1 being the null label; by default that of the image, which may have none."""
@@ -286,9 +279,8 @@ class Scenes:
 
         Args:
             default: stands for the label of generated samples; None for the null label.
-            label: the one asked for.
+            label, cond: the label and the scalars, in their unit, that are asked for.
             n: how many.
-            cond: scalars that are asked for, in their unit.
             known: what is known of an example, as the data set gives it.
 
         Raises:

@@ -24,12 +24,7 @@ class Found(NamedTuple):
 
 
 class Catalogue:
-    """The runs of a folder, or one alone, under opaque names. For any thread.
-
-    Args:
-        root: the folder of runs, or the run.
-        several: whether it is a folder of runs.
-    """
+    """The runs of a folder, if they are ``several``, or one alone, under opaque names. For any thread."""
 
     def __init__(self, root: Path, several: bool) -> None:
         self._root, self._several = root, several

@@ -151,11 +151,8 @@ class _Exchange:
     """A request on its way in, counted, and its response on its way out, sealed."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body: int) -> None:
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._max_body = max_body
-        self._received = 0
+        self._scope, self._receive, self._send = scope, receive, send
+        self._max_body, self._received = max_body, 0
         self._started = False
         self.over = False  # the body grew too large: that was the answer, whatever the application says
 
@@ -177,7 +174,6 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """What the application says."""
         if not self.over:
             await self._pass_on(message)
 

@@ -6,7 +6,7 @@ import math
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -35,6 +35,9 @@ COURSES = 8  # runs whose losses are remembered
 MOST_OF_A_LINE = 1000  # bytes
 THREADS = min(torch.get_num_threads(), limit())
 WORTH_THREADS = 1e8  # multiply-accumulates of a pass from which more than one thread pays, also beside a training run
+
+
+Weights = Literal["ema", "raw"]
 
 
 class _Key(NamedTuple):
@@ -115,20 +118,19 @@ class Library:
                 self._courses.popitem(last=False)
             return course
 
-    def lens(self, name: str, step: int | None = None, weights: str = "ema") -> Lens:
+    def lens(self, name: str, step: int | None = None, weights: Weights = "ema") -> Lens:
         """A lens on a run, loaded or from among the last ones; those outlive their checkpoint, not their run."""
         folder = self.folder(name)
         key = self._key(name, folder, step, weights)
         with self._lock:
             if key not in self._lenses:
-                kind: Any = "raw" if weights == "raw" else "ema"
-                self._lenses[key] = Lens(folder.path, key.step, kind, self.own, self.device)
+                self._lenses[key] = Lens(folder.path, key.step, weights, self.own, self.device)
                 self._forget()
             self._lenses.move_to_end(key)
             use_threads(self._lenses[key].scenes.macs)
             return self._lenses[key]
 
-    def quality(self, name: str, step: int | None, weights: str, n: int, seed: int, look: Look) -> dict[str, Any]:
+    def quality(self, name: str, step: int | None, weights: Weights, n: int, seed: int, look: Look) -> dict[str, Any]:
         """The figures of one checkpoint, see ``comparing.quality``; measured once, so the run is not kept."""
         folder = self.folder(name)
         checkpoint = self._key(name, folder, step, weights)
@@ -136,8 +138,7 @@ class Library:
         with self._lock:
             if key in self._figures:
                 return self._figures[key]
-        kind: Any = "raw" if weights == "raw" else "ema"
-        run = load(folder.path, kind, checkpoint.step, self.device)  # its own: others are answered in between
+        run = load(folder.path, weights, checkpoint.step, self.device)  # its own: others are answered in between
         use_threads(multiply_accumulates(run.process.network, run.shape))
         figures = quality(run, n=n, seed=seed, look=look)
         with self._lock:
@@ -205,7 +206,7 @@ class Library:
             "damaged": [{"name": run["name"], "why": found.why} for run, found in there if found.why is not None],
         }
 
-    def describe(self, name: str, step: int | None, weights: str) -> dict[str, Any]:
+    def describe(self, name: str, step: int | None, weights: Weights) -> dict[str, Any]:
         """All about one run; see ``describe``."""
         folder = self.folder(name)
         found = describe_run(folder, self.lens(name, step, weights) if saved_steps(folder.checkpoints) else None)

@@ -29,12 +29,7 @@ SETTLED = 2.0  # seconds after which a change of a folder is certain to have ano
 
 
 class Watch:
-    """Looks at a run's files, again and again, and says what has changed.
-
-    Args:
-        folder: the run.
-        after: the step up to which the one who asks knows the loss.
-    """
+    """Looks at a run's files, and says what has changed; whoever asks knows the loss up to the step ``after``."""
 
     def __init__(self, folder: RunFolder, after: int = -1) -> None:
         self.folder = folder

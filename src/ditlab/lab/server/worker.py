@@ -168,7 +168,6 @@ class _Job(Generic[T]):
         self._let_in(self.rank)
 
     def compute(self) -> None:
-        """Keep the promise."""
         try:
             self.look()
             self.future.set_result(self.task(self.look))
