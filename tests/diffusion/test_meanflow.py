@@ -124,7 +124,7 @@ def test_without_intervals_it_is_flow_matching(shape):
 
 
 def test_intervals_and_their_share():
-    t, length = MeanFlow(None).intervals(4000, generator_for(13), "cpu")
+    t, length = MeanFlow(None).draw_times(4000, generator_for(13), "cpu").unbind(1)
     assert (length == 0).sum() == 3000
     assert ((length >= 0) & (length <= t) & (t <= 1)).all()
     assert (length[3000:] > 0).all()

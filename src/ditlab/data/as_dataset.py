@@ -22,10 +22,8 @@ class Samples:
     """Finite data that are had by number, each epoch in an order that is a function of the seed.
 
     Args:
-        size: how many there are.
         get: gives the sample of a number.
-        conditions: what is known of each.
-        cond: its values, as networks see them, (size, ...) by name.
+        conditions, cond: what is known of each; its values, as networks see them, (size, ...) by name.
     """
 
     levels: int | None = None
@@ -44,11 +42,7 @@ class Samples:
         return Batch(self.samples(chosen), {name: value[chosen] for name, value in self.cond.items()})
 
     def samples(self, numbers: Int[Tensor, " B"]) -> Float[Tensor, "B ..."]:
-        """The samples of these numbers.
-
-        Raises:
-            InputError: one is of another shape than the first, or holds NaN or infinity.
-        """
+        """The samples of these numbers; ``InputError`` for another shape than the first's, NaN or infinity."""
         found = []
         for i in numbers.tolist():
             x = self.get(i)
@@ -98,17 +92,16 @@ def as_dataset(
         if not array.isfinite().all():
             broken = int((~array.isfinite().flatten(1).all(1)).nonzero()[0])
             raise InputError(f"sample {broken} holds NaN or infinity: leave it out")
-        return _samples(len(array), array.__getitem__, dict(cond or {}), {}, units)
+        return _samples(len(array), array.__getitem__, dict(cond or {}), (), units)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise InputError(f"{type(data).__name__} has no length or no items: give tensors, or a map-style data set")
     if not len(data):
         raise InputError("there are no samples")
-    names: dict[str, Sequence[str]] = {}
     first = data[0]
     if not isinstance(first, Mapping):
         paired = isinstance(first, tuple | list) and len(first) == 2 and not isinstance(first[0], int | float)
         known = {"label": [int(data[i][1]) for i in range(len(data))]} if paired and cond is None else dict(cond or {})
-        return _samples(len(data), lambda i: as_sample(data[i][0] if paired else data[i]), known, names, units)
+        return _samples(len(data), lambda i: as_sample(data[i][0] if paired else data[i]), known, (), units)
     key = x or next((name for name in SAMPLES if name in first), None)
     wanted = dict(cond) if cond is not None else {"label": "label"} if "label" in first else {}
     if missing := [name for name in (key, *wanted.values()) if name is None or name not in first]:
@@ -118,8 +111,7 @@ def as_dataset(
         name: list(data[column]) if columns else [data[i][column] for i in range(len(data))]
         for name, column in wanted.items()
     }
-    if columns and "label" in wanted:
-        names["label"] = getattr(data.features[wanted["label"]], "names", ())
+    names = getattr(data.features[wanted["label"]], "names", ()) if columns and "label" in wanted else ()
     return _samples(len(data), lambda i: as_sample(data[i][key]), known, names, units)
 
 
@@ -131,11 +123,15 @@ def as_sample(value: Any) -> Tensor:
     return array.float() / 127.5 - 1 if array.dtype == torch.uint8 else array.float()
 
 
+def _tensor(given: Any) -> Tensor:
+    return given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+
+
 def _samples(
     size: int,
     get: Callable[[int], Tensor],
     known: dict[str, Any],
-    names: Mapping[str, Sequence[str]],
+    names: Sequence[str],
     units: Mapping[str, str] | None,
 ) -> Samples:
     conditions: dict[str, AnyCondition] = {}
@@ -144,10 +140,10 @@ def _samples(
         if len(given) != size:
             raise InputError(f"cond[{name!r}] has {len(given)} values for {size} samples: give one for each")
         if name == "label":
-            conditions[name], cond[name] = _labels(given, names.get(name, ()))
+            conditions[name], cond[name] = _labels(given, names)
             continue
         try:
-            values = torch.as_tensor(np.asarray(given)) if not isinstance(given, Tensor) else given
+            values = _tensor(given)
         except (TypeError, ValueError):
             raise InputError(f"cond[{name!r}] must be numbers, not {str(given[0])[:80]!r}") from None
         if name == "text_mask":
@@ -166,7 +162,7 @@ def _labels(given: Any, names: Sequence[str]) -> tuple[Label, Int[Tensor, " n"]]
         names = sorted(set(given))
         numbers = {name: i for i, name in enumerate(names)}
         return Label(names), torch.tensor([numbers[name] for name in given])
-    values = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    values = _tensor(given)
     if values.is_floating_point() or values.dim() != 1 or values.min() < 0:
         raise InputError(f"labels must be whole numbers from 0, or names, not {str(given[0])[:80]}")
     return Label(names or int(values.max()) + 1), values.long()

@@ -55,8 +55,8 @@ NO_CONDITIONS: Conditions = {}
 
 def num_classes(conditions: Conditions) -> int | None:
     """How many classes the label has; None without a label."""
-    label = conditions.get("label")
-    return len(label) if isinstance(label, Label) else None
+    names = class_names(conditions)
+    return None if names is None else len(names)
 
 
 def class_names(conditions: Conditions) -> tuple[str, ...] | None:

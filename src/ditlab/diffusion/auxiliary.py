@@ -40,11 +40,7 @@ Weighted = Sequence[tuple[AuxiliaryLoss, float]]
 
 @contextmanager
 def watched(network: Any, losses: Weighted) -> Iterator[dict[str, Any]]:
-    """Within the block the latest outputs of the modules that the losses name, by name.
-
-    Raises:
-        ValueError: the network has no module of that name.
-    """
+    """Within the block the latest outputs of the modules that the losses name, which must exist, by name."""
     outputs: dict[str, Any] = {}
     names = {name for loss, _ in losses for name in loss.activations}
     inside = getattr(network, "module", network)  # of a network that is replicated over processes
@@ -61,7 +57,4 @@ def watched(network: Any, losses: Weighted) -> Iterator[dict[str, Any]]:
 
 def added(losses: Weighted, seen: Seen, activations: Mapping[str, Any]) -> Float[Tensor, " B"] | float:
     """The weighted sum of auxiliary losses, one for each sample; 0 without any."""
-    total: Tensor | float = 0.0
-    for loss, weight in losses:
-        total = total + weight * loss(seen, activations)
-    return total
+    return sum((weight * loss(seen, activations) for loss, weight in losses), 0.0)

@@ -63,11 +63,7 @@ def respaced(path: Path, start: float, steps: int) -> Float[Tensor, " N"]:
 
 
 def leading(path: Path, start: float, steps: int) -> Float[Tensor, " N"]:
-    """Published steps k = 0, d, 2d … with d = ⌊K/N⌋ (DDIM's linear τ; diffusers' default).
-
-    Raises:
-        ValueError: the path is continuous.
-    """
+    """Published steps k = 0, d, 2d … with d = ⌊K/N⌋ (DDIM's linear τ; diffusers' default); none on other paths."""
     if not isinstance(path, DiscreteVP):
         raise ValueError("the grid 'leading' is made of published steps, which only DDPM has; choose 'uniform'")
     usable = _usable(path, start, steps)
@@ -80,11 +76,7 @@ def _then_data(start: float, times: Tensor) -> Tensor:
 
 
 def _usable(path: DiscreteVP, start: float, steps: int) -> int:
-    """How many published steps there are up to ``start``.
-
-    Raises:
-        ValueError: fewer than were asked for.
-    """
+    """How many published steps there are up to ``start``."""
     usable = math.floor(start * path.steps + 1e-6)
     if steps > usable:
         raise ValueError(

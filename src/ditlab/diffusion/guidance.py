@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,11 +47,8 @@ class Passes:
         return self.both[0] if "both" in self.__dict__ else self._strong(self.x, self.t)
 
 
-@runtime_checkable
-class Guidance(Protocol):
-    """Makes one estimate of two. Estimates are linear in the prediction, so the target does not matter."""
-
-    def __call__(self, passes: Passes) -> Estimate: ...
+# Makes one estimate of two. Estimates are linear in the prediction, so the target does not matter.
+Guidance = Callable[[Passes], Estimate]
 
 
 @dataclass(frozen=True)
@@ -111,11 +107,7 @@ class Interval:
         inside = (passes.t >= self.low) & (passes.t <= self.high)
         if guidance is None or not bool(inside.any()):
             return passes.strong
-        guided = guidance(passes)
-        if bool(inside.all()):
-            return guided
-        here = match(inside, passes.x).bool()
-        strong = passes.strong
+        guided, strong, here = guidance(passes), passes.strong, match(inside, passes.x).bool()
         return strong._replace(
             x0=torch.where(here, guided.x0, strong.x0), eps=torch.where(here, guided.eps, strong.eps)
         )
@@ -164,11 +156,7 @@ def as_guidance(guidance: float | Guidance | None) -> Guidance | None:
 
 
 def must_be_learned(condition_dropout: float) -> None:
-    """See that a network has learned what it is to guide away from: samples without their condition.
-
-    Raises:
-        InputError: no condition was ever dropped in training.
-    """
+    """Raise ``InputError`` unless conditions were dropped in training: guidance needs samples without them."""
     if condition_dropout == 0:
         raise InputError(
             "guidance compares with samples without a label, which were never trained (condition_dropout is 0): sample "

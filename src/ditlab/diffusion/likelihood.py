@@ -122,24 +122,20 @@ def _augmented_flow(
             u = state[:, :-1].reshape(shape).requires_grad_()
             estimate = denoise(at.scale.to(u.dtype) * u, at.t)
             f = at.p.to(u.dtype) * estimate.x0 + at.q.to(u.dtype) * estimate.eps
-            trace = _exact_trace(f, u) if probe is None else _estimated_trace(f, u, probe)
+            trace = _trace(f, u, probe)
         return torch.cat([f.detach().flatten(1), trace[:, None]], dim=1)
 
     return flow
 
 
-def _exact_trace(f: Tensor, u: Tensor) -> Float[Tensor, " B"]:
-    """Σ_i ∂f_i/∂u_i, one backward pass for each i; samples do not mix, so a batch is summed."""
+def _trace(f: Tensor, u: Tensor, probe: Tensor | None) -> Float[Tensor, " B"]:
+    """vᵀ(∂f/∂u)v with a probe v; else Σ_i ∂f_i/∂u_i, one backward pass for each i over the sum of the batch."""
+    if probe is not None:
+        return (torch.autograd.grad(f, u, probe)[0] * probe).flatten(1).sum(1)
     rows, trace = f.flatten(1), torch.zeros(len(f), dtype=f.dtype, device=f.device)
     for i in range(rows.shape[1]):
-        gradient = torch.autograd.grad(rows[:, i].sum(), u, retain_graph=True)[0]
-        trace += gradient.flatten(1)[:, i]
+        trace += torch.autograd.grad(rows[:, i].sum(), u, retain_graph=True)[0].flatten(1)[:, i]
     return trace
-
-
-def _estimated_trace(f: Tensor, u: Tensor, probe: Tensor) -> Float[Tensor, " B"]:
-    """vᵀ(∂f/∂u)v."""
-    return (torch.autograd.grad(f, u, probe)[0] * probe).flatten(1).sum(1)
 
 
 def _solve(
@@ -196,11 +192,9 @@ def bits_per_dim(
     levels: int,
     cond: Condition | None = None,
     *,
-    trace: Trace = "auto",
     seed: int = 0,
     first: int = 0,
-    rtol: float = 1e-6,
-    atol: float = 1e-6,
+    **options: Any,
 ) -> Float[Tensor, " B"]:
     """Bits per dimension of images whose d values lie on a grid, by uniform dequantisation (Theis et al. 2016).
 
@@ -209,13 +203,13 @@ def bits_per_dim(
 
         −log P(x) ≤ −E log p(x + Δ·(w − ½)) − d·log Δ,        w uniform in [0, 1)^d.
 
-    The right-hand side, with one draw of w for each image from (seed, first + i), over d·log 2 is what is returned: an
-    upper bound of the bits per dimension of the quantised data, on average.
+    The right-hand side over d·log 2, with one draw of w for each image from (seed, first + i), is returned: on average
+    an upper bound of the bits per dimension of the quantised data.
 
     Args:
         images: in [−1, 1]; rounded to the levels first.
         levels: of a value: 256 for 8 bit.
-        process, cond, trace, seed, first, rtol, atol: as in ``log_likelihood``.
+        process, cond, seed, first, options: as in ``log_likelihood``.
     """
     if levels < 2:
         raise ValueError(f"levels={levels} must be at least 2")
@@ -223,5 +217,5 @@ def bits_per_dim(
     streams = sample_streams(seed, range(first, first + len(images)), begin=2**128)
     within = torch.from_numpy(np.stack([stream.random(tuple(images.shape[1:])) for stream in streams]))
     x0 = quantised(images, levels) + width * (within.to(images) - 0.5)
-    nats = log_likelihood(process, x0, cond, trace=trace, seed=seed, first=first, rtol=rtol, atol=atol)
+    nats = log_likelihood(process, x0, cond, seed=seed, first=first, **options)
     return -(nats / dimensions + math.log(width)) / math.log(2)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,13 +31,6 @@ from ditlab.diffusion.solvers import Denoiser, Noise, Solver
 from ditlab.diffusion.times import LogitNormal
 
 AVERAGE = "average"  # the solver that jumps
-
-
-class Interval(NamedTuple):
-    """From t (B,) back to r = t − length, with 0 ≤ r ≤ t ≤ 1."""
-
-    t: Float[Tensor, " B"]
-    length: Float[Tensor, " B"]
 
 
 class MeanFlow(Process):
@@ -95,24 +88,19 @@ class MeanFlow(Process):
             )
         times = LogitNormal(times_mean, times_std)
         super().__init__(network, LinearPath(), "velocity", times, condition_dropout, auxiliary=auxiliary)
-        self.flow_share = flow_share
+        self.flow_share, self.tangent = flow_share, tangent
         self.adaptive_power, self.adaptive_offset = adaptive_power, adaptive_offset
-        self.tangent = tangent
         self.guidance, self.guidance_mix = guidance, guidance_mix
 
     # ---- training
 
-    def intervals(self, n: int, generator: torch.Generator | None, device: torch.device | str) -> Interval:
-        """Draw n intervals; the first ``flow_share`` of them have length 0."""
+    def draw_times(self, n: int, generator: torch.Generator | None, device: torch.device | str) -> Float[Tensor, "n 2"]:
+        """The n intervals that ``losses`` draws, as columns (t, t − r), 0 ≤ r ≤ t ≤ 1; in the first ``still`` r = t."""
         one, other = (self.times(n, generator, device) for _ in range(2))
         t = torch.maximum(one, other)
         length = t - torch.minimum(one, other)
         length[: self.still(n)] = 0
-        return Interval(t, length)
-
-    def draw_times(self, n: int, generator: torch.Generator | None, device: torch.device | str) -> Float[Tensor, "n 2"]:
-        """What ``losses`` begins by drawing: ``intervals``, as columns (t, t − r)."""
-        return torch.stack(self.intervals(n, generator, device), 1)
+        return torch.stack([t, length], 1)
 
     def still(self, n: int) -> int:
         """How many of n samples have r = t."""
@@ -131,12 +119,10 @@ class MeanFlow(Process):
         given they are those, as ``draw_times`` gives them: the first ``flow_share`` have length 0.
         """
         x0 = exact(x0)
-        if t is None:
-            drawn = self.intervals(len(x0), generator, x0.device)
-        else:
-            drawn = Interval(*t.unbind(1)) if t.dim() == 2 else Interval(t, torch.zeros_like(t))
-        still = len(x0) if t is not None and t.dim() == 1 else self.still(len(x0))
-        t, length = (value.to(x0.dtype) for value in drawn)
+        given = self.draw_times(len(x0), generator, x0.device) if t is None else t
+        still = self.still(len(x0)) if given.dim() == 2 else len(x0)
+        drawn = given.unbind(1) if given.dim() == 2 else (given, torch.zeros_like(given))
+        t, length = (value.to(x0.dtype).contiguous() for value in drawn)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         cond = self.drop(cond, generator)
         z = self.q_sample(x0, t, noise)
@@ -176,11 +162,7 @@ class MeanFlow(Process):
         return velocity - match(length, z) * du
 
     def guided(self, velocity: Tensor, z: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
-        """ω·v + κ·u(z, t, t | c) + (1 − ω − κ)·u(z, t, t), the velocity of the guided field.
-
-        Raises:
-            ValueError: guidance without a condition.
-        """
+        """ω·v + κ·u(z, t, t | c) + (1 − ω − κ)·u(z, t, t), the guided velocity, which needs a condition."""
         if self.guidance == 1:
             return velocity
         if not cond:
@@ -210,11 +192,7 @@ class MeanFlow(Process):
         *further: Any,
         **options: Any,
     ) -> Iterator[tuple[float, Float[Tensor, "n ..."]]]:
-        """The states (t, x_t) from noise to data: ``steps`` jumps by the average velocity, or another solver's steps.
-
-        Raises:
-            ValueError: guidance with the solver "average": it belongs into training.
-        """
+        """The states (t, x_t) from noise to data: ``steps`` jumps, without guidance, or another solver's steps."""
         if isinstance(self.stepper(solver), Jumps) and as_guidance(guidance) is not None:
             raise ValueError(
                 "an average velocity cannot be guided: train with process.guidance, or sample with another solver"
@@ -236,7 +214,7 @@ class MeanFlow(Process):
 
 
 @dataclass(frozen=True)
-class Jumps:
+class Jumps(Solver):
     """x_r = x_t − (t − r)·u(x_t, r, t): the whole step at once, exactly if u is.
 
     A solver that asks its process for the average velocity under ``cond``, and nothing of the denoiser.
@@ -254,12 +232,8 @@ class Jumps:
         with torch.no_grad(), evaluating([self.process.network]):
             return x - (t - r).to(x.dtype) * self.process.predict(x, time, _over(self.cond, length)), None
 
-    def evaluations(self, steps: int) -> int:
-        return steps
-
 
 def _over(cond: Condition | None, length: Tensor) -> Condition:
-    """The conditions together with the interval's length."""
     return {**(cond or {}), "interval": length}
 
 

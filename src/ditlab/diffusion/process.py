@@ -84,12 +84,10 @@ class Process(nn.Module):
             raise ValueError(f"unknown loss_in {loss_in!r}; choose 'target' or 'velocity'")
         if isinstance(weight, str) and weight not in ("uniform", *WEIGHTS):
             raise ValueError(f"unknown weight {weight!r}; choose one of uniform, {', '.join(WEIGHTS)}, or a function")
-        chosen: list[Weight] = []
-        if loss_in == "velocity" and self.target_name != "velocity":
-            chosen.append(in_velocity)
-        if weight != "uniform":
-            chosen.append(WEIGHTS[weight] if isinstance(weight, str) else weight)
-        return chosen
+        converted: list[Weight] = [in_velocity] if loss_in == "velocity" and self.target_name != "velocity" else []
+        if weight == "uniform":
+            return converted
+        return [*converted, WEIGHTS[weight] if isinstance(weight, str) else weight]
 
     # ---- training
 
@@ -199,8 +197,6 @@ class Process(nn.Module):
         """
         rule = as_guidance(guidance)
         self._check_guidance(cond, rule, guide)
-        if guide is not None and rule is None:
-            raise ValueError("a guide needs to know how strongly to guide: pass guidance=2.0, for example")
 
         def strong(x: Tensor, t: Tensor) -> Estimate:
             return self.estimate(x, t, cond)
@@ -220,27 +216,24 @@ class Process(nn.Module):
 
     def _check_guidance(self, cond: Condition | None, rule: Guidance | None, guide: Process | None) -> None:
         if rule is None:
-            return
-        if guide is None and not cond:
-            raise ValueError(
-                "guidance needs a condition to strengthen: pass cond={'label': ...}, or a weaker process as guide"
-            )
-        if guide is None and not hasattr(self.network, "null_condition"):
-            raise ValueError(f"guidance needs {type(self.network).__name__}.null_condition(cond), which is missing")
-        if guide is None:
+            if guide is not None:
+                raise ValueError("a guide needs to know how strongly to guide: pass guidance=2.0, for example")
+        elif guide is None:
+            if not cond:
+                raise ValueError(
+                    "guidance needs a condition to strengthen: pass cond={'label': ...}, or a weaker process as guide"
+                )
+            if not hasattr(self.network, "null_condition"):
+                raise ValueError(f"guidance needs {type(self.network).__name__}.null_condition(cond), which is missing")
             must_be_learned(self.condition_dropout)
-        if guide is not None and not same_path(self.path, guide.path):
+        elif not same_path(self.path, guide.path):
             raise ValueError(
                 "the guide is on another path from data to noise, so its x_t is another: use a guide that was trained "
                 "with the same process and schedule"
             )
 
     def stepper(self, solver: str | Solver, cond: Condition | None = None) -> Solver:  # noqa: ARG002 - for others
-        """The solver of that name, for samples under these conditions; a process may have solvers of its own.
-
-        Raises:
-            ValueError: an unknown name.
-        """
+        """The solver of that name, for samples under these conditions; a process may have solvers of its own."""
         return as_solver(solver)
 
     @property

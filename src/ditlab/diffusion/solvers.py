@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -44,9 +43,9 @@ class Solver(Protocol):
     def evaluations(self, steps: int) -> int | None:
         """How often the network runs, per sample, over a whole trajectory of that many steps; None: no one knows yet.
 
-        What it came to is counted in ``Process.evaluations``.
+        Unless a solver says otherwise, once a step. What it came to is counted in ``Process.evaluations``.
         """
-        ...
+        return steps
 
 
 def rebuild(path: Path, estimate: Estimate, r: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ def rebuild(path: Path, estimate: Estimate, r: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Euler:
+class Euler(Solver):
     """Rebuild at r from the estimate at t. On a variance-preserving path this *is* DDIM (Song et al. 2021, eq. 12).
 
     Args:
@@ -86,9 +85,6 @@ class Euler:
             spread = torch.exp(log_variance(estimate.variance, 1 - (ct.a / cr.a) ** 2, fresh) / 2)
         return cr.a * estimate.x0 + kept * estimate.eps + spread * noise(), None
 
-    def evaluations(self, steps: int) -> int:
-        return steps
-
 
 def trapezoid(path: Path, x: Tensor, first: Estimate, second: Estimate, t: Tensor, r: Tensor) -> Tensor:
     """From x at t to r by the mean of the slopes at both ends, in the path's clock."""
@@ -99,7 +95,7 @@ def trapezoid(path: Path, x: Tensor, first: Estimate, second: Estimate, t: Tenso
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(Solver):
     """Predict with Euler, then average the slopes at both ends (Karras et al. 2022, algorithm 1) in the path's clock.
 
     Averaging the (x0, eps) pairs instead would give Euler again. The last step, to r = 0, is Euler.
@@ -140,12 +136,12 @@ def exponential(path: Path, x: Tensor, data: Tensor, t: Tensor, r: Tensor) -> Te
 
 def log_snr(path: Path, t: Tensor) -> Tensor:
     """λ = log(a/s)."""
-    c = path(t)
-    return torch.log(c.a / c.s)
+    a, s, *_ = path(t)
+    return torch.log(a / s)
 
 
 @dataclass(frozen=True)
-class DPMSolverPlusPlus:
+class DPMSolverPlusPlus(Solver):
     """DPM-Solver++(2M): second-order multistep in the data prediction (Lu et al. 2022, algorithm 2).
 
     x_r = (s_r/s_t)·x + (a_r − a_t·s_r/s_t)·D, with D = x0 + (x0 − x0_before)·h/(2·h_before) and h the step in λ.
@@ -164,23 +160,19 @@ class DPMSolverPlusPlus:
             return rebuild(path, estimate, r), now
         return exponential(path, x, second_order(now, state, log_snr(path, r) - now.log_snr), t, r), now
 
-    def evaluations(self, steps: int) -> int:
-        return steps
-
 
 @dataclass(frozen=True)
-class DPMSolverPlusPlus3M:
+class DPMSolverPlusPlus3M(Solver):
     """DPM-Solver++(3M): third-order multistep in the data prediction (Lu et al. 2022, appendix B).
 
     x0 as a function of λ is taken as the parabola through its last three estimates, and integrated exactly:
     x_r = (s_r/s_t)·x + a_r·(φ1·x0 + φ2·x0′ + φ3·x0″), φ1 = 1 − e^−h, φ2 = h − φ1, φ3 = h²/2 − φ2.
 
-    An error of a start is made once only, so third order needs starting steps with errors of h³: the first is Heun's,
-    the second DPM-Solver++(2M)'s. The last step, to r = 0 where λ is infinite, is of first order.
+    The first step is Heun's and the second DPM-Solver++(2M)'s, with errors of h³ made once only; the last, to r = 0
+    where λ is infinite, is of first order.
 
-    The order is three between times with a finite λ, and two from pure noise with a = 0, where λ is infinite, whatever
-    the starting steps: there λ grows by log(1 + 1/k) in the k-th step, however small that is, so the parabola misses x0
-    by h/k² and x by h²/k², which add up to h².
+    The order is three between times with a finite λ, and two from pure noise with a = 0: there λ grows by log(1 + 1/k)
+    in the k-th step, however small that is, so the parabola misses x by h²/k², which adds up to h².
 
     φ3 is the exact integral (the authors' code takes half of the last term, which is of second order). Over few, long
     steps in λ a parabola overshoots: there DPM-Solver++(2M) is the better one.
@@ -226,7 +218,7 @@ DIFFUSION: dict[str, Callable[[Coefficients, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class EulerMaruyama:
+class EulerMaruyama(Solver):
     """The reverse SDE with a diffusion w(t) of choice; the marginals are the flow's (Ma et al. 2024, "SiT").
 
     x_r = x + (r − t)·(velocity − w·score) + √(2·w·(t − r))·z, with score = −eps/s, and w counted as SiT's released
@@ -267,9 +259,6 @@ class EulerMaruyama:
         mean = x + (r - t) * (c.da * estimate.x0 + (c.ds + w / c.s) * estimate.eps)
         return (mean if r == 0 or w == 0 else mean + torch.sqrt(2 * w * (t - r)) * noise()), None
 
-    def evaluations(self, steps: int) -> int:
-        return steps
-
 
 def largest_of_samples(error: Tensor) -> Tensor:
     """The largest root mean square among the samples: no hard one hides behind easy ones."""
@@ -277,7 +266,7 @@ def largest_of_samples(error: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DormandPrince:
+class DormandPrince(Solver):
     """Dormand–Prince 5(4) with adaptive steps, by torchdiffeq: as many evaluations as the tolerances ask for.
 
     It solves the flow in t, or in the angle atan2(s, a) where dx/dt is infinite. The grid says at which times x_t
@@ -361,11 +350,7 @@ def adaptive(name: str) -> bool:
 
 
 def as_solver(solver: str | Solver) -> Solver:
-    """A solver by name, or the solver itself.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+    """A solver by name, where an unknown one is a ``ValueError``, or the solver itself."""
     made: Solver = SOLVERS[solver]() if isinstance(solver, str) else solver
     return made
 
@@ -377,12 +362,9 @@ def integrate(
 
     A solver that chooses its own steps between these times has a method ``walk``; any other takes one step for each.
     """
-    return getattr(solver, "walk", partial(_step_by_step, solver))(denoise, path, x, grid, noise)
-
-
-def _step_by_step(
-    solver: Solver, denoise: Denoiser, path: Path, x: Tensor, grid: Tensor, noise: Noise
-) -> Iterator[tuple[Tensor, Tensor]]:
+    if hasattr(solver, "walk"):
+        yield from solver.walk(denoise, path, x, grid, noise)
+        return
     state = None
     for t, r in pairwise(grid):
         x, state = solver.step(denoise, path, x, t, r, state, noise)

@@ -39,11 +39,7 @@ TARGETS: dict[str, Target] = {
 
 
 def find_target(name: str, path: Path) -> Target:
-    """The target of that name, if it goes with the path.
-
-    Raises:
-        ValueError: an unknown name, or velocity on a path whose velocity is infinite at t = 0.
-    """
+    """The target of that name; ``ValueError`` if it is unknown, or the path's velocity and infinite at t = 0."""
     if name not in TARGETS:
         raise ValueError(f"unknown target {name!r}; choose one of {', '.join(TARGETS)}")
     if name == "velocity" and not path.finite_velocity:
@@ -68,8 +64,7 @@ def resolve(target: Target, c: Coefficients, x_t: Tensor, y: Tensor) -> Estimate
 
     Where D = 0 the prediction is all there is: it is returned as the one it stands for, and the other one is 0.
     """
-    p, q = target(c)
-    d = c.a * q - c.s * p
+    (p, q), d = target(c), determinant(target, c)
     known = d != 0
     d = torch.where(known, d, torch.ones_like(d))
     x0 = match(q / d, y) * x_t - match(c.s / d, y) * y
@@ -77,7 +72,4 @@ def resolve(target: Target, c: Coefficients, x_t: Tensor, y: Tensor) -> Estimate
     if on_host(known):  # one time for all: the choice is made here, and a GPU need not be told
         return Estimate(x0, eps) if known else Estimate(match(p, y) * y, match(q, y) * y)
     here = match(known, y).bool()
-    return Estimate(
-        x0=torch.where(here, x0, match(p, y) * y),
-        eps=torch.where(here, eps, match(q, y) * y),
-    )
+    return Estimate(torch.where(here, x0, match(p, y) * y), torch.where(here, eps, match(q, y) * y))

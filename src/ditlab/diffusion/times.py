@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-@runtime_checkable
-class Times(Protocol):
-    """Draws n times."""
-
-    def __call__(
-        self, n: int, generator: torch.Generator | None, device: torch.device | str
-    ) -> Float[Tensor, " n"]: ...
+Times = Callable[[int, torch.Generator | None, torch.device | str], Float[Tensor, " n"]]  # draws n times
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

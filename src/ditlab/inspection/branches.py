@@ -36,11 +36,7 @@ def effective_depth(contribution: Float[Tensor, "T L 2"]) -> Float[Tensor, " T"]
 def measure_branches(
     network: nn.Module, x: Float[Tensor, "T B C H W"], t: Float[Tensor, " T"], cond: dict[str, Tensor]
 ) -> Branches:
-    """Run the network on x[i] at time t[i], for each i, and measure every branch of every block.
-
-    Raises:
-        ValueError: a network whose blocks have no gates.
-    """
+    """Run the network on x[i] at time t[i], for each i, and measure every branch of every block, which needs gates."""
     blocks = modulated_blocks(network)
     if not blocks:
         raise ValueError(f"{type(network).__name__} has no gates")

@@ -35,22 +35,18 @@ class Part:
 def measure_parts(modules: dict[str, nn.Module], forward: Callable[[], Any], passes: int = 9) -> list[Part]:
     """Run ``forward`` and measure each of the ``modules``, in the order in which they are first entered.
 
-    Args:
-        modules: name → module to watch.
-        forward: runs the network once.
-        passes: number of timed passes, after some to warm up; fewer if they take long. The one of median duration is
-            reported.
+    There are so many timed ``passes`` after some to warm up, fewer if they take long; the one of median duration is
+    reported.
     """
     device = next((p.device.type for module in modules.values() for p in module.parameters()), "cpu")
     synchronise = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
     parts: dict[str, Part] = {}
     started: dict[str, float] = {}
-    order: list[str] = []
+    order: dict[str, None] = {}  # a set that keeps its order
 
     def before(name: str) -> Any:
         def hook(*_: Any) -> None:
-            if name not in order:
-                order.append(name)
+            order.setdefault(name)
             synchronise()
             started[name] = time.perf_counter()
 

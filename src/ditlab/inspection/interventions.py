@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,6 +36,8 @@ from ditlab.inspection.statistics import within
 from ditlab.networks.dit import DiT, DiTBlock
 from ditlab.networks.layers import Attention
 from ditlab.networks.modulation import BlockModulation
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 NUMBER = r"(0|[1-9]\d{0,3})"
 GRAMMAR = re.compile(
@@ -67,11 +69,7 @@ class Edits:
 
     @classmethod
     def parse(cls, text: str) -> Edits:
-        """The edits in a text such as ``"head:2.1 block:3"``; an empty text has none.
-
-        Raises:
-            InputError: an unknown edit, or two that contradict each other.
-        """
+        """The edits in a text such as ``"head:2.1 block:3"``; ``InputError`` if one is unknown, or two contradict."""
         found: dict[str, list[Any]] = {name: [] for name in ("head", "uniform", "local", "gate", "block", "time")}
         for word in text.split():
             if GRAMMAR.fullmatch(word) is None:
@@ -134,20 +132,16 @@ def intervened(network: nn.Module, edits: Edits | str) -> Iterator[None]:
 
 def single_edits(network: nn.Module) -> list[str]:
     """Every head, gate and block that can be switched off, one at a time."""
-    words = [f"head:{i}.{head}" for i, layer in enumerate(_attentions(network)) for head in range(layer.heads)]
-    for i, block in enumerate(_blocks(network)):
+    words = [f"head:{i}.{head}" for i, layer in enumerate(_all(Attention, network)) for head in range(layer.heads)]
+    for i, block in enumerate(_all(DiTBlock, network)):
         words += [f"gate:{i}.attn", f"gate:{i}.mlp"] if block.modulation.gated else []
         words.append(f"block:{i}")
     return words
 
 
 def check_edits(network: nn.Module, edits: Edits) -> None:
-    """Refuse edits of parts that the network does not have.
-
-    Raises:
-        InputError: it lacks a layer, a head, a block, gates or patches.
-    """
-    attentions, blocks, kind = _attentions(network), _blocks(network), type(network).__name__
+    """Raise ``InputError`` for edits of a layer, a head, a block, gates or patches that the network does not have."""
+    attentions, blocks, kind = _all(Attention, network), _all(DiTBlock, network), type(network).__name__
     for layer, head in {*edits.heads, *edits.uniform, *((layer, None) for layer, _ in edits.local)}:
         _need(layer, len(attentions), "attention layer", kind)
         if head is not None and head >= attentions[layer].heads:
@@ -167,17 +161,13 @@ def _need(index: int, count: int, what: str, kind: str) -> None:
         raise InputError(f"{what} {index} is not there: this network has 0 to {count - 1}")
 
 
-def _attentions(network: nn.Module) -> list[Attention]:
-    return [module for module in network.modules() if isinstance(module, Attention)]
-
-
-def _blocks(network: nn.Module) -> list[DiTBlock]:
-    return [module for module in network.modules() if isinstance(module, DiTBlock)]
+def _all(kind: type[Kind], network: nn.Module) -> list[Kind]:
+    return [module for module in network.modules() if isinstance(module, kind)]
 
 
 def _install(network: nn.Module, edits: Edits) -> Iterator[RemovableHandle]:
     """Set the hooks, one after the other."""
-    attentions, blocks = _attentions(network), _blocks(network)
+    attentions, blocks = _all(Attention, network), _all(DiTBlock, network)
     if edits.time is not None:
         yield network.register_forward_pre_hook(_with_time(edits.time), with_kwargs=True)
     for layer, radius in edits.local:

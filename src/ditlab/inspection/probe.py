@@ -156,16 +156,10 @@ def _chosen(layers: Sequence[int] | None, count: int) -> Sequence[int]:
 
 
 def refuse_compiled(network: nn.Module) -> None:
-    """Refuse a network in which hooks would not fire.
-
-    Raises:
-        ValueError: the network or a part of it is compiled.
-    """
+    """Raise ``ValueError`` if the network or a part of it is compiled, for hooks would not fire in it."""
     for module in network.modules():
-        if (
-            isinstance(module, torch._dynamo.OptimizedModule)
-            or getattr(module, "_compiled_call_impl", None) is not None
-        ):
+        compiled = isinstance(module, torch._dynamo.OptimizedModule)
+        if compiled or getattr(module, "_compiled_call_impl", None) is not None:
             raise ValueError(
                 "hooks do not fire in a compiled network: probe the module that was given to torch.compile"
             )

@@ -42,11 +42,7 @@ class Embedded(NamedTuple):
 
 
 def check_conditions(cond: Cond | None, batch: int | None, known: Mapping[str, Check]) -> None:
-    """Refuse conditions that a network does not take.
-
-    Raises:
-        ValueError: an unknown condition, or one of the wrong shape, type or range.
-    """
+    """Raise ``ValueError`` for conditions that a network does not take, by name, shape, type or range."""
     for name, value in (cond or {}).items():
         if name not in known:
             taken = f"; it takes {', '.join(map(repr, known))}" if known else ""
@@ -79,11 +75,7 @@ def check_text_mask(mask: Tensor, batch: int | None) -> None:
 
 
 def check_scalar_names(names: Sequence[str]) -> None:
-    """Refuse names of scalars that are taken or cannot name a part of a network.
-
-    Raises:
-        ValueError: one is.
-    """
+    """Raise ``ValueError`` for names of scalars that are taken or cannot name a part of a network."""
     taken = {"time", "label", "interval", "text", "text_mask"}
     for name in names:
         if not name.isidentifier() or name in taken or hasattr(nn.ModuleDict, name) or list(names).count(name) > 1:
@@ -96,13 +88,7 @@ class Labels(nn.Module):
     A network without labels has no table (``num_classes=None``). In a network with labels, no condition means the null
     label for every sample: "unconditional" is a value that is learned.
 
-    Args:
-        num_classes: number of labels, or None.
-        dim: width of a vector.
-        null: whether there is a row for the null label. Without it each sample needs a label.
-
-    Raises:
-        InputError: the null label is needed, and the table has no row for it.
+    Without a row for the null label (``null=False``) each sample needs a label; an ``InputError`` says so.
     """
 
     def __init__(self, num_classes: int | None, dim: int, null: bool = True) -> None:
@@ -111,9 +97,8 @@ class Labels(nn.Module):
             raise ValueError(f"num_classes={num_classes} must be at least 1, or None for a network without labels")
         self.num_classes = num_classes
         self.has_null = null
-        self.table: nn.Embedding | None = None
-        if num_classes is not None:
-            self.table = nn.Embedding(num_classes + null, dim)
+        self.table = None if num_classes is None else nn.Embedding(num_classes + null, dim)
+        if self.table is not None:
             nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, cond: Cond | None, batch: int) -> Float[Tensor, "B D"] | None:
@@ -177,9 +162,6 @@ class TextEmbedding(nn.Module):
 
     The first token is learned, stands for "no text" and is always read: it is the only one that a sample without text
     reads. Tokens that are NaN, or where the mask is False, are not read.
-
-    Args:
-        text_dim, dim: widths D_text and D.
     """
 
     def __init__(self, text_dim: int, dim: int) -> None:
@@ -213,8 +195,6 @@ class Conditioner(nn.Module):
     """Embed the time and every condition; a condition that is not given is null.
 
     Args:
-        time: embeds t.
-        labels: embeds class labels.
         interval: embeds ``cond["interval"]``, t − r, MeanFlow's second time (Geng et al. 2025); absent is 0.
         scalars: name → embedding of ``cond[name]``, one float for each sample; absent or NaN is unknown.
         text: embeds ``cond["text"]`` and ``cond["text_mask"]``.
@@ -292,11 +272,7 @@ def make_conditioner(
     published: Published,
     text_dim: int | None,
 ) -> Conditioner:
-    """The conditioner of a ``DiT`` with these arguments.
-
-    Raises:
-        ValueError: a name that a scalar cannot have, or sizes that are not above 0.
-    """
+    """The conditioner of a ``DiT`` with these arguments."""
     check_scalar_names(scalars)
     check_sizes(text_dim=1 if text_dim is None else text_dim)
     features = published.time_features

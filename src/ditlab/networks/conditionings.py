@@ -20,10 +20,6 @@ from ditlab.networks.modulation import BlockModulation, Modulation
 class Conditioning(nn.Module, ABC):
     """One kind of conditioning in one block. A new kind is a subclass with ``forward`` and whatever else it needs.
 
-    Args:
-        dim: width D of a token.
-        heads: attention heads of the block.
-
     Attributes:
         gated: whether its modulations have gates.
         sequence: which tokens join the sequence after the patches: the "parts" (time, label, … a token each), the
@@ -52,12 +48,6 @@ class Conditioning(nn.Module, ABC):
         return FinalAdaLN(dim)
 
 
-def from_vector(linear: nn.Linear, c: Float[Tensor, "B D"], count: int) -> tuple[Tensor, ...]:
-    """SiLU → Linear, in full precision, cut into vectors of (B, D)."""
-    with full_precision(c):
-        return linear(F.silu(c)).chunk(count, dim=1)
-
-
 class FinalAdaLN(Linear):
     """SiLU → Linear from c to shift and scale of the final norm, starting at zero; there is no residual to gate."""
 
@@ -82,48 +72,45 @@ class LearnedNorm(nn.Module):
         return Modulation(self.shift[None], self.scale[None])
 
 
+class FromVector(Conditioning):
+    """SiLU → Linear from c to ``outputs`` vectors (B, D): the first modulate attention, the last the MLP."""
+
+    outputs: ClassVar[int]
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        self.linear = (zero_initialised if self.gated else xavier_initialised)(Linear(dim, self.outputs * dim))
+
+    def forward(self, embedded: Embedded) -> BlockModulation:
+        with full_precision(embedded.vector):
+            parts = self.linear(F.silu(embedded.vector)).chunk(self.outputs, dim=1)
+        each = 3 if self.gated else 2
+        return BlockModulation(attn=Modulation(*parts[:each]), mlp=Modulation(*parts[-each:]))
+
+
 @CONDITIONINGS.provide("adaln-zero")
-class AdaLNZero(Conditioning):
-    """SiLU → Linear from c to shift, scale and gate of each branch, starting at zero: the block starts as the identity.
+class AdaLNZero(FromVector):
+    """Shift, scale and gate of each branch, starting at zero: the block starts as the identity.
 
     6·D outputs a block (Peebles & Xie 2023, section 3.2).
     """
 
     gated = True
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, heads)
-        self.linear = zero_initialised(Linear(dim, 6 * dim))
-
-    def forward(self, embedded: Embedded) -> BlockModulation:
-        parts = from_vector(self.linear, embedded.vector, 6)
-        return BlockModulation(attn=Modulation(*parts[:3]), mlp=Modulation(*parts[3:]))
+    outputs = 6
 
 
 @CONDITIONINGS.provide("adaln")
-class AdaLN(Conditioning):
-    """SiLU → Linear from c to shift and scale of each branch: 4·D outputs a block, no gate (Peebles & Xie 2023)."""
+class AdaLN(FromVector):
+    """Shift and scale of each branch: 4·D outputs a block, no gate (Peebles & Xie 2023)."""
 
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, heads)
-        self.linear = xavier_initialised(Linear(dim, 4 * dim))
-
-    def forward(self, embedded: Embedded) -> BlockModulation:
-        parts = from_vector(self.linear, embedded.vector, 4)
-        return BlockModulation(attn=Modulation(*parts[:2]), mlp=Modulation(*parts[2:]))
+    outputs = 4
 
 
 @CONDITIONINGS.provide("film")
-class FiLM(Conditioning):
-    """SiLU → Linear from c to one shift and one scale for both branches: 2·D outputs a block (Perez et al. 2018)."""
+class FiLM(FromVector):
+    """One shift and one scale for both branches: 2·D outputs a block (Perez et al. 2018)."""
 
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, heads)
-        self.linear = xavier_initialised(Linear(dim, 2 * dim))
-
-    def forward(self, embedded: Embedded) -> BlockModulation:
-        both = Modulation(*from_vector(self.linear, embedded.vector, 2))
-        return BlockModulation(attn=both, mlp=both)
+    outputs = 2
 
 
 class Plain(Conditioning):

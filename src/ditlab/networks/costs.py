@@ -30,7 +30,6 @@ def as_shapes(network: nn.Module) -> nn.Module:
 
 
 def _copied(network: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of a network with other tensors in place of its own."""
     memo: dict[int, Any] = {id(p): nn.Parameter(tensor(p), p.requires_grad) for p in network.parameters()}
     return copy.deepcopy(network, memo | {id(buffer): tensor(buffer) for buffer in network.buffers()})
 
@@ -55,7 +54,6 @@ def multiply_accumulates_by_module(network: nn.Module, shape: tuple[int, ...]) -
 
 
 def _counted(network: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
-    """The counter after one forward pass of one sample."""
     network = as_shapes(network).requires_grad_(False)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addcmul: _addcmul_operations})
     with counter:

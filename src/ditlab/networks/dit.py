@@ -37,10 +37,7 @@ class DiTBlock(nn.Module):
 
     x ← x + gate ⊙ attn((1 + scale) ⊙ norm(x) + shift), and the same with the MLP.
 
-    Args:
-        modulation: the kind of conditioning, which computes shift, scale and gate of both branches.
-        attn, mlp: the two branches, (B, N, D) → (B, N, D).
-        norm: the norm before each branch.
+    ``modulation``, the kind of conditioning, computes shift, scale and gate of both branches.
     """
 
     def __init__(self, modulation: Conditioning, attn: Attention, mlp: nn.Module, norm: Norm = layer_norm) -> None:
@@ -112,8 +109,7 @@ class PatchTransformer(nn.Module):
     def null_condition(self, cond: Cond) -> dict[str, Tensor]:
         """The null of each condition, in the same shape: the null label, NaN for scalars and text; an interval stays.
 
-        Raises:
-            InputError: a label, in a network with ``null_label=False``.
+        With ``null_label=False`` a label is an ``InputError``.
         """
         return self.conditioner.null(cond)
 

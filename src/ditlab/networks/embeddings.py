@@ -13,22 +13,14 @@ from ditlab.networks.layers import Linear, choose, xavier_initialised
 
 
 def check_sizes(**sizes: float) -> None:
-    """Refuse sizes that are not above zero, by name.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Raise ``ValueError`` unless all sizes are above zero."""
     for name, size in sizes.items():
         if not size > 0:
             raise ValueError(f"{name}={size} must be above 0")
 
 
 def check_input(network: nn.Module, x: Tensor, t: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse samples of another shape than a network's own, and anything but one float time for each sample.
-
-    Raises:
-        ValueError: another shape or type.
-    """
+    """Raise ``ValueError`` unless samples have the network's shape, and t holds one float for each."""
     if x.shape[1:] != shape:
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"this {type(network).__name__} takes samples of shape ({expected}), not {tuple(x.shape)}")
@@ -48,13 +40,7 @@ class PatchEmbed(nn.Module):
     """Cut an image into p × p patches and map each to a token: (B, C, H, W) → (B, N, D), N = (H/p)·(W/p).
 
     token = W · flatten(patch) + b, row by row: a convolution whose kernel equals its stride (Dosovitskiy et al. 2021,
-    section 3.1).
-
-    Args:
-        image_size: H = W, or (H, W), in pixels.
-        patch_size: p in pixels; must divide H and W.
-        channels: C.
-        dim: D.
+    section 3.1). ``image_size`` is H = W, or (H, W), in pixels, and ``patch_size`` p must divide both.
     """
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, channels: int, dim: int) -> None:
@@ -166,7 +152,6 @@ class TimeEmbedding(nn.Module):
     """A time as a vector: SinEmb → Linear → SiLU → Linear, (B,) in [0, 1] → (B, D).
 
     Args:
-        dim: D.
         features: number of sinusoidal features.
         scale, offset: the sinusoids see scale · t + offset.
         frequency_shift: see ``SinEmb``.

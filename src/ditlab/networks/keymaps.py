@@ -19,18 +19,18 @@ FACEBOOK_BLOCK = re.compile(r"blocks\.(\d+)\.")
 DIFFUSERS_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 
 _FACEBOOK = {
-    "patch_embed.projection": "x_embedder.proj",
-    "conditioner.time.mlp.0": "t_embedder.mlp.0",
-    "conditioner.time.mlp.2": "t_embedder.mlp.2",
-    "final.modulation": "final_layer.adaLN_modulation.1",
-    "final.linear": "final_layer.linear",
+    "patch_embed.projection": ("x_embedder.proj",),
+    "conditioner.time.mlp.0": ("t_embedder.mlp.0",),
+    "conditioner.time.mlp.2": ("t_embedder.mlp.2",),
+    "final.modulation": ("final_layer.adaLN_modulation.1",),
+    "final.linear": ("final_layer.linear",),
 }
 _FACEBOOK_IN_BLOCK = {
-    "modulation.linear": "adaLN_modulation.1",
-    "attn.qkv": "attn.qkv",
-    "attn.out": "attn.proj",
-    "mlp.0": "mlp.fc1",
-    "mlp.2": "mlp.fc2",
+    "modulation.linear": ("adaLN_modulation.1",),
+    "attn.qkv": ("attn.qkv",),
+    "attn.out": ("attn.proj",),
+    "mlp.0": ("mlp.fc1",),
+    "mlp.2": ("mlp.fc2",),
 }
 _DIFFUSERS = {
     "patch_embed.projection": ("pos_embed.proj",),
@@ -52,14 +52,11 @@ _DIFFUSERS_EMBEDDER = {
 
 def facebook_names(depth: int) -> dict[str, tuple[str, ...]]:
     """The layout of facebookresearch/DiT and SiT for a network of ``depth`` blocks."""
-    layers: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _FACEBOOK.items()}
+    layers: dict[str, tuple[str, ...]] = dict(_FACEBOOK)
     for i in range(depth):
-        layers |= {f"blocks.{i}.{ours}": (f"blocks.{i}.{theirs}",) for ours, theirs in _FACEBOOK_IN_BLOCK.items()}
-    tables = {
-        "positions": ("pos_embed",),
-        "conditioner.labels.table.weight": ("y_embedder.embedding_table.weight",),
-    }
-    return tables | _with_parameters(layers)
+        layers |= _inside(f"blocks.{i}", f"blocks.{i}", _FACEBOOK_IN_BLOCK)
+    labels = ("y_embedder.embedding_table.weight",)
+    return {"positions": ("pos_embed",), "conditioner.labels.table.weight": labels} | _with_parameters(layers)
 
 
 def diffusers_names(depth: int) -> dict[str, tuple[str, ...]]:
@@ -71,10 +68,13 @@ def diffusers_names(depth: int) -> dict[str, tuple[str, ...]]:
     tables: dict[str, tuple[str, ...]] = {}
     for i in range(depth):
         block, embedder = f"transformer_blocks.{i}", embedder_name(i)
-        for here, parts in ((f"blocks.{i}", _DIFFUSERS_IN_BLOCK), (embedder, _DIFFUSERS_EMBEDDER)):
-            layers |= {f"{here}.{ours}": tuple(f"{block}.{name}" for name in names) for ours, names in parts.items()}
+        layers |= _inside(f"blocks.{i}", block, _DIFFUSERS_IN_BLOCK) | _inside(embedder, block, _DIFFUSERS_EMBEDDER)
         tables[f"{embedder}.labels.table.weight"] = (f"{block}.norm1.emb.class_embedder.embedding_table.weight",)
     return tables | _with_parameters(layers)
+
+
+def _inside(here: str, there: str, names: Names) -> dict[str, tuple[str, ...]]:
+    return {f"{here}.{ours}": tuple(f"{there}.{name}" for name in theirs) for ours, theirs in names.items()}
 
 
 def embedder_name(block: int) -> str:
@@ -123,10 +123,8 @@ def to_theirs(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
 def with_shared_embedders(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor] | None:
     """One set of embedders in place of each block's own, or None if they differ."""
     own = [name for name in tensors if name.startswith("conditioner.")]
-    for i in range(1, depth):
-        for name in own:
-            if not torch.equal(tensors[name], tensors[_of_block(name, i)]):
-                return None
+    if not all(torch.equal(tensors[name], tensors[_of_block(name, i)]) for i in range(1, depth) for name in own):
+        return None
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("block_conditioners.")}
 
 

@@ -20,11 +20,7 @@ EPS = 1e-6  # added to the variance by the norms
 
 
 def choose(name: str, option: str, options: Mapping[str, Option]) -> Option:
-    """What an option stands for.
-
-    Raises:
-        ValueError: an unknown option.
-    """
+    """What an option stands for; ``ValueError`` for an unknown one."""
     if option not in options:
         raise ValueError(f"unknown {name} {option!r}; choose {' or '.join(map(repr, options))}")
     return options[option]
@@ -93,11 +89,7 @@ class ScaledDotProductAttention(nn.Module):
 
 
 def check_heads(dim: int, heads: int) -> None:
-    """Refuse a number of heads that does not divide the width.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raise ``ValueError`` unless the number of heads divides the width."""
     if heads < 1 or dim % heads:
         raise ValueError(f"dim={dim} is not divisible by heads={heads}; choose heads that divide dim")
 
@@ -143,11 +135,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of tokens to other tokens: (B, N, D) reads (B, M, D).
-
-    Args:
-        dim, heads: width D of a token; number of heads h, which must divide D.
-    """
+    """Multi-head attention of tokens to other tokens: (B, N, D) reads (B, M, D), with h heads that divide D."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -197,10 +185,8 @@ class MLP(nn.Sequential):
 class SwiGLU(nn.Module):
     """W₂(SiLU(W x) ⊙ V x) of each token (Shazeer 2020, eq. 6): (B, N, D) → (B, N, D).
 
-    Args:
-        dim: D.
-        hidden: hidden width of the ``MLP`` that this one replaces. Its own is two thirds of that, rounded to a multiple
-            of 8, so that both have about as many parameters.
+    ``hidden`` is that of the ``MLP`` that this one replaces. Its own width is two thirds of that, rounded to a multiple
+    of 8, so that both have about as many parameters.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:

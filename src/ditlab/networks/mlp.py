@@ -27,9 +27,8 @@ class MLPDenoiser(nn.Module):
     """Linear layers and SiLU on the concatenation of x, the sinusoidal features of t, and embedded conditions.
 
     Args:
-        shape: shape of one sample, such as (2,) or (1, 8, 8).
-        hidden: width of the hidden layers.
-        depth: number of hidden layers.
+        shape: of one sample, such as (2,) or (1, 8, 8).
+        hidden, depth: width and number of the hidden layers.
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
         time_features: number of sinusoidal features, and width of the embedded label.
         interval: whether the network takes ``cond["interval"]`` (B,), t − r: MeanFlow's second time. Absent is 0.

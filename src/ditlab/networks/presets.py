@@ -12,6 +12,7 @@ _SIZES = {
     "XL": (28, 1152, 16),
 }
 _PATCH_SIZES = (8, 4, 2)
+_LATENTS = {"image_size": 32, "channels": 4, "mlp_ratio": 4.0, "positions": "sincos"}
 
 PRESETS = tuple(f"DiT-{size}/{patch}" for size in _SIZES for patch in _PATCH_SIZES)
 
@@ -38,25 +39,10 @@ class Published(NamedTuple):
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The sizes and details of a published network, by the names of the configuration; ``num_classes`` is left out.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+    """The sizes and details of a published network, by the names of the configuration; ``num_classes`` is left out."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     size, patch = name.removeprefix("DiT-").split("/")
     depth, dim, heads = _SIZES[size]
-    return {
-        "image_size": 32,
-        "patch_size": int(patch),
-        "channels": 4,
-        "dim": dim,
-        "depth": depth,
-        "heads": heads,
-        "mlp_ratio": 4.0,
-        "positions": "sincos",
-        "learned_variance": True,
-        "gelu": "tanh",
-        "time_features": 256,
-    }
+    sizes = {"patch_size": int(patch), "dim": dim, "depth": depth, "heads": heads}
+    return {**_LATENTS, **sizes, "learned_variance": True, "gelu": "tanh", "time_features": 256}

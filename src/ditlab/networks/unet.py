@@ -65,12 +65,10 @@ class UNet(nn.Module):
 
     Args:
         image_size: H = W, or (H, W), in pixels; each must be divisible by 2^(levels − 1).
-        channels: C of the image.
         width: feature channels at full resolution; level i has width · multipliers[i].
         multipliers: one for each resolution, from fine to coarse.
         heads: attention heads at the coarsest resolution.
         num_classes: number of labels, or None for a network without labels. The null label is ``num_classes``.
-        time_features: number of sinusoidal features of the time.
         scalars: names of further conditions, one float for each sample, of the order of 1; NaN or absent is unknown.
 
     Shapes: ``net(x (B, C, H, W), t (B,) in [0, 1], cond) -> (B, C, H, W)``. At initialisation the output is zero. The
@@ -92,8 +90,7 @@ class UNet(nn.Module):
         check_scalar_names(scalars)
         self.image_size = as_pair(image_size)
         check_sizes(channels=channels, width=width, multipliers=min(multipliers, default=0))
-        self.channels = channels
-        self.num_classes = num_classes
+        self.channels, self.num_classes = channels, num_classes
         shrink = 2 ** (len(multipliers) - 1)
         if any(side % shrink for side in self.image_size):
             raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ditlab.core.errors import InputError
 from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, by_folder, json_object, numbered
-from ditlab.data.images.source import MAX_BYTES, SUFFIXES, Rejected, Unusable, why_unreadable
+from ditlab.data.images.source import MAX_BYTES, SUFFIXES, Rejected, Unusable, too_large, why_unreadable
 
 KEY = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)  # a sample's name and a file's suffixes
 MAX_WORD = 2**16  # bytes of a label or a caption
@@ -69,7 +69,7 @@ class Archive:
     def _bytes(self, piece: Piece) -> bytes:
         number, place, size = piece
         if size > MAX_BYTES:
-            raise Unusable(f"too large: {size:,} bytes, and {MAX_BYTES:,} are the limit")
+            raise too_large(size)
         try:
             with Path(self._files[number]).open("rb") as stream:
                 stream.seek(place)
@@ -92,8 +92,9 @@ class Archive:
                 with tarfile.open(file, "r:") as stream:
                     for member in iter(stream.next, None):
                         stream.members = []  # type: ignore[attr-defined] # which would hold all of them
-                        named = KEY.fullmatch(member.name.removeprefix("./"))
-                        if not member.isreg() or member.issparse() or named is None or _is_hidden(member.name):
+                        name = member.name.removeprefix("./")
+                        named, hidden = KEY.fullmatch(name), any(part.startswith(".") for part in name.split("/"))
+                        if not member.isreg() or member.issparse() or named is None or hidden:
                             self.other.update([] if member.isdir() else ["" if member.isreg() else "no file"])
                             continue
                         piece = (number, member.offset_data, member.size)
@@ -114,7 +115,7 @@ class Archive:
                 raise InputError(f"{self.location} has no files *.{column}, but {_listed(counts)}")
         elif plain:
             wanted = plain
-        elif len(dotted) > 1 and (len(dotted) >= len(samples) or _are_numbers(dotted)):
+        elif len(dotted) > 1 and (len(dotted) >= len(samples) or all(s.partition(".")[0].isdecimal() for s in dotted)):
             raise InputError(
                 f"{self.location}: names like img.{dotted[0]} make one sample of many images, for a sample's name ends "
                 f"at its first dot; name them img-{dotted[0]}, or unpack them into a folder"
@@ -151,14 +152,6 @@ class Archive:
 
 def _first(names: Sequence[str], pieces: dict[str, Piece]) -> Piece | None:
     return next((pieces[name] for name in names if name in pieces), None)
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.removeprefix("./").split("/"))
-
-
-def _are_numbers(suffixes: Sequence[str]) -> bool:
-    return all(suffix.partition(".")[0].isdecimal() for suffix in suffixes)
 
 
 def _listed(counts: Counter[str]) -> str:

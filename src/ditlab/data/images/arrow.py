@@ -16,7 +16,7 @@ from typing import Any
 from ditlab.core.disk import cache_folder, cache_for, forbidden
 from ditlab.core.errors import InputError
 from ditlab.data.images.labels import CAPTIONS, LABELS, Labels, numbered
-from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, pinned, read_file
+from ditlab.data.images.source import MAX_BYTES, Rejected, Unusable, pinned, read_file, too_large
 
 IMAGES = ("image", "img", "png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 NAMES = ("__key__", "file_name")
@@ -63,10 +63,8 @@ class Table:
         return found
 
     def read(self, index: int) -> bytes:
-        image = self._images[index][self._column]
-        if image is None:
-            raise Unusable("empty row")
-        body, path = image["bytes"], image["path"]
+        image = self._images[index][self._column] or {}
+        body, path = image.get("bytes"), image.get("path")
         if body is None and path and self._kind == "hub" and _is_fetched(path):  # unpacked from the Hub's archives
             return read_file(path)
         if body is None and path:  # a table may name any file of this machine
@@ -74,7 +72,7 @@ class Table:
         if body is None:
             raise Unusable("empty row")
         if len(body) > MAX_BYTES:
-            raise Unusable(f"too large: {len(body):,} bytes, and {MAX_BYTES:,} are the limit")
+            raise too_large(len(body))
         return bytes(body)
 
     def _choose_column(self, rows: Any, asked: str | None) -> str:
@@ -106,21 +104,16 @@ class Table:
         values = rows.data.column(name).to_pylist()
         values = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values]
         feature = rows.features[name]
+        named = isinstance(feature, datasets.ClassLabel)
         if not all(value is None or isinstance(value, (int, str)) for value in values):
             kinds = sorted({type(value).__name__ for value in values if value is not None})
-            self.notes.append(
-                f"{name} holds {', '.join(kinds)}, neither whole numbers nor words: trained without labels"
-            )
-            return None, None
-        if None in values:
-            self.notes.append(f"not every row has a {name}: trained without labels")
-            return None, None
-        if isinstance(feature, datasets.ClassLabel):
-            if min(values, default=0) < 0:
-                self.notes.append(f"not every row has a {name}: trained without labels")
-                return None, None
-            return tuple(feature.names), values
-        return numbered(values)
+            why = f"{name} holds {', '.join(kinds)}, neither whole numbers nor words"
+        elif None in values or (named and min(values) < 0):
+            why = f"not every row has a {name}"
+        else:
+            return (tuple(feature.names), values) if named else numbered(values)
+        self.notes.append(f"{why}: trained without labels")
+        return None, None
 
 
 def _is_fetched(path: str) -> bool:
@@ -187,7 +180,6 @@ def _is_empty(file: str) -> bool:
 
 
 def _as_bytes(rows: Any, column: str, location: str) -> Any:
-    """The rows with the files of their images, not decoded."""
     import datasets
 
     try:

@@ -27,15 +27,9 @@ class Bounded(io.BytesIO):
 
 
 def refuse_scans(body: bytes, pixels: int, most_work: int = MAX_WORK) -> None:
-    """Refuse a JPEG whose scans would take minutes to decode, each of them being a pass over all pixels.
+    """Raise ``Unusable`` for a JPEG whose scans, each a pass over all ``pixels``, would take minutes to decode.
 
-    Args:
-        body: the whole file, of whichever format.
-        pixels: of the image.
-        most_work: scans times pixels.
-
-    Raises:
-        Unusable: there are too many.
+    ``body`` is the whole file, of whichever format; ``most_work`` the limit of scans times pixels.
     """
     quickly = body.count(b"\xff\xda")  # which counts those of thumbnails too
     if not body.startswith(b"\xff\xd8") or quickly <= min(MAX_SCANS, most_work // max(1, pixels)):

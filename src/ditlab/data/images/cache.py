@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 from ditlab.core import disk, locks
 from ditlab.core.errors import Caution
 from ditlab.data.images import checksums
-from ditlab.data.images.decode import CONVERTED
+from ditlab.data.images.decode import CONVERTED, Picture
 from ditlab.data.images.decode_all import decode_all
 from ditlab.data.images.source import Progress, Rejected, Source
 from ditlab.data.images.wide import Window
@@ -35,6 +36,7 @@ SPARED = 2**30  # bytes of the disk that are left free
 HEADER = 128  # bytes of an .npy file's header
 
 Cache = Literal["auto", "on", "off"]
+Pictures = Iterable[Picture | Rejected]
 
 
 class Strings(Sequence[str]):
@@ -69,23 +71,15 @@ class Store:
     """Prepared images of one size, read from a folder of the cache.
 
     Attributes:
-        folder: that it is read from.
-        count: of usable images.
-        shape: (C, H, W) of each.
+        count, shape: how many usable images, (C, H, W) each; ``names`` and ``labels`` (count,) are theirs alone.
         pixels: (count, C, H, W) uint8, memory-mapped; None where they are decoded as needed.
         kept: the number of each usable image in the source.
-        labels: (count,) int64, or None.
-        names: of the usable images.
-        captions: of the usable images, "" where there is none; None where no image has one.
-        rejected: the files that cannot be used.
+        captions: "" where there is none; None where no image has one.
         fingerprint: of names, sizes and labels of the usable images, whatever the time they were written.
         content: sha256 of the pixels of all usable images, as they were decoded.
-        location: of the source.
         sha256: of each block of each file.
 
-    Raises:
-        OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError: it is damaged, or its
-            labels are not those of ``source``.
+    If it is damaged, or not of ``source``, it raises one of the errors that ``whole`` catches.
     """
 
     def __init__(self, folder: Path, source: Source | None = None) -> None:
@@ -122,11 +116,7 @@ class Store:
 
 
 def _array(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
-    """An array of a file, memory-mapped where it holds anything.
-
-    Raises:
-        ValueError: it has another type or shape, or is cut short.
-    """
+    """An array of a file, memory-mapped where it holds anything."""
     array: np.ndarray = np.load(file, mmap_mode="r" if 0 not in shape else None)
     if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"{file.name} holds {array.shape} of {array.dtype}, not {shape} of {np.dtype(dtype)}")
@@ -144,11 +134,9 @@ def prepare(
     """Images of a source, brought to one size: from the cache, or decoded into it.
 
     Args:
-        source: where they come from.
         size: height and width.
         channels, window: see ``decode``.
         cache: whether to keep their pixels; "auto" does so up to 16 GiB, where the disk has room for them.
-        progress: told how many of how many are done.
 
     Raises:
         InputError: the cache is no folder, or may not be written to.
@@ -163,7 +151,8 @@ def prepare(
                 warnings.warn(f"what was prepared in {folder} is damaged: it is prepared anew", Caution, 2)
             for dead in (folder, *disk.unfinished(root, re.escape(folder.name))):
                 disk.discard(dead)
-            disk.write_folder(folder, lambda made: _fill(made, source, size, channels, keep, progress, window))
+            pictures, shape = decode_all(source, size, channels, progress, window=window), (channels, *size)
+            disk.write_folder(folder, lambda made: _fill(made, source, pictures, shape, keep, window))
             ready = Store(folder)
     return ready
 
@@ -193,11 +182,7 @@ def examine(
 ) -> Examined:
     """Read a prepared folder in whole and compare it with its checksums. Nothing is changed.
 
-    Args:
-        folder: in the cache.
-        source: whose images it holds.
-        progress: told how many of how many blocks were read.
-        most: bytes that are read; of more it is not known whether they are damaged.
+    ``source`` is whose images it holds. Of more than ``most`` bytes it is not known whether they are damaged.
     """
     files = {file.name: file.stat().st_size for file in folder.iterdir()}
     size, store = sum(files.values()), whole(folder, source)
@@ -219,12 +204,9 @@ def caches_of(location: str) -> list[Path]:
     return [folder for folder in sorted(root.glob("[!.]*/")) if _location(folder) == location]
 
 
-def _location(folder: Path) -> str | None:
-    try:
-        found = json.loads((folder / INDEX).read_text())["location"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, str) else None
+def _location(folder: Path) -> Any:
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        return json.loads((folder / INDEX).read_text())["location"]
 
 
 def _folder(
@@ -262,20 +244,12 @@ def whole(folder: Path, source: Source | None = None) -> Store | None:
 
 
 def _fill(
-    folder: Path,
-    source: Source,
-    size: tuple[int, int],
-    channels: int,
-    keep: bool,
-    progress: Progress | None,
-    window: Window | None,
+    folder: Path, source: Source, pictures: Pictures, shape: tuple[int, int, int], keep: bool, window: Window | None
 ) -> None:
-    """Write the files of a store."""
-    shape = (channels, *size)
     kept, rejected, converted, content = [], list(source.rejected), set(), hashlib.sha256()
     with (folder / "pixels.npy").open("wb") as stream:
         stream.write(bytes(HEADER))
-        for i, picture in enumerate(decode_all(source, size, channels, progress, window=window)):
+        for i, picture in enumerate(pictures):
             if isinstance(picture, Rejected):
                 rejected.append(picture)
                 continue

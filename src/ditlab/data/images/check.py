@@ -24,9 +24,7 @@ class Report:
     """What was found.
 
     Attributes:
-        location: of the images.
-        usable: how many can be trained on.
-        rejected: those that cannot.
+        usable, rejected: how many can be trained on; those that cannot.
         classes: usable images of each class; empty without labels.
         sizes, formats, modes: how often each occurs among the usable; sizes as "height×width" of upright images.
         captions: how many images have one.
@@ -71,14 +69,9 @@ def check(
     """Decode every image of a source at a size, 64×64 unless one is asked for, and report.
 
     Args:
-        source: where they come from.
         size: height and width.
-        progress: told how many of how many are done.
         channels, window: see ``decode``.
-        scalars: columns of numbers.
-
-    Raises:
-        InputError: one of these columns does not exist, or does not hold numbers.
+        scalars: columns of numbers; ``InputError`` if one does not exist, or holds something else.
     """
     report = Report(source.location, rejected=list(source.rejected), other=source.other, notes=list(source.notes))
     names = source.classes or ("",)
@@ -102,7 +95,8 @@ def check(
         report.formats[picture.header.format] += 1
         report.modes[picture.header.mode] += 1
         if i in wanted:
-            report.shown[label].append(_colored(picture.pixels))
+            pixels = picture.pixels
+            report.shown[label].append(pixels[:3] if len(pixels) >= 3 else pixels[[0, 0, 0]])  # bands as colours
     report.notes += found.notes(window is not None)
     report.rejected.sort(key=lambda entry: readable(entry.path))
     return report
@@ -112,11 +106,6 @@ def _described(values: list[float]) -> dict[str, float]:
     known = [value for value in values if not math.isnan(value)]
     summary = {"min": min(known), "mean": mean_and_std(known)[0], "max": max(known)}
     return {"known": len(known), "missing": len(values) - len(known), **summary}
-
-
-def _colored(pixels: np.ndarray) -> np.ndarray:
-    """The first three bands of a picture, or the first of two or one, as colours."""
-    return pixels[:3] if len(pixels) >= 3 else pixels[[0, 0, 0]]
 
 
 def _spread(labels: list[int]) -> set[int]:

@@ -20,13 +20,7 @@ def of_file(file: Path) -> Iterator[str]:
 
 
 def damaged(folder: Path, expected: Mapping[str, Sequence[str]], progress: Progress | None = None) -> list[str]:
-    """Compare files with their checksums: the files that differ, a line each.
-
-    Args:
-        folder: that they are in.
-        expected: for each file the sha256 of its blocks.
-        progress: told how many of how many blocks were read.
-    """
+    """The files of a folder that differ from the sha256 ``expected`` of their blocks, a line each."""
     lines, done, total = [], 0, sum(map(len, expected.values()))
     for name, blocks in expected.items():
         wrong = []

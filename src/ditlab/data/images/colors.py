@@ -16,8 +16,7 @@ SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}  # of an image, and as a p
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
     """An image of mode L, RGB or CMYK in sRGB; None where its profile is sRGB, or of another kind of colours.
 
-    Raises:
-        ValueError: the profile is broken.
+    A broken profile is a ``ValueError``.
     """
     if len(profile) > MAX_PROFILE:
         raise ValueError(f"a colour profile of {len(profile):,} bytes")

@@ -34,17 +34,10 @@ class Images:
     """Images of one size, with labels where there are classes. Nothing is opened before it is needed.
 
     Args:
-        path: a folder of images, parquet or tar files, or a name on the Hub.
         image_size: height and width in pixels.
-        channels: 1 for grey, 3 for colour; another number is of the bands that the files have.
-        classes: names of the labels, in order; None is without labels.
         flip: whether to mirror half of the images, each epoch other ones.
-        bad_share: the share of files that cannot be used, above which ``prepare`` refuses.
-        cache: whether to keep the decoded images on disk: "on", "off", or "auto", up to 16 GiB.
-        window: which values of more than 8 bits become black and white; "auto" is what 256 of the images use; None is
-            0 and 65,535.
-        column: of the images in a table, or their suffix in a tar; None is found out.
-        repeats: how many times an epoch has the images of a class, by its name; once where it is not named.
+        window: "auto" is what 256 of the images use; None is 0 and 65,535.
+        column: ``image_column`` of ``ImagesData``, whose fields the others are.
         scalars: columns of numbers that are known of the images, with the mean and standard deviation of each.
 
     Raises:
@@ -86,9 +79,7 @@ class Images:
     def prepare(self, quarantine: Path | None = None, progress: Progress | None = None) -> str:
         """Decode every image once, or find them decoded; return their fingerprint.
 
-        Args:
-            quarantine: file to list in what cannot be used, one ``{"path": ..., "reason": ...}`` a line.
-            progress: told how many of how many files are done.
+        ``quarantine`` is a file to list in what cannot be used, one ``{"path": ..., "reason": ...}`` a line.
 
         Raises:
             InputError: the images are gone, are other ones, or too many of them cannot be used.
@@ -110,11 +101,7 @@ class Images:
 
     @property
     def prepared(self) -> bool:
-        """Whether ``prepare`` has nothing left to do. Nothing is fetched or written to find out, so not so on the Hub.
-
-        Raises:
-            InputError: the images are gone.
-        """
+        """Whether ``prepare`` has nothing left to do; False on the Hub, for nothing is fetched to find out."""
         if self._store is not None:
             return True
         folder = self._place()
@@ -122,25 +109,13 @@ class Images:
 
     @property
     def window(self) -> Window | None:
-        """Which values become black and white; "auto" is found out when it is first needed.
-
-        Raises:
-            InputError: the images are gone, or cannot be used.
-        """
+        """Which values become black and white; "auto" is found out when it is first needed."""
         if self._window == "auto":
             self._window = seen_window(self._opened())
         return self._window
 
     def examine(self, progress: Progress | None = None, most: float = math.inf) -> Examined | None:
-        """Compare what is prepared with its checksums; None if nothing is, or the images are on the Hub.
-
-        Args:
-            progress: told how many of how many blocks were read.
-            most: bytes that are read; of more it is not known whether they are damaged.
-
-        Raises:
-            InputError: the images are gone.
-        """
+        """``cache.examine`` what is prepared; None if nothing is, or the images are on the Hub."""
         folder = self._place()
         return None if folder is None else examine(folder, self._opened(), progress, most)
 

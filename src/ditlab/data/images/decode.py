@@ -123,7 +123,6 @@ def decode(
 def _picture(
     image: Image.Image, body: bytes, size: tuple[int, int], channels: int | None, window: Window | Literal["own"] | None
 ) -> Picture:
-    """The picture of an opened image."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise Unusable(f"too many pixels: {image.width}×{image.height}, and {MAX_PIXELS:,} are the limit")
@@ -158,7 +157,6 @@ def _picture(
 
 
 def _array(body: bytes, size: tuple[int, int], channels: int | None, window: Window | Literal["own"] | None) -> Picture:
-    """The picture of an .npy file."""
     values = read_array(body, MAX_PIXELS)
     height, width, bands = values.shape
     wide = span(values) if values.dtype.itemsize > 1 else None
@@ -192,7 +190,6 @@ def _channels_first(images: list[Image.Image]) -> np.ndarray:
 
 @contextmanager
 def _faults_as_reasons() -> Iterator[None]:
-    """Whatever is raised within becomes a reason."""
     try:
         yield
     except Unusable:
@@ -204,11 +201,7 @@ def _faults_as_reasons() -> Iterator[None]:
     except MemoryError:
         raise Unusable("damaged: it asks for more memory than there is") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise Unusable(f"damaged: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise Unusable(f"damaged: {(' '.join(str(error).split()) or type(error).__name__)[:200]}") from None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -220,12 +213,9 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def flatten(image: Image.Image, profile: bytes | None, ground: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
-    """The image in sRGB, opaque, and in a mode that converts to grey and to colour; and what was done to it.
+    """An 8-bit image in sRGB, opaque, and in a mode that converts to grey and to colour; and what was done to it.
 
-    Args:
-        image: of 8 bits.
-        profile: of its colours, where it has one.
-        ground: what shows where the image is transparent.
+    ``profile`` is that of its colours, where it has one; ``ground`` shows where the image is transparent.
     """
     layered = image.convert("RGBA") if image.has_transparency_data else None
     between = sum(image.histogram()[769:1023]) if image.mode == "RGBA" else 0  # neither clear nor opaque

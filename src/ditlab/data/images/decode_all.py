@@ -33,10 +33,7 @@ def decode_all(
     Threads decode some chunks ahead, for Pillow lets them run at the same time: the memory is that of those chunks.
 
     Args:
-        source: where the images come from.
-        size: height and width to bring them to.
-        channels, window: see ``decode``.
-        progress: told how many of how many are done.
+        size, channels, window: see ``decode``.
         numbers: which images; None is all.
     """
 
@@ -69,17 +66,11 @@ def decode_all(
 def refuse_bad(
     rejected: Sequence[Rejected], usable: int, allowed: float, quarantine: Path | None, how_to_raise: str
 ) -> None:
-    """Refuse images of which more than the allowed share cannot be used.
+    """Raise ``InputError``, naming the first ones, if none or less than 1 − ``allowed`` of the images can be used.
 
     Args:
-        rejected: those that cannot be used.
-        usable: how many can.
-        allowed: share, from 0 to 1.
         quarantine: the file that lists all of them, if there is one.
         how_to_raise: the option that allows more, such as "with --bad-share".
-
-    Raises:
-        InputError: there are too many, or none can be used; the first ones are named.
     """
     bad, every = len(rejected), len(rejected) + usable
     if usable and bad <= allowed * every:

@@ -53,7 +53,11 @@ class Folder:
         self._metadata: list[str] = []  # files of it
         self._arrays: list[tuple[str, int, int]] = []
         self._like_images: list[str] = []  # folders
-        found = sorted(self._walk() or self._take_arrays(), key=lambda entry: os.fsencode(entry[0]))
+        found = self._walk()
+        if not found and not self.rejected:  # arrays are images where there are no others
+            found = self._arrays
+            del self.other[ARRAYS]
+        found.sort(key=lambda entry: os.fsencode(entry[0]))
         self.rejected.sort(key=lambda entry: os.fsencode(entry.path))
         self.tables.sort(key=os.fsencode)
         self.names = [name for name, _, _ in found]
@@ -134,13 +138,6 @@ class Folder:
         else:
             self.rejected.append(Rejected(name, f"no file: {kind_of(info.st_mode)}"))
         return None
-
-    def _take_arrays(self) -> list[tuple[str, int, int]]:
-        """The arrays, as images."""
-        if self.rejected:
-            return []
-        del self.other[ARRAYS]
-        return self._arrays
 
     def _label(self, given: dict[int, int | str]) -> Labels:
         """The classes' names, and the label of each image: given if each has one, else by folder."""

@@ -56,8 +56,7 @@ def _labelled(classes: Sequence[str], names: Sequence[str]) -> Labels:
 def read_metadata(name: str, body: bytes) -> Iterator[dict[str, Any]]:
     """What each line of a metadata.jsonl or metadata.csv says, by column; nothing for a line without a file_name.
 
-    Raises:
-        Unusable: the rest of a .csv cannot be read.
+    ``Unusable`` if the rest of a .csv cannot be read.
     """
     if name.endswith(".csv"):
         rows = csv.DictReader(io.StringIO(body.decode("utf-8-sig", "replace"), newline=""))

@@ -17,11 +17,7 @@ SPLITS = TRAIN | {"test", "testing", "eval", "evaluation", "val", "valid", "vali
 
 
 def located(path: str) -> str:
-    """The path in full, or a name on the Hub as it is.
-
-    Raises:
-        InputError: there is nothing of that name, and it is no name for the Hub.
-    """
+    """The path in full, or a name on the Hub as it is; ``InputError`` for anything else."""
     expanded = os.path.expanduser(path)  # noqa: PTH111 - Path drops a trailing "/." and knows no Hub
     if os.path.lexists(expanded):
         return os.path.abspath(expanded)  # noqa: PTH100 - Path.resolve would follow links
@@ -33,12 +29,8 @@ def located(path: str) -> str:
 def open_source(path: str, column: str | None = None) -> Source:
     """The images that a path names: a folder of images, parquet or tar files, or a data set on the Hub.
 
-    Args:
-        path: a folder, a file, or a name on the Hub.
-        column: of the images in a table, or their suffix in a tar; None is found out.
-
-    Raises:
-        InputError: there are none, or what reads them is not installed.
+    ``column`` is that of the images in a table, or their suffix in a tar; None is found out. An ``InputError`` says
+    that there are none, or that what reads them is not installed.
     """
     location = located(path)
     if not Path(location).is_absolute():

@@ -63,26 +63,22 @@ class Source(Protocol):
     def column(self, name: str) -> list[Any]:
         """What a column of the images' table or metadata holds for each image, None where it is empty.
 
-        Raises:
-            InputError: there is no such column; the message lists those that exist.
+        Without such a column, an ``InputError`` lists those that exist.
         """
         ...
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image file.
-
-        Raises:
-            Unusable: they cannot be read.
-        """
+        """The bytes of an image file; ``Unusable`` if they cannot be read."""
         ...
 
 
-def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file, without ever waiting for one that is something else.
+def too_large(size: int) -> Unusable:
+    """Why a file of so many bytes is not read."""
+    return Unusable(f"too large: {size:,} bytes, and {MAX_BYTES:,} are the limit")
 
-    Raises:
-        Unusable: it cannot be opened, is no regular file, or has more than 2²⁸ bytes.
-    """
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a regular file; ``Unusable`` for anything else, which is never waited for, or over 2²⁸ bytes."""
     try:
         descriptor = os.open(path, sum((getattr(os, flag, 0) for flag in FLAGS), os.O_RDONLY))
         with os.fdopen(descriptor, "rb") as stream:
@@ -90,7 +86,7 @@ def read_file(path: str | Path) -> bytes:
             if not stat.S_ISREG(info.st_mode):
                 raise Unusable(f"no file: {kind_of(info.st_mode)}")
             if info.st_size > MAX_BYTES:
-                raise Unusable(f"too large: {info.st_size:,} bytes, and {MAX_BYTES:,} are the limit")
+                raise too_large(info.st_size)
             return stream.read(MAX_BYTES)
     except OSError as error:
         raise Unusable(why_unreadable(error)) from None
@@ -104,20 +100,11 @@ def kind_of(mode: int) -> str:
 
 
 def why_unreadable(error: OSError) -> str:
-    """Why an entry of a folder could not be opened.
-
-    Raises:
-        OSError: the process or the machine has run out of something, and the file is not to blame.
-    """
+    """Why an entry of a folder could not be opened; raises the error if the machine ran out of something instead."""
     if error.errno in SHORTAGES:
         raise error
-    if error.errno == errno.ELOOP:
-        return "no file: a link that leads to itself"
-    if error.errno == errno.EISDIR:
-        return "no file: a folder"
-    if error.errno == errno.ENXIO:
-        return "no file: a socket"
-    return f"cannot be read: {error.strerror}"
+    kinds = {errno.ELOOP: "a link that leads to itself", errno.EISDIR: "a folder", errno.ENXIO: "a socket"}
+    return f"no file: {kinds[error.errno]}" if error.errno in kinds else f"cannot be read: {error.strerror}"
 
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[0-9a-f]{40})?")  # no ./name or ../name; perhaps of one commit

@@ -26,14 +26,10 @@ class Survey:
     """What a recipe needs to know of images.
 
     Attributes:
-        path: in full, or a name on the Hub.
-        count: of files or rows that look like images.
+        count: of files or rows that look like images; ``other`` files look like none.
         size: height and width, where all that were looked at have the same.
         channels: 1 if all that were looked at are grey, else 3.
-        classes: the names of the labels.
-        captions: how many images have one.
-        rejected: how many cannot be read as files.
-        other: how many files look like no images.
+        captions, rejected: how many images have one; how many cannot be read as files.
         notes: for the person who trains.
         window: from the least to the largest value of those looked at, where some have more than 8 bits.
         scalars: mean and standard deviation of each column of numbers that was asked for.
@@ -68,7 +64,6 @@ class Findings:
     span: Window | None = None
 
     def add(self, picture: Picture) -> None:
-        """Count one more image."""
         self.seen += 1
         self.remarks.update(picture.header.remarks)
         if (found := picture.header.span) is not None:
@@ -93,11 +88,7 @@ class Findings:
 
 
 def seen_window(source: Source) -> Window | None:
-    """The least and the largest value of up to 256 images; None if all of them have 8 bits.
-
-    Raises:
-        InputError: none of those looked at can be used.
-    """
+    """The least and the largest value of up to 256 images; None if all of them have 8 bits."""
     return _look(source)[2].window
 
 
@@ -105,7 +96,6 @@ def survey(path: str, column: str | None = None, windowed: bool = False, scalars
     """Look at up to 256 images, spread evenly.
 
     Args:
-        path, column: see ``open_source``.
         windowed: whether a window is given, so that no note asks for one.
         scalars: columns of numbers that the images are trained with.
 

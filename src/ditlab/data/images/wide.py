@@ -25,11 +25,7 @@ SWAPPED[";16N"] = ";16B" if sys.byteorder == "little" else ";16L"
 
 
 def span(values: np.ndarray) -> Window:
-    """The least and the largest of some values.
-
-    Raises:
-        Unusable: they are not finite.
-    """
+    """The least and the largest of some values; ``Unusable`` if they are not finite."""
     least, largest = float(values.min()), float(values.max())
     if not np.isfinite([least, largest]).all():
         raise Unusable("values that are not finite")
@@ -82,10 +78,7 @@ def sixteen(body: bytes, order: str, fourth: bool) -> np.ndarray:
     It is read twice, the second time as if the bytes were the other way round; where Pillow knows no such way, the high
     byte stands for the low one, which is off by 255 at most.
 
-    Args:
-        body: the whole file.
-        order: of its bytes, as ``stored`` tells.
-        fourth: whether to keep a fourth band of no known meaning.
+    ``order`` is that of its bytes, as ``stored`` tells; ``fourth`` keeps a fourth band of no known meaning.
     """
     with Image.open(Bounded(body), formats=("PNG", "TIFF")) as image:
         if fourth:
@@ -116,8 +109,7 @@ def _with_raw_mode(tile: Any, mode: str) -> Any:
 def read_array(body: bytes, most_pixels: int) -> np.ndarray:
     """The array (H, W, C) in an .npy file; an array (C, H, W), whose first axis is shorter than its last, is turned.
 
-    Raises:
-        Unusable: damaged, too large, or of another shape or type.
+    ``Unusable`` if it is damaged, too large, or of another shape or type.
     """
     stream = io.BytesIO(body)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,8 @@ class StoreReport:
     """What was found in a store.
 
     Attributes:
-        index: what it says of itself.
         damaged: what is wrong with its shards, a line each.
-        bad: images that could not be encoded.
+        bad: how many images could not be encoded.
         classes: latents of each class; empty without labels.
         mean, std: of each channel of the scaled draws, (z − shift)·scale, over images, height and width.
         posterior_std: root mean square of the posteriors' standard deviations, scaled.
@@ -38,11 +38,7 @@ class StoreReport:
 
 
 def check_store(path: str | Path, progress: Progress | None = None) -> StoreReport:
-    """Read a whole store.
-
-    Raises:
-        InputError: there is none, it is not finished, or its index is damaged.
-    """
+    """Read a whole store; see ``read_index`` for what it raises."""
     folder = Path(path)
     index = read_index(folder)
     report = StoreReport(index, bad=len(read_rejected(str(folder))))
@@ -58,8 +54,8 @@ def check_store(path: str | Path, progress: Progress | None = None) -> StoreRepo
                 shard = OpenShard(folder / known.file, index, known.rows)
                 sums += _sums(shard, index)
                 seen += known.rows
-                for label, count in zip(*_counts(shard.labels), strict=True):
-                    report.classes[(index.classes or ())[label]] += int(count)
+                for label, count in Counter(() if shard.labels is None else shard.labels.tolist()).items():
+                    report.classes[(index.classes or ())[label]] += count
         except InputError as error:
             report.damaged.append(str(error))
         if progress is not None:
@@ -82,7 +78,3 @@ def _sums(shard: OpenShard, index: Index) -> np.ndarray:
         a, b = m.astype(np.float64), s.astype(np.float64)
         total += np.stack([a.sum(1), (a * a).sum(1), (b * b).sum(1)])
     return total
-
-
-def _counts(labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    return np.unique(np.empty(0, np.int64) if labels is None else labels, return_counts=True)

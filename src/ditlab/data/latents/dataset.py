@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ditlab.core.rng import sample_streams, seed_from
 from ditlab.data.conditions import labelled
 from ditlab.data.dataset import Batch
 from ditlab.data.images.cache import write_rejected
+from ditlab.data.images.labels import json_object
 from ditlab.data.images.source import Progress, Rejected
 from ditlab.data.latents.index import Index, read_index
 from ditlab.data.latents.shards import OpenShard
@@ -32,13 +32,8 @@ class Latents:
     needed, so that a run can be sampled without its store.
 
     Args:
-        path: of the store.
-        shape: of a latent: channels, height, width.
-        classes: names of the labels, in order; None is without labels.
         flip: whether half of the latents are those of mirrored images, each epoch other ones.
-        scale, shift: of the latents.
-        vae: which autoencoder made them, in words.
-        digest: sha256 of that autoencoder.
+        vae, digest: which autoencoder made them, in words and as a sha256; the others as in ``LatentsData``.
     """
 
     def __init__(
@@ -65,9 +60,7 @@ class Latents:
 
         The sizes of all shards are compared with the index; ``ditlab data check`` compares their sha256, too.
 
-        Args:
-            quarantine: file to list in the images that could not be encoded.
-            progress: told how many of how many shards were looked at.
+        ``quarantine`` is a file to list in the images that could not be encoded.
 
         Raises:
             InputError: the store is gone, damaged, or of another autoencoder, scale, shift, shape or classes.
@@ -83,11 +76,7 @@ class Latents:
 
     @property
     def index(self) -> Index:
-        """What the store says of itself.
-
-        Raises:
-            InputError: it is not what this data set was made for.
-        """
+        """What the store says of itself; ``InputError`` if it is not what this data set was made for."""
         if self._index is None:
             if not Path(self.path).exists():
                 raise InputError(
@@ -152,13 +141,7 @@ class Latents:
     def draw(
         self, seed: int, epochs: np.ndarray, chosen: np.ndarray, mirrored: np.ndarray
     ) -> tuple[Float[Tensor, "B C H W"], np.ndarray | None]:
-        """One draw from each posterior, scaled, and the labels.
-
-        Args:
-            seed, epochs: of the draws; the epochs (B,).
-            chosen: (B,), numbers of latents.
-            mirrored: (B,), which are of the mirrored image.
-        """
+        """One draw (seed, epoch) from the posterior of each chosen latent or its mirror image, scaled; the labels."""
         mean, std, labels = self._rows(chosen, mirrored)
         for epoch in np.unique(epochs):
             own = np.flatnonzero(epochs == epoch)
@@ -215,11 +198,7 @@ class Latents:
 
 
 def check_size(folder: Path, file: str, size: int) -> None:
-    """See that a shard is there and has its size.
-
-    Raises:
-        InputError: it has not; it is named.
-    """
+    """Raise ``InputError`` unless a shard is there and has its size."""
     path = folder / file
     found = path.stat().st_size if path.is_file() else None
     if found != size:
@@ -237,14 +216,9 @@ def read_rejected(path: str) -> list[Rejected]:
     """
     file = Path(path) / "quarantine.jsonl"
     lines = file.read_bytes().splitlines() if file.is_file() else []
-    return [_read_rejected(line) or Rejected(str(file), f"line {i} is damaged") for i, line in enumerate(lines, 1)]
-
-
-def _read_rejected(line: bytes) -> Rejected | None:
-    """What a line tells; None if it is damaged."""
-    try:
-        entry = json.loads(line)
-        path, reason = entry["path"], entry["reason"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return Rejected(path, reason) if isinstance(path, str) and isinstance(reason, str) else None
+    return [
+        Rejected(name, reason)
+        if isinstance(name := entry.get("path"), str) and isinstance(reason := entry.get("reason"), str)
+        else Rejected(str(file), f"line {i} is damaged")
+        for i, entry in enumerate(map(json_object, lines), 1)
+    ]

@@ -48,10 +48,7 @@ class Encoding:
     """A store that is being made by this process and perhaps by others.
 
     Args:
-        folder: of the store.
-        source: the images.
-        autoencoder: encodes them, where it is.
-        plan: what both make of one another; what was begun must have been begun with it.
+        plan: what source and autoencoder make of one another; what was begun must have been begun with it.
         progress: told how many of how many images are done, by all processes.
         notice: told in a line what a person may want to know.
     """
@@ -73,8 +70,7 @@ class Encoding:
     def run(self, bad_share: float = 0.01) -> Index:
         """Encode what is not encoded yet, wait for what others encode, and see that there is an index.
 
-        Raises:
-            InputError: the store was begun with another plan, or too many images cannot be used.
+        ``InputError`` if the store was begun with another plan, or too many images cannot be used.
         """
         self._agree()
         with _reproducible():
@@ -95,8 +91,7 @@ class Encoding:
                 raise InputError(f"{self.folder} already exists and is not a store of latents: choose another --out")
         elif self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} already exists and is not a folder: choose another --out")
-        begun = self._begun()
-        if begun is None:
+        if (begun := self._begun()) is None:
             with self._alone("plan.lock"):
                 begun = self._begun() or self._begin()
         compare(begun, self.plan, self.folder)
@@ -112,7 +107,10 @@ class Encoding:
         """The plan that is there; it goes when there is an index, which is therefore looked for afterwards."""
         file = self.work / PLAN
         if file.exists() and not has_index(self.folder):
-            return _read(file)
+            try:
+                return Plan.model_validate(disk.read_json(file))
+            except ValidationError:
+                raise InputError(f"{file} is damaged: remove {self.folder} to encode anew") from None
         if not has_index(self.folder):
             return None
         self.index = read_index(self.folder)
@@ -141,17 +139,14 @@ class Encoding:
         """Encode a shard unless it is done; False if another process is at it."""
         if self._done(shard):
             return True
-        lock = FileLock(self._lock(shard), timeout=0)
         try:
             disk.make_folder(self.work)
-            lock.acquire()
+            held = FileLock(self._lock(shard), timeout=0).acquire()
         except (Timeout, FileNotFoundError):  # whoever has finished the store clears the folder away
             return False
-        try:
+        with held:
             if not self._done(shard):
                 self._encode(shard)
-        finally:
-            lock.release()
         return True
 
     def _lock(self, shard: int) -> Path:
@@ -280,7 +275,7 @@ def _looked(source: Source) -> str:
 
 
 def sha256_of(file: Path) -> str:
-    """sha256 of a file."""
+    """In hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -326,10 +321,3 @@ def _reproducible() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         cudnn.deterministic, cudnn.conv.fp32_precision = deterministic, convolutions
-
-
-def _read(file: Path) -> Plan:
-    try:
-        return Plan.model_validate(disk.read_json(file))
-    except ValidationError:
-        raise InputError(f"{file} is damaged: remove {file.parent.parent} to encode anew") from None

@@ -7,7 +7,6 @@ agreed on and what is done are kept in its ``.encoding/``.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,19 +45,14 @@ class Plan(_Entry):
     """All that decides the bytes of a store, agreed on before anything is encoded.
 
     Attributes:
-        vae: which autoencoder.
         latent_scale, latent_shift: samples to train on are (z − latent_shift)·latent_scale.
-        shape: of a latent: channels, height, width.
-        image_size: of the images, in pixels: height and width.
-        classes: names of the labels, in order; None is without labels.
+        shape, image_size: of a latent: channels, height, width; of an image in pixels: height, width.
         files: images in the source, usable or not.
         source: sha256 of their names, sizes and labels.
         mirrored: whether each image was encoded mirrored left to right, too.
-        dtype: of the numbers that are kept.
-        precision: of the autoencoder's matrix products.
+        dtype, precision: of the numbers that are kept; of the autoencoder's matrix products.
         batch_size: images encoded together.
         shard_size: files of the source that make a shard.
-        window: of the images' values; see ``Images``.
     """
 
     version: Literal[1] = 1  # of the layout, and of how images are decoded and encoded
@@ -79,17 +73,11 @@ class Plan(_Entry):
 
     @property
     def shard_count(self) -> int:
-        """How many shards there are."""
         return -(-self.files // self.shard_size)
 
     def numbers(self, shard: int) -> range:
         """The numbers, in the source, of a shard's images."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.files))
-
-    @property
-    def bytes_per_image(self) -> int:
-        """Mean and standard deviation of an image and, perhaps, of its mirror image."""
-        return math.prod(self.shape) * 2 * (2 if self.mirrored else 1) * (2 if self.dtype == "float16" else 4)
 
 
 class Shard(_Entry):

@@ -9,10 +9,10 @@ from typing import Any
 
 from ditlab.core.errors import InputError
 from ditlab.data.images.source import Source
-from ditlab.data.images.wide import Window
-from ditlab.data.latents.index import MOST_SHARDS, VAE, Dtype, Plan, Precision
+from ditlab.data.latents.index import MOST_SHARDS, VAE, Plan
 from ditlab.data.latents.vae import Autoencoder
 
+DEFAULTS: dict[str, Any] = {"mirrored": True, "dtype": "float16", "precision": "fp32", "batch_size": 16}
 OPTIONS = {
     "latent_scale": "--scale",
     "latent_shift": "--shift",
@@ -41,24 +41,14 @@ def make_plan(
     *,
     scale: float | None = None,
     shift: float | None = None,
-    mirrored: bool = True,
-    dtype: Dtype = "float16",
-    precision: Precision = "fp32",
-    batch_size: int = 16,
     shard_size: int = 1024,
-    window: Window | None = None,
+    **others: Any,
 ) -> Plan:
-    """What a store will be.
+    """What a store will be; ``InputError`` if the image size or the autoencoder does not do.
 
     Args:
-        source: the images.
-        autoencoder: encodes them.
-        image_size: height and width that images are brought to.
         scale, shift: of latents to train on, (z − shift)·scale; None is the autoencoder's own.
-        mirrored, dtype, precision, batch_size, shard_size, window: see ``Plan``.
-
-    Raises:
-        InputError: the image size or the autoencoder does not do.
+        others: see ``Plan``.
     """
     config = autoencoder.model.config
     factor = 2 ** (len(config.block_out_channels) - 1)
@@ -84,21 +74,13 @@ def make_plan(
         classes=source.classes,
         files=len(source.names),
         source=source_digest(source),
-        mirrored=mirrored,
-        dtype=dtype,
-        precision=precision,
-        batch_size=batch_size,
         shard_size=shard_size,
-        window=window,
+        **{**DEFAULTS, **others},
     )
 
 
 def compare(begun: Plan, asked: Plan, folder: Path) -> None:
-    """Refuse to go on with a store that is of something else; both are named.
-
-    Raises:
-        InputError: anything differs.
-    """
+    """Raise ``InputError`` if a store was begun with something else than is asked for; both are named."""
     if begun.vae.digest != asked.vae.digest:
         raise InputError(f"{folder} is of the VAE {begun.vae}, and --vae is {asked.vae}: choose another --out")
     if (begun.source, begun.files, begun.classes) != (asked.source, asked.files, asked.classes):

@@ -91,11 +91,6 @@ class OpenShard:
 
 
 def _must_be_labels(labels: np.ndarray, rows: int, classes: int) -> None:
-    """See that there is a label for each row, of one of the classes.
-
-    Raises:
-        ValueError: there is not.
-    """
     if labels.dtype != np.int64 or labels.shape != (rows,):
         raise ValueError(f"it has {labels.shape} labels of type {labels.dtype} for {rows} rows")
     if rows and not 0 <= labels.min() <= labels.max() < classes:

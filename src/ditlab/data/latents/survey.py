@@ -27,11 +27,7 @@ class StoreSurvey:
 
 
 def survey_store(path: str) -> StoreSurvey:
-    """Read a store's index.
-
-    Raises:
-        InputError: there is no finished store.
-    """
+    """Read a store's index; see ``read_index`` for what it raises."""
     index = read_index(full_path(path))
     found = index.model_dump(include={"count", "shape", "classes", "mirrored", "latent_scale", "latent_shift"})
     size = sum(shard.bytes for shard in index.shards)
