@@ -37,12 +37,12 @@ class Process(nn.Module):
         condition_dropout: share of samples whose conditions are replaced by the null condition in ``loss``.
         bound: (x0, noise, t, estimate) -> (B,), what trains a learned variance; None if there is none to learn.
         loss_in: the squared error is that of the ``"target"``, or of the ``"velocity"`` dx_t/dt that it implies.
-        weight: of that error by time: ``"uniform"``, ``"min-snr"`` (min-SNR-γ) or a function (``weights.Weight``).
+        weight: weights that error by time: ``"uniform"``, ``"min-snr"`` (min-SNR-γ) or a function (``weights.Weight``).
         auxiliary: further losses (B,) and their weights; they see the network's activations.
 
     ``evaluations`` counts, over all samples drawn so far, how often the denoiser ran; the passes that make a guided
     estimate are one. ``unweighted`` holds the errors (B,) of the latest ``losses``, detached, where a weight keeps a
-    spike from showing in these, and ``watched`` names what shows it: the guard of a training looks there.
+    spike from showing in the losses, and ``watched`` names the figure that shows it, which the training guard reads.
     """
 
     grid: ClassVar[str] = "uniform"  # of sampling times, unless told otherwise
