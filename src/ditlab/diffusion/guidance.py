@@ -47,8 +47,8 @@ class Passes:
         return self.both[0] if "both" in self.__dict__ else self._strong(self.x, self.t)
 
 
-# Makes one estimate of two. Estimates are linear in the prediction, so the target does not matter.
 Guidance = Callable[[Passes], Estimate]
+"""Makes one estimate of two. Estimates are linear in the prediction, so the target does not matter."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,10 @@ class Interval:
         inside = (passes.t >= self.low) & (passes.t <= self.high)
         if guidance is None or not bool(inside.any()):
             return passes.strong
-        guided, strong, here = guidance(passes), passes.strong, match(inside, passes.x).bool()
+        guided = guidance(passes)
+        if bool(inside.all()):  # then a GPU need not be told where
+            return guided
+        strong, here = passes.strong, match(inside, passes.x).bool()
         return strong._replace(
             x0=torch.where(here, guided.x0, strong.x0), eps=torch.where(here, guided.eps, strong.eps)
         )
