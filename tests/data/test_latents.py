@@ -415,7 +415,7 @@ def relabelled(labels):
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0, 2], [-1, 0, 0, 0, 0], [0, 0, None, 0, 0]])
-def test_labels_of_no_class_are_named(copied, capsys, labels):
+def test_labels_of_no_class_are_named(copied, capsys, unchecked, labels):
     """By training and by a check alike, and not taken for another class."""
     relabelled(labels)
     with pytest.raises(InputError, match=r"shards/00000\.arrow is damaged \(.*: bring it back from a copy, or encode"):
